@@ -1,0 +1,2 @@
+//! Minimal bare-metal runtime of the example guests.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Guest kernel with a balloon for stock QEMU.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The one door for every task of this workspace.
+fn main() {}
