@@ -1,0 +1,165 @@
+//! Where frames come from and where given frames are remembered.
+//!
+//! A frame is in one of three places: *free* in the kernel's allocator, *in
+//! hand* (the engine moves it), or *ballooned* (the host has it). The engine
+//! alone moves frames through its hand; the two traits here are the doors.
+//!
+//! ```text
+//!          take                     store
+//!  free ─────────►  in hand  ─────────────►  ballooned
+//!       ◄─────────           ◄─────────────
+//!          put                     recall
+//! ```
+//!
+//! [`FrameSource`] (`take`, `put`) is the kernel's allocator. [`Ledger`]
+//! (`store`, `recall`) remembers ballooned frames and how each was given. An
+//! allocator with owner tags implements both; any other is paired with a
+//! [`BitmapLedger`](crate::BitmapLedger) by [`Ledgered`](crate::Ledgered).
+//!
+//! The traits are safe: they exchange numbers, and the engine never touches
+//! memory through them. None of the calls may allocate, block, or trigger
+//! memory relief.
+
+use crate::run::RangeSink;
+use crate::units::{FrameCount, FrameRange, Order, Pfn};
+
+/// What the engine would like to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Only naturally aligned blocks of at least this order.
+    pub order: Order,
+    /// Only frames below this one: 32-bit PFN arrays end at 16 TiB.
+    pub below: Pfn,
+}
+
+impl Ask {
+    /// Any frame below `below`.
+    #[must_use]
+    pub const fn any(below: Pfn) -> Self {
+        Self { order: Order::FRAME, below }
+    }
+}
+
+/// Why a source or ledger stopped handing out frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stop {
+    /// The sink is full.
+    Enough,
+    /// Free frames are left, but no block of the asked order and place.
+    Fragmented,
+    /// Free frames are left, but the kernel keeps them.
+    Floor,
+    /// Nothing is left.
+    Empty,
+}
+
+/// What the host is believed to have behind a range.
+///
+/// An over-estimate is fine (allocated but never written), an under-estimate
+/// costs the host memory: a frame called unpopulated is given last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backing {
+    /// Every frame has memory behind it.
+    Populated,
+    /// This many frames of the range have.
+    Partly(FrameCount),
+    /// None has: giving it frees nothing, touching it costs a page fault.
+    Unpopulated,
+    /// Nobody knows, as after a reset or a restore.
+    Unknown,
+}
+
+impl Backing {
+    /// How many of `count` frames count as populated; unknown ones do.
+    #[must_use]
+    pub const fn populated(self, count: FrameCount) -> FrameCount {
+        match self {
+            Self::Populated | Self::Unknown => count,
+            Self::Partly(some) if some.get() < count.get() => some,
+            Self::Partly(_) => count,
+            Self::Unpopulated => FrameCount::ZERO,
+        }
+    }
+}
+
+/// How a frame was given to the host, which decides how it comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GivePath {
+    /// Told one by one (virtio inflate queue, Xen decrease): told again to
+    /// return.
+    Told,
+    /// Given as a range the host discards and the guest may simply use again
+    /// once the reported size is lowered (virtio reporting queue).
+    Bulk,
+}
+
+impl GivePath {
+    /// Both paths, cheapest to take back first.
+    pub const ALL: [Self; 2] = [Self::Bulk, Self::Told];
+}
+
+/// The kernel's frame allocator, as the balloon sees it.
+///
+/// Laws, checked by `testing::check_frame_source_laws`:
+/// * what `take` hands out is the caller's alone until `put` accepts it;
+/// * `take` pushes nothing outside the ask and nothing beyond the sink's
+///   [`wanted`](RangeSink::wanted);
+/// * `take` never triggers relief, and neither call allocates;
+/// * a refused `put` changes nothing.
+pub trait FrameSource {
+    /// Free → in hand: pushes free frames, those the host has populated first.
+    ///
+    /// A short answer is normal and says why.
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop;
+
+    /// In hand → free.
+    ///
+    /// # Errors
+    /// Hands the range back if the source cannot take it (now).
+    fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange>;
+}
+
+/// The memory of which frames are ballooned.
+///
+/// Laws, checked by `testing::check_ledger_laws`:
+/// * `recall` yields only frames that were stored with that path, each once;
+/// * `held` is the sum of what was stored less what was recalled;
+/// * a refused `store` changes nothing.
+pub trait Ledger {
+    /// In hand → ballooned.
+    ///
+    /// # Errors
+    /// Hands the range back if any frame of it is outside the ledger's memory
+    /// or held already.
+    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange>;
+
+    /// Ballooned → in hand: pushes frames given by `path`.
+    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop;
+
+    /// Frames ballooned by `path`.
+    fn held(&self, path: GivePath) -> FrameCount;
+}
+
+impl<S: FrameSource + ?Sized> FrameSource for &mut S {
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        (**self).take(ask, out)
+    }
+
+    fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
+        (**self).put(range, backing)
+    }
+}
+
+impl<L: Ledger + ?Sized> Ledger for &mut L {
+    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        (**self).store(range, path)
+    }
+
+    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
+        (**self).recall(path, out)
+    }
+
+    fn held(&self, path: GivePath) -> FrameCount {
+        (**self).held(path)
+    }
+}

@@ -1,0 +1,180 @@
+//! The road to the host, as the engine sees it: I/O and nothing else.
+//!
+//! Implemented by `transport-virtio` over virtqueues, by `transport-xen` over
+//! hypercalls, and by the scripted fake behind `test-utils`. A transport keeps
+//! no account of frames and makes no decision about them.
+
+use core::fmt;
+
+use crate::run::Run;
+use crate::slots::{Completer, Kind, SlotId};
+use crate::source::GivePath;
+use crate::units::{FrameCount, Pfn};
+
+/// One request: frames to be given by a path, or taken back.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// What it is about, and whose slot it occupies.
+    pub kind: Kind,
+    /// The path of an inflation; [`GivePath::Told`] for every other kind.
+    pub path: GivePath,
+    /// The slot in flight.
+    pub slot: SlotId,
+    /// The frames, sorted by rising address, within the path's [`Limits`].
+    pub runs: &'a [Run],
+}
+
+/// What one request over a path may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Frames of one request.
+    pub frames: FrameCount,
+    /// Runs of one request.
+    pub runs: usize,
+    /// Requests in flight at once.
+    pub in_flight: usize,
+    /// Only frames below this one.
+    pub below: Pfn,
+}
+
+/// What a transport can do, fixed once it is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Giving frame by frame.
+    pub inflate: Limits,
+    /// Giving whole ranges, where the host allows it.
+    pub bulk: Option<Limits>,
+    /// Taking back frames given by [`GivePath::Told`].
+    pub deflate: Limits,
+    /// Whether the host announces a changed target and answered requests by
+    /// interrupt; if not, the engine asks to be stepped by the clock.
+    pub interrupts: bool,
+}
+
+/// I/O to one balloon device or hypervisor.
+///
+/// Laws, checked by `testing::check_transport_laws`:
+/// * a failed `submit` left nothing with the host: the frames are the guest's;
+/// * each submitted request is completed at most once, by `reap` or at once by
+///   `submit` itself (a hypercall);
+/// * no call waits for the host, and each does bounded work.
+pub trait Transport {
+    /// What can go wrong.
+    type Error: TransportError;
+
+    /// What this transport can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The balloon size the host wants, in frames.
+    ///
+    /// Not yet clamped: a host may ask for more than there is.
+    ///
+    /// # Errors
+    /// When the host cannot be asked, or its answer kept changing under us.
+    fn read_target(&mut self) -> Result<FrameCount, Self::Error>;
+
+    /// Publishes the balloon's size.
+    ///
+    /// # Errors
+    /// When the host cannot be told.
+    #[doc(alias = "actual")]
+    fn write_actual(&mut self, size: FrameCount) -> Result<(), Self::Error>;
+
+    /// Hands over a request; the host may not have seen it before
+    /// [`kick`](Self::kick). A synchronous transport completes it right here.
+    ///
+    /// # Errors
+    /// The host has not seen the request and never will.
+    fn submit(&mut self, request: Request<'_>, done: Completer<'_>) -> Result<(), Self::Error>;
+
+    /// Makes submitted requests visible, and asks for a signal once
+    /// `wake_after` of the requests of each kind in flight are answered.
+    ///
+    /// Returns whether that many are answered already, in which case no signal
+    /// may come.
+    ///
+    /// # Errors
+    /// When the host cannot be reached; requests stay in flight.
+    fn kick(&mut self, wake_after: usize) -> Result<bool, Self::Error>;
+
+    /// Completes the slots of answered requests, without waiting.
+    ///
+    /// Looks at a bounded number of answers. Those that make no sense (unknown,
+    /// twice) are dropped and counted by the transport.
+    ///
+    /// # Errors
+    /// When the host broke the protocol beyond repair.
+    fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error>;
+}
+
+/// What went wrong, whatever the transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum TransportErrorKind {
+    /// No room now; an answer will make some.
+    Full,
+    /// The host said no to this request.
+    Refused,
+    /// The transport has no such path or kind.
+    Unsupported,
+    /// The request exceeds the path's [`Limits`].
+    TooLarge,
+    /// A value kept changing while it was read.
+    Unstable,
+    /// The device broke the protocol or is gone; only a reset helps.
+    Broken,
+}
+
+impl fmt::Display for TransportErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "no room for another request now",
+            Self::Refused => "the host refused the request",
+            Self::Unsupported => "the transport does not offer this",
+            Self::TooLarge => "the request exceeds the limits of its path",
+            Self::Unstable => "the host kept changing the value while it was read",
+            Self::Broken => "the device broke the protocol and needs a reset",
+        })
+    }
+}
+
+/// An error of a transport that says which kind it is.
+pub trait TransportError: fmt::Debug {
+    /// The kind the engine decides by.
+    fn kind(&self) -> TransportErrorKind;
+}
+
+impl TransportError for TransportErrorKind {
+    fn kind(&self) -> TransportErrorKind {
+        *self
+    }
+}
+
+impl<T: Transport + ?Sized> Transport for &mut T {
+    type Error = T::Error;
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn read_target(&mut self) -> Result<FrameCount, Self::Error> {
+        (**self).read_target()
+    }
+
+    fn write_actual(&mut self, size: FrameCount) -> Result<(), Self::Error> {
+        (**self).write_actual(size)
+    }
+
+    fn submit(&mut self, request: Request<'_>, done: Completer<'_>) -> Result<(), Self::Error> {
+        (**self).submit(request, done)
+    }
+
+    fn kick(&mut self, wake_after: usize) -> Result<bool, Self::Error> {
+        (**self).kick(wake_after)
+    }
+
+    fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error> {
+        (**self).reap(done)
+    }
+}
