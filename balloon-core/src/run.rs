@@ -47,9 +47,12 @@ impl Run {
         self.range().count()
     }
 
-    /// The union with a neighbour, if `other` touches one end and fits.
-    const fn merged(self, other: FrameRange) -> Option<Self> {
+    /// The union with a neighbour of at most `limit` frames.
+    const fn merged(self, other: FrameRange, limit: FrameCount) -> Option<Self> {
         let own = self.range();
+        if own.count().get() + other.count().get() > limit.get() {
+            return None;
+        }
         let start = if own.end().get() == other.start().get() {
             own.start()
         } else if other.end().get() == own.start().get() {
@@ -72,6 +75,7 @@ const COUNT_BITS: u32 = 24;
 pub struct RangeSink<'a> {
     runs: &'a mut [Run],
     len: usize,
+    longest: FrameCount,
     wanted: FrameCount,
     frames: FrameCount,
     populated: FrameCount,
@@ -81,20 +85,33 @@ impl<'a> RangeSink<'a> {
     /// A sink for at most `wanted` frames in at most `runs.len()` runs.
     #[must_use]
     pub const fn new(runs: &'a mut [Run], wanted: FrameCount) -> Self {
-        Self { runs, len: 0, wanted, frames: FrameCount::ZERO, populated: FrameCount::ZERO }
+        Self {
+            runs,
+            len: 0,
+            longest: Run::MAX,
+            wanted,
+            frames: FrameCount::ZERO,
+            populated: FrameCount::ZERO,
+        }
     }
 
-    /// Frames still wanted; zero also when no further run fits.
-    ///
-    /// A push of one range of at most this many frames succeeds whole, unless
-    /// it exceeds [`Run::MAX`].
+    /// The same sink with no run longer than `longest` frames.
+    #[must_use]
+    pub const fn with_longest_run(mut self, longest: FrameCount) -> Self {
+        if longest.get() < self.longest.get() {
+            self.longest = longest;
+        }
+        self
+    }
+
+    /// Frames the next push may have; zero when the sink is full.
     #[must_use]
     pub const fn wanted(&self) -> FrameCount {
         if self.len == self.runs.len() {
             return FrameCount::ZERO;
         }
-        let left = self.wanted.saturating_sub(self.frames).get();
-        FrameCount::new(if left < Run::MAX.get() { left } else { Run::MAX.get() })
+        let left = self.wanted.saturating_sub(self.frames);
+        if left.get() < self.longest.get() { left } else { self.longest }
     }
 
     /// Whether to stop taking.
@@ -112,8 +129,9 @@ impl<'a> RangeSink<'a> {
             return Err(range);
         }
         let run = Run::new(range).ok_or(range)?;
+        let longest = self.longest;
         let last = self.len.checked_sub(1).and_then(|last| self.runs.get_mut(last));
-        match last.and_then(|last| last.merged(range).map(|merged| *last = merged)) {
+        match last.and_then(|last| last.merged(range, longest).map(|merged| *last = merged)) {
             Some(()) => {}
             None => {
                 *self.runs.get_mut(self.len).ok_or(range)? = run;
@@ -142,6 +160,29 @@ impl<'a> RangeSink<'a> {
     pub const fn populated(&self) -> FrameCount {
         self.populated
     }
+}
+
+/// Sorts runs by address and merges neighbours of at most `longest` frames.
+///
+/// Returns how many runs are left; hosts merge only what arrives in order.
+pub(crate) fn sort_and_merge(runs: &mut [Run], longest: FrameCount) -> usize {
+    // A run's word orders by its first frame.
+    runs.sort_unstable_by_key(|run| run.0);
+    let mut kept = 0usize;
+    for next in 0..runs.len() {
+        let Some(&run) = runs.get(next) else { break };
+        let last = kept.checked_sub(1).and_then(|last| runs.get_mut(last));
+        match last.and_then(|last| last.merged(run.range(), longest).map(|m| *last = m)) {
+            Some(()) => {}
+            None => {
+                if let Some(place) = runs.get_mut(kept) {
+                    *place = run;
+                    kept += 1;
+                }
+            }
+        }
+    }
+    kept
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
 //! Response slots: each kind of request owns its own, lock-free.
 //!
 //! A request to the host occupies one slot from the moment it is filled until
-//! its answer has been harvested:
+//! its answer has been dealt with:
 //!
 //! ```text
 //!  free ──claim──► filling ──launch──► in flight ──complete──► done
-//!   ▲                 │                    │                     │
-//!   └─────abandon─────┴───────revoke───────┴──────harvest────────┘
+//!   ▲               │  ▲                   │                     │
+//!   ├────release────┘  └─────────────answered────────────────────┘
+//!   └───────────────revoke─────────────────┘
 //! ```
 //!
 //! Kinds never share slots and never wait for each other, so a free-page hint
 //! of a starting migration leaves while an inflation occupies all of its own
 //! slots. This is the only state that several CPUs touch: the engine claims,
-//! launches and harvests; whoever sees the host's answer (the engine's own
+//! launches and takes answers; whoever sees the host's answer (the engine's own
 //! step, another CPU, an interrupt handler) completes. Every transition is one
 //! compare-and-swap on one word, so exactly one party wins each.
 //!
@@ -156,7 +157,7 @@ impl<const N: usize> Slots<N> {
         Self { words: core::array::from_fn(|_| core::array::from_fn(|_| AtomicU32::new(FREE))) }
     }
 
-    /// Free → filling: the caller owns the slot until it launches or abandons.
+    /// Free → filling: the caller owns the slot until it launches or releases it.
     ///
     /// # Errors
     /// [`Exhausted`] if no slot of this kind is free. Other kinds do not
@@ -180,11 +181,11 @@ impl<const N: usize> Slots<N> {
         step(self.word(kind, slot)?, FILLING, IN_FLIGHT, Ordering::Release)
     }
 
-    /// Filling → free: the request is not made after all.
+    /// Filling → free: the request is not made, or its answer is dealt with.
     ///
     /// # Errors
-    /// [`WrongState`] if the slot was not being filled.
-    pub fn abandon(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
+    /// [`WrongState`] if the slot was not the caller's.
+    pub fn release(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
         step(self.word(kind, slot)?, FILLING, FREE, Ordering::Release)
     }
 
@@ -192,41 +193,31 @@ impl<const N: usize> Slots<N> {
     /// any more (device reset).
     ///
     /// # Errors
-    /// [`WrongState`] if the answer came first: harvest it.
+    /// [`WrongState`] if the answer came first: take it.
     pub fn revoke(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
         step(self.word(kind, slot)?, IN_FLIGHT, FREE, Ordering::AcqRel)
     }
 
-    /// Done → free for one answered slot, if there is any: what the host did.
+    /// Done → filling for one answered slot, if there is any: what the host did.
     ///
-    /// `consume` reads the slot's content before the slot can be claimed again.
-    pub fn harvest<R>(
-        &self,
-        kind: Kind,
-        consume: impl FnOnce(SlotId, Outcome) -> R,
-    ) -> Option<R> {
-        for (index, word) in (0u16..).zip(self.of(kind)) {
-            // Acquire: pairs with the completer's release.
-            let value = word.load(Ordering::Acquire);
+    /// The caller owns the slot and its content until it [`release`]s it.
+    ///
+    /// [`release`]: Self::release
+    pub fn answered(&self, kind: Kind) -> Option<(SlotId, Outcome)> {
+        (0u16..).zip(self.of(kind)).find_map(|(index, word)| {
+            let value = word.load(Ordering::Relaxed);
             if value & ((1 << STATE_BITS) - 1) != DONE {
-                continue;
+                return None;
             }
-            // Two harvesters may have seen the same answer: one takes it.
-            if word
-                .compare_exchange(value, FILLING, Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
-            {
-                continue;
-            }
+            // Acquire: pairs with the completer's release. Of two CPUs that saw
+            // the same answer one takes it.
+            step(word, value, FILLING, Ordering::Acquire).ok()?;
             let outcome = match value >> STATE_BITS {
                 WHOLE => Outcome::Whole,
                 frames => Outcome::Partial(FrameCount::new(frames.into())),
             };
-            let result = consume(SlotId(index), outcome);
-            word.store(FREE, Ordering::Release);
-            return Some(result);
-        }
-        None
+            Some((SlotId(index), outcome))
+        })
     }
 
     /// The half for whoever sees the host's answers.

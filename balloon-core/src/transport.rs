@@ -31,6 +31,8 @@ pub struct Limits {
     pub frames: FrameCount,
     /// Runs of one request.
     pub runs: usize,
+    /// Frames of one run.
+    pub run: FrameCount,
     /// Requests in flight at once.
     pub in_flight: usize,
     /// Only frames below this one.
