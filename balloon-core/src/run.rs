@@ -19,6 +19,8 @@ impl Run {
     /// The longest run: 64 GiB.
     pub const MAX: FrameCount = FrameCount::new(1 << COUNT_BITS);
 
+    pub(crate) const ZERO: Self = Self(0);
+
     /// Packs a range; `None` above [`Run::MAX`] frames.
     #[must_use]
     pub const fn new(range: FrameRange) -> Option<Self> {

@@ -41,19 +41,17 @@ impl Signal {
         self.config.load(Ordering::Acquire) || self.used.load(Ordering::Acquire)
     }
 
-    pub(crate) fn take_config(&self) -> bool {
-        take(&self.config)
+    pub(crate) fn config_pending(&self) -> bool {
+        self.config.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn take_used(&self) -> bool {
-        take(&self.used)
+    /// Clear a flag *before* looking at the host: a change that comes later
+    /// sets it again and is seen by the next step.
+    pub(crate) fn clear_config(&self) {
+        self.config.swap(false, Ordering::AcqRel);
     }
-}
 
-/// Clears the flag *before* the caller looks at the host: a change that comes
-/// later sets it again and is seen by the next step.
-fn take(flag: &AtomicBool) -> bool {
-    // Not `swap`: the common case is a clear flag, which then stays shared in
-    // every cache.
-    flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel)
+    pub(crate) fn clear_used(&self) {
+        self.used.swap(false, Ordering::AcqRel);
+    }
 }

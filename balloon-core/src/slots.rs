@@ -4,10 +4,11 @@
 //! its answer has been dealt with:
 //!
 //! ```text
-//!  free ──claim──► filling ──launch──► in flight ──complete──► done
-//!   ▲               │  ▲                   │                     │
-//!   ├────release────┘  └─────────────answered────────────────────┘
-//!   └───────────────revoke─────────────────┘
+//!        claim            launch              complete
+//!  free ──────► filling ─────────► in flight ─────────► done
+//!       ◄──────         ◄─────────                        │
+//!       release    ▲      revoke                          │
+//!                  └─────────────── answer ───────────────┘
 //! ```
 //!
 //! Kinds never share slots and never wait for each other, so a free-page hint
@@ -189,34 +190,32 @@ impl<const N: usize> Slots<N> {
         step(self.word(kind, slot)?, FILLING, FREE, Ordering::Release)
     }
 
-    /// In flight → free: the host refused the request, or can never answer it
-    /// any more (device reset).
+    /// In flight → filling: the host refused the request, or can never answer
+    /// it any more (device reset).
     ///
     /// # Errors
     /// [`WrongState`] if the answer came first: take it.
     pub fn revoke(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
-        step(self.word(kind, slot)?, IN_FLIGHT, FREE, Ordering::AcqRel)
+        step(self.word(kind, slot)?, IN_FLIGHT, FILLING, Ordering::Acquire)
     }
 
-    /// Done → filling for one answered slot, if there is any: what the host did.
+    /// Done → filling, if the request is answered: what the host did.
     ///
     /// The caller owns the slot and its content until it [`release`]s it.
     ///
     /// [`release`]: Self::release
-    pub fn answered(&self, kind: Kind) -> Option<(SlotId, Outcome)> {
-        (0u16..).zip(self.of(kind)).find_map(|(index, word)| {
-            let value = word.load(Ordering::Relaxed);
-            if value & ((1 << STATE_BITS) - 1) != DONE {
-                return None;
-            }
-            // Acquire: pairs with the completer's release. Of two CPUs that saw
-            // the same answer one takes it.
-            step(word, value, FILLING, Ordering::Acquire).ok()?;
-            let outcome = match value >> STATE_BITS {
-                WHOLE => Outcome::Whole,
-                frames => Outcome::Partial(FrameCount::new(frames.into())),
-            };
-            Some((SlotId(index), outcome))
+    pub fn answer(&self, kind: Kind, slot: SlotId) -> Option<Outcome> {
+        let word = self.word(kind, slot).ok()?;
+        let value = word.load(Ordering::Relaxed);
+        if value & ((1 << STATE_BITS) - 1) != DONE {
+            return None;
+        }
+        // Acquire: pairs with the completer's release. Of two CPUs that saw the
+        // same answer one takes it.
+        step(word, value, FILLING, Ordering::Acquire).ok()?;
+        Some(match value >> STATE_BITS {
+            WHOLE => Outcome::Whole,
+            frames => Outcome::Partial(FrameCount::new(frames.into())),
         })
     }
 

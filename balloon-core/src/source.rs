@@ -25,6 +25,7 @@ use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 /// What the engine would like to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Ask {
     /// Only naturally aligned blocks of at least this order.
     pub order: Order,
@@ -42,6 +43,7 @@ impl Ask {
 
 /// Why a source or ledger stopped handing out frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Stop {
     /// The sink is full.
     Enough,
@@ -58,6 +60,7 @@ pub enum Stop {
 /// An over-estimate is fine (allocated but never written), an under-estimate
 /// costs the host memory: a frame called unpopulated is given last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Backing {
     /// Every frame has memory behind it.
     Populated,
@@ -84,6 +87,7 @@ impl Backing {
 
 /// How a frame was given to the host, which decides how it comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum GivePath {
     /// Told one by one (virtio inflate queue, Xen decrease): told again to
     /// return.

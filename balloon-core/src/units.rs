@@ -12,6 +12,7 @@ pub const FRAME_SHIFT: u32 = 12;
 
 /// A guest-physical frame number: physical address / 4096.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(transparent)]
 pub struct Pfn(u64);
 
@@ -52,6 +53,7 @@ impl Pfn {
 
 /// A number of frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(transparent)]
 pub struct FrameCount(u64);
 
@@ -114,6 +116,7 @@ impl fmt::Display for FrameCount {
 
 /// A size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(transparent)]
 pub struct Bytes(u64);
 
@@ -139,6 +142,7 @@ impl Bytes {
 
 /// log2 of a block size in frames: 0 is 4 KiB, 9 is 2 MiB, 18 is 1 GiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(transparent)]
 pub struct Order(u8);
 
@@ -171,6 +175,7 @@ impl Order {
 
 /// Frames in a row: `start`, `start + 1`, … Never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct FrameRange {
     start: Pfn,
     count: FrameCount,
@@ -269,6 +274,7 @@ impl ExactSizeIterator for Frames {}
 
 /// A moment or a span in nanoseconds of the kernel's monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[repr(transparent)]
 pub struct Nanos(u64);
 
@@ -311,21 +317,6 @@ impl Nanos {
     pub const fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
-}
-
-macro_rules! defmt_format {
-    ($($t:ident => $text:literal, $($field:ident).+;)*) => {$(
-        #[cfg(feature = "defmt")]
-        impl defmt::Format for $t {
-            fn format(&self, f: defmt::Formatter<'_>) {
-                defmt::write!(f, $text, self.$($field).+);
-            }
-        }
-    )*};
-}
-defmt_format! {
-    FrameCount => "{=u64} frames", 0;
-    Nanos => "{=u64:ns}", 0;
 }
 
 #[cfg(test)]

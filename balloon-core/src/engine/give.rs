@@ -1,0 +1,114 @@
+//! Inflation: free frames become the host's.
+
+use super::table::{Entry, MAX_RUNS};
+use super::{Engine, Io};
+use crate::run::RangeSink;
+use crate::source::{Ask, FrameSource, GivePath, Ledger, Stop};
+use crate::status::Blocked;
+use crate::transport::{Capabilities, Limits, Transport};
+use crate::units::FrameCount;
+
+/// Mean run length in frames from which ranges beat a PFN array.
+///
+/// A host spends about as long on discarding a short range as on one PFN, but
+/// each range takes a descriptor of a small ring.
+const BULK_MEAN_RUN: u64 = 8;
+
+impl<const N: usize> Engine<N> {
+    /// Submits inflations until `deficit` frames are on their way.
+    pub(super) fn give<T: Transport, S: FrameSource + Ledger>(
+        &mut self,
+        mut deficit: FrameCount,
+        io: &mut Io<'_, T, S>,
+    ) {
+        if deficit.is_zero() {
+            self.give.reset();
+            return;
+        }
+        if self.give.is_waiting(io.now) || !self.may_give(&io.caps, true) {
+            return;
+        }
+        while !deficit.is_zero() && self.may_give(&io.caps, false) {
+            if !io.budget.spend() {
+                return;
+            }
+            let Ok(slot) = self.shared.slots().claim(self.inflating.kind()) else { return };
+            let Some(entry) = self.inflating.entry_mut(slot) else { return };
+            let stop = fill(entry, io.source, &io.caps, deficit);
+            let frames = entry.frames();
+            deficit = deficit.saturating_sub(frames);
+            if !self.send(self.inflating.kind(), slot, io) {
+                return;
+            }
+            let reason = match stop {
+                Stop::Enough if !frames.is_zero() => continue,
+                Stop::Fragmented => Blocked::Fragmented,
+                Stop::Floor => Blocked::Floor,
+                Stop::Empty | Stop::Enough => Blocked::AllocatorEmpty,
+            };
+            self.give.fail(io.now, self.policy.retry, reason);
+            self.counters.back_offs = self.counters.back_offs.saturating_add(1);
+            return;
+        }
+    }
+
+    /// Whether another inflation may start; a burst starts only once half of
+    /// the slots are back, so that one kick carries many requests.
+    fn may_give(&self, caps: &Capabilities, burst: bool) -> bool {
+        let room = |path, limits: Limits| {
+            let most = limits.in_flight.min(N);
+            let ready = if burst { most / 2 + 1 } else { most };
+            self.inflating.in_flight_by(path) < ready
+        };
+        room(GivePath::Told, caps.inflate) && caps.bulk.is_none_or(|bulk| room(GivePath::Bulk, bulk))
+    }
+}
+
+/// Takes one request's worth of frames and chooses its path.
+fn fill(
+    entry: &mut Entry,
+    source: &mut impl FrameSource,
+    caps: &Capabilities,
+    deficit: FrameCount,
+) -> Stop {
+    let plain = caps.inflate;
+    let Some(bulk) = caps.bulk else {
+        let stop = lay(entry, source, plain, deficit);
+        entry.seal(GivePath::Told, plain.run);
+        return stop;
+    };
+    let mut stop = lay(entry, source, bulk, deficit);
+    let frames = entry.frames();
+    let scattered = frames.get() < entry.runs().len() as u64 * BULK_MEAN_RUN;
+    let fits_plain = frames <= plain.frames
+        && entry.runs().iter().all(|run| run.range().end() <= plain.below);
+    if !scattered || !fits_plain {
+        entry.seal(GivePath::Bulk, bulk.run);
+        return stop;
+    }
+    if stop == Stop::Enough {
+        // The few descriptors of the bulk path are full: fill up a PFN array.
+        stop = lay(entry, source, plain, deficit);
+    }
+    entry.seal(GivePath::Told, plain.run);
+    stop
+}
+
+/// Takes frames until the entry holds `deficit` of them or one limit is met.
+fn lay(
+    entry: &mut Entry,
+    source: &mut impl FrameSource,
+    limits: Limits,
+    deficit: FrameCount,
+) -> Stop {
+    let wanted = deficit.min(limits.frames).saturating_sub(entry.frames());
+    let sink = RangeSink::new(entry.spare(limits.runs.min(MAX_RUNS)), wanted);
+    let mut sink = sink.with_longest_run(limits.run);
+    if sink.is_full() {
+        return Stop::Enough;
+    }
+    let stop = source.take(Ask::any(limits.below), &mut sink);
+    let laid = sink.into();
+    entry.extend(laid);
+    stop
+}

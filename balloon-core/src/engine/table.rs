@@ -1,0 +1,296 @@
+//! The frames of requests: which slot moves which runs, and how far it is.
+
+use crate::run::{RangeSink, Run, sort_and_merge};
+use crate::slots::{Kind, SlotId, Slots};
+use crate::source::GivePath;
+use crate::units::{FrameCount, FrameRange, Nanos};
+
+/// Runs that one request can hold: a PFN array of 256 scattered frames.
+pub const MAX_RUNS: usize = 256;
+
+/// One request's frames.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    runs: [Run; MAX_RUNS],
+    len: usize,
+    frames: FrameCount,
+    populated: FrameCount,
+    path: GivePath,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not in use.
+    Empty,
+    /// With the host since.
+    InFlight(Nanos),
+    /// The host did the first so many frames; each is to be put in its place.
+    Settling(FrameCount),
+}
+
+impl Entry {
+    const EMPTY: Self = Self {
+        runs: [Run::ZERO; MAX_RUNS],
+        len: 0,
+        frames: FrameCount::ZERO,
+        populated: FrameCount::ZERO,
+        path: GivePath::Told,
+        phase: Phase::Empty,
+    };
+
+    /// The unused ones of the first `runs` runs, to lay a sink over.
+    pub(crate) fn spare(&mut self, runs: usize) -> &mut [Run] {
+        self.runs.get_mut(self.len..runs.min(MAX_RUNS)).unwrap_or_default()
+    }
+
+    /// Accepts what a sink over [`spare`](Self::spare) laid down.
+    pub(crate) fn extend(&mut self, laid: Laid) {
+        self.len += laid.runs;
+        self.frames = self.frames.saturating_add(laid.frames);
+        self.populated = self.populated.saturating_add(laid.populated);
+    }
+
+    /// Sorts the runs, merges neighbours, and fixes the path.
+    pub(crate) fn seal(&mut self, path: GivePath, longest_run: FrameCount) {
+        let runs = self.runs.get_mut(..self.len).unwrap_or_default();
+        self.len = sort_and_merge(runs, longest_run);
+        self.path = path;
+    }
+
+    pub(crate) fn runs(&self) -> &[Run] {
+        self.runs.get(..self.len).unwrap_or_default()
+    }
+
+    pub(crate) const fn frames(&self) -> FrameCount {
+        self.frames
+    }
+
+    pub(crate) const fn path(&self) -> GivePath {
+        self.path
+    }
+
+    /// How many of the frames the host was believed to back when taken.
+    pub(crate) const fn populated(&self) -> FrameCount {
+        self.populated
+    }
+
+    /// The last frames not yet put in their place: a range, and whether the
+    /// host did them.
+    pub(crate) fn last(&self) -> Option<(FrameRange, bool)> {
+        let Phase::Settling(done) = self.phase else { return None };
+        let range = self.runs().last()?.range();
+        let before = self.frames.saturating_sub(range.count());
+        let head = done.saturating_sub(before);
+        match range.split_at(head) {
+            (_, Some(undone)) => Some((undone, false)),
+            (Some(whole), None) => Some((whole, true)),
+            (None, None) => None,
+        }
+    }
+
+    /// Drops what [`last`](Self::last) named: it is in its place.
+    pub(crate) fn pop(&mut self, settled: FrameRange) {
+        let Some(last) = self.len.checked_sub(1).and_then(|last| self.runs.get_mut(last)) else {
+            return;
+        };
+        let rest = last.count().saturating_sub(settled.count());
+        match FrameRange::new(last.range().start(), rest).and_then(Run::new) {
+            Some(head) => *last = head,
+            None => self.len -= 1,
+        }
+        self.frames = self.frames.saturating_sub(settled.count());
+    }
+
+    const fn clear(&mut self) {
+        self.len = 0;
+        self.frames = FrameCount::ZERO;
+        self.populated = FrameCount::ZERO;
+        self.phase = Phase::Empty;
+    }
+}
+
+/// What a sink laid down over an entry's spare runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Laid {
+    pub(crate) runs: usize,
+    pub(crate) frames: FrameCount,
+    pub(crate) populated: FrameCount,
+}
+
+impl From<RangeSink<'_>> for Laid {
+    fn from(sink: RangeSink<'_>) -> Self {
+        Self { runs: sink.runs().len(), frames: sink.frames(), populated: sink.populated() }
+    }
+}
+
+/// All requests of one kind; slot states live in [`Slots`], frames here.
+#[derive(Debug)]
+pub(crate) struct Table<const N: usize> {
+    kind: Kind,
+    entries: [Entry; N],
+    told_in_flight: usize,
+    bulk_in_flight: usize,
+    in_flight_frames: FrameCount,
+    settling: usize,
+    settling_frames: FrameCount,
+}
+
+impl<const N: usize> Table<N> {
+    pub(crate) const fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            entries: [const { Entry::EMPTY }; N],
+            told_in_flight: 0,
+            bulk_in_flight: 0,
+            in_flight_frames: FrameCount::ZERO,
+            settling: 0,
+            settling_frames: FrameCount::ZERO,
+        }
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Requests with the host.
+    pub(crate) const fn in_flight(&self) -> usize {
+        self.told_in_flight + self.bulk_in_flight
+    }
+
+    /// Requests with the host that took this path.
+    pub(crate) const fn in_flight_by(&self, path: GivePath) -> usize {
+        match path {
+            GivePath::Told => self.told_in_flight,
+            GivePath::Bulk => self.bulk_in_flight,
+        }
+    }
+
+    const fn in_flight_mut(&mut self, path: GivePath) -> &mut usize {
+        match path {
+            GivePath::Told => &mut self.told_in_flight,
+            GivePath::Bulk => &mut self.bulk_in_flight,
+        }
+    }
+
+    pub(crate) const fn in_flight_frames(&self) -> FrameCount {
+        self.in_flight_frames
+    }
+
+    /// Frames that are neither free nor ballooned because of this kind.
+    pub(crate) const fn frames(&self) -> FrameCount {
+        self.in_flight_frames.saturating_add(self.settling_frames)
+    }
+
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.in_flight() == 0 && self.settling == 0
+    }
+
+    /// When the request that has waited longest was launched.
+    pub(crate) fn oldest(&self) -> Option<Nanos> {
+        if self.in_flight() == 0 {
+            return None;
+        }
+        let since = |entry: &Entry| match entry.phase {
+            Phase::InFlight(since) => Some(since),
+            Phase::Empty | Phase::Settling(_) => None,
+        };
+        self.entries.iter().filter_map(since).min()
+    }
+
+    pub(crate) fn entry(&self, slot: SlotId) -> Option<&Entry> {
+        self.entries.get(slot.index())
+    }
+
+    pub(crate) fn entry_mut(&mut self, slot: SlotId) -> Option<&mut Entry> {
+        self.entries.get_mut(slot.index())
+    }
+
+    /// The request is with the host from `now` on.
+    pub(crate) fn launched(&mut self, slot: SlotId, now: Nanos) {
+        if let Some(entry) = self.entries.get_mut(slot.index()) {
+            entry.phase = Phase::InFlight(now);
+            let path = entry.path;
+            self.in_flight_frames = self.in_flight_frames.saturating_add(entry.frames);
+            *self.in_flight_mut(path) += 1;
+        }
+    }
+
+    /// The host did the first `done` frames of a request, or none of one it
+    /// never saw.
+    pub(crate) fn settle(&mut self, slot: SlotId, done: FrameCount) {
+        if let Some(entry) = self.entries.get_mut(slot.index()) {
+            let was = core::mem::replace(&mut entry.phase, Phase::Settling(done));
+            let (path, frames) = (entry.path, entry.frames);
+            self.settling += 1;
+            self.settling_frames = self.settling_frames.saturating_add(frames);
+            if matches!(was, Phase::InFlight(_)) {
+                *self.in_flight_mut(path) -= 1;
+                self.in_flight_frames = self.in_flight_frames.saturating_sub(frames);
+            }
+        }
+    }
+
+    /// Moves answered requests to settling and shows each to `on_answer`, with
+    /// the frames the host did.
+    pub(crate) fn collect(
+        &mut self,
+        slots: &Slots<N>,
+        mut on_answer: impl FnMut(&Entry, FrameCount),
+    ) {
+        if self.in_flight() == 0 {
+            return;
+        }
+        for slot in (0..N).filter_map(slot_id) {
+            let Some(entry) = self.entries.get(slot.index()) else { break };
+            if !matches!(entry.phase, Phase::InFlight(_)) {
+                continue;
+            }
+            if let Some(outcome) = slots.answer(self.kind, slot) {
+                let done = outcome.frames(entry.frames);
+                on_answer(entry, done);
+                self.settle(slot, done);
+            }
+        }
+    }
+
+    /// A settling request at or after `from`, if there is any.
+    pub(crate) fn next_settling(&self, from: usize) -> Option<SlotId> {
+        if self.settling == 0 {
+            return None;
+        }
+        let settling = |&index: &usize| {
+            self.entries.get(index).is_some_and(|e| matches!(e.phase, Phase::Settling(_)))
+        };
+        (from..N).find(settling).and_then(slot_id)
+    }
+
+    /// Puts the frames of a settling request in their places, last to first.
+    ///
+    /// `place` gets each range with whether the host did it. True once all are
+    /// placed: the slot is free again. A refusal keeps what is left.
+    pub(crate) fn place(
+        &mut self,
+        slots: &Slots<N>,
+        slot: SlotId,
+        mut place: impl FnMut(FrameRange, bool, GivePath) -> Result<(), FrameRange>,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(slot.index()) else { return false };
+        while let Some((range, done)) = entry.last() {
+            if place(range, done, entry.path).is_err() {
+                return false;
+            }
+            entry.pop(range);
+            self.settling_frames = self.settling_frames.saturating_sub(range.count());
+        }
+        entry.clear();
+        self.settling -= 1;
+        let released = slots.release(self.kind, slot);
+        debug_assert!(released.is_ok(), "a settled slot is the engine's own");
+        true
+    }
+}
+
+fn slot_id(index: usize) -> Option<SlotId> {
+    u16::try_from(index).ok().map(SlotId::new)
+}

@@ -1,0 +1,279 @@
+//! A transport with a host behind it that keeps books and can misbehave.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::alloc;
+use crate::slots::{Completer, Kind, Outcome, SlotId};
+use crate::source::GivePath;
+use crate::transport::{Capabilities, Limits, Request, Transport, TransportErrorKind};
+use crate::units::{FrameCount, FrameRange, Pfn};
+
+/// When and how the fake host answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// Inside `submit`, as a hypercall does.
+    AtOnce,
+    /// At the next `reap`.
+    Promptly,
+    /// Only when told by [`FakeHost::answer`].
+    WhenTold,
+    /// Every answer comes twice.
+    Twice,
+    /// With slots that were never submitted, before each true answer.
+    Babbling,
+    /// Only the first so many frames of each request are carried out.
+    Partly(FrameCount),
+}
+
+/// The host's end of the balloon.
+#[derive(Debug)]
+pub struct FakeHost {
+    /// The balloon size it asks for.
+    pub target: FrameCount,
+    /// How it answers.
+    pub answers: Answers,
+    /// What it offers.
+    pub capabilities: Capabilities,
+    /// The next calls fail with this.
+    pub fails: Option<TransportErrorKind>,
+    /// Sizes the guest published, in order.
+    pub published: Vec<FrameCount>,
+    /// How often the guest kicked.
+    pub kicks: usize,
+    /// Rules the guest broke; empty for a correct one.
+    pub breaches: Vec<String>,
+    queue: VecDeque<Submitted>,
+    owned: BTreeMap<Pfn, GivePath>,
+    requests: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Submitted {
+    kind: Kind,
+    path: GivePath,
+    slot: SlotId,
+    ranges: Vec<FrameRange>,
+}
+
+impl FakeHost {
+    /// A prompt host with the plain path of a stock virtio device.
+    #[must_use]
+    pub fn plain() -> Self {
+        let plain = Limits {
+            frames: FrameCount::new(256),
+            runs: 256,
+            run: FrameCount::new(256),
+            in_flight: 128,
+            below: Pfn::new(1 << 32),
+        };
+        Self {
+            target: FrameCount::ZERO,
+            answers: Answers::Promptly,
+            capabilities: Capabilities {
+                inflate: plain,
+                bulk: None,
+                deflate: plain,
+                interrupts: true,
+            },
+            fails: None,
+            published: Vec::new(),
+            kicks: 0,
+            breaches: Vec::new(),
+            queue: VecDeque::new(),
+            owned: BTreeMap::new(),
+            requests: 0,
+        }
+    }
+
+    /// A prompt host with the bulk path too.
+    #[must_use]
+    pub fn bulk() -> Self {
+        let mut host = Self::plain();
+        host.capabilities.bulk = Some(Limits {
+            frames: FrameCount::new(1 << 24),
+            runs: 32,
+            run: FrameCount::new((1 << 20) - 1),
+            in_flight: 1,
+            below: Pfn::LIMIT,
+        });
+        host
+    }
+
+    /// Answers up to `count` requests in the order they came.
+    pub fn answer(&mut self, count: usize, done: Completer<'_>) {
+        for _ in 0..count {
+            let Some(request) = self.queue.pop_front() else { return };
+            self.carry_out(&request, done);
+        }
+    }
+
+    /// Requests not answered.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Requests ever submitted.
+    #[must_use]
+    pub const fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// Frames the host has.
+    #[must_use]
+    pub fn owned(&self) -> FrameCount {
+        FrameCount::new(self.owned.len() as u64)
+    }
+
+    /// The size the guest published last.
+    #[must_use]
+    pub fn actual(&self) -> FrameCount {
+        self.published.last().copied().unwrap_or_default()
+    }
+
+    /// Lets the guest use frames it was told to be its own again.
+    ///
+    /// Bulk-given frames return without a request: the guest lowers the size
+    /// and touches them.
+    pub fn touched(&mut self, pfn: Pfn) {
+        if self.owned.get(&pfn) == Some(&GivePath::Bulk) {
+            self.owned.remove(&pfn);
+        }
+    }
+
+    fn carry_out(&mut self, request: &Submitted, done: Completer<'_>) {
+        let limit = match self.answers {
+            Answers::Partly(limit) => limit,
+            _ => FrameCount::MAX,
+        };
+        let frames = request.ranges.iter().flat_map(|range| range.frames());
+        let limit = usize::try_from(limit.get()).unwrap_or(usize::MAX);
+        for pfn in frames.take(limit).collect::<Vec<_>>() {
+            let before = match request.kind {
+                Kind::Inflate => self.owned.insert(pfn, request.path),
+                _ => self.owned.remove(&pfn),
+            };
+            match (request.kind, before) {
+                // A bulk-given frame may have come back without a word.
+                (Kind::Inflate, None | Some(GivePath::Bulk)) => {}
+                (Kind::Inflate, Some(GivePath::Told)) => {
+                    self.breaches.push(format!("{pfn:?} given twice"));
+                }
+                (_, Some(GivePath::Told)) => {}
+                (_, other) => self.breaches.push(format!("{pfn:?} deflated, was {other:?}")),
+            }
+        }
+        let outcome = match self.answers {
+            Answers::Partly(limit) => Outcome::Partial(limit),
+            _ => Outcome::Whole,
+        };
+        if self.answers == Answers::Babbling {
+            for slot in [SlotId::new(u16::MAX), SlotId::new(request.slot.get() ^ 1)] {
+                let free = !self.queue.iter().any(|q| q.kind == request.kind && q.slot == slot);
+                if free && done.complete(request.kind, slot, outcome).is_ok() {
+                    self.breaches.push(format!("{slot:?} was in flight unseen"));
+                }
+            }
+        }
+        if done.complete(request.kind, request.slot, outcome).is_err() {
+            self.breaches.push(format!("{:?} was not in flight", request.slot));
+        }
+        if self.answers == Answers::Twice
+            && done.complete(request.kind, request.slot, outcome).is_ok()
+        {
+            self.breaches.push(format!("{:?} took two answers", request.slot));
+        }
+    }
+
+    fn check_request(&mut self, request: &Request<'_>) {
+        let limits = match (request.kind, request.path) {
+            (Kind::Inflate, GivePath::Told) => Some(self.capabilities.inflate),
+            (Kind::Inflate, GivePath::Bulk) => self.capabilities.bulk,
+            (Kind::Deflate, GivePath::Told) => Some(self.capabilities.deflate),
+            _ => None,
+        };
+        let Some(limits) = limits else {
+            self.breaches.push(format!("{request:?} has no such path"));
+            return;
+        };
+        let ranges: Vec<FrameRange> = request.runs.iter().map(|run| run.range()).collect();
+        let frames: u64 = ranges.iter().map(|range| range.count().get()).sum();
+        if ranges.is_empty() || frames > limits.frames.get() || ranges.len() > limits.runs {
+            self.breaches.push(format!("{} runs of {frames} frames", ranges.len()));
+        }
+        if ranges.iter().any(|r| r.count() > limits.run || r.end() > limits.below) {
+            self.breaches.push(format!("a run beyond the limits in {ranges:?}"));
+        }
+        if ranges.windows(2).any(|w| matches!(w, [a, b] if a.end() > b.start())) {
+            self.breaches.push(format!("runs not in order: {ranges:?}"));
+        }
+        let slots: BTreeSet<SlotId> =
+            self.queue.iter().filter(|q| q.kind == request.kind).map(|q| q.slot).collect();
+        if slots.contains(&request.slot) {
+            self.breaches.push(format!("{:?} is in flight already", request.slot));
+        }
+    }
+}
+
+impl Transport for FakeHost {
+    type Error = TransportErrorKind;
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn read_target(&mut self) -> Result<FrameCount, Self::Error> {
+        self.fails.map_or(Ok(self.target), Err)
+    }
+
+    fn write_actual(&mut self, size: FrameCount) -> Result<(), Self::Error> {
+        if let Some(error) = self.fails {
+            return Err(error);
+        }
+        self.published.push(size);
+        Ok(())
+    }
+
+    fn submit(&mut self, request: Request<'_>, done: Completer<'_>) -> Result<(), Self::Error> {
+        if let Some(error) = self.fails {
+            return Err(error);
+        }
+        self.check_request(&request);
+        let same = |q: &&Submitted| q.kind == request.kind && q.path == request.path;
+        let limits = match request.path {
+            GivePath::Bulk => self.capabilities.bulk.ok_or(TransportErrorKind::Unsupported)?,
+            GivePath::Told => self.capabilities.inflate,
+        };
+        if self.queue.iter().filter(same).count() >= limits.in_flight {
+            return Err(TransportErrorKind::Full);
+        }
+        self.requests += 1;
+        let ranges = request.runs.iter().map(|run| run.range()).collect();
+        let submitted =
+            Submitted { kind: request.kind, path: request.path, slot: request.slot, ranges };
+        if self.answers == Answers::AtOnce {
+            self.carry_out(&submitted, done);
+        } else {
+            self.queue.push_back(submitted);
+        }
+        Ok(())
+    }
+
+    fn kick(&mut self, _: usize) -> Result<bool, Self::Error> {
+        self.kicks += 1;
+        Ok(false)
+    }
+
+    fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error> {
+        if self.fails == Some(TransportErrorKind::Broken) {
+            return Err(TransportErrorKind::Broken);
+        }
+        if self.answers != Answers::WhenTold {
+            self.answer(usize::MAX, done);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! An allocator and ledger that knows where every frame is.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use super::alloc;
+use crate::run::RangeSink;
+use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
+use crate::units::{FrameCount, FrameRange, Pfn};
+
+/// Frames `first..first + count`, all free, lowest handed out last.
+///
+/// Free frames are handed out most recently freed first. Faults are switched on
+/// by its public fields.
+#[derive(Clone, Debug)]
+pub struct FakeSource {
+    all: FrameRange,
+    free: Vec<Pfn>,
+    in_hand: BTreeSet<Pfn>,
+    ballooned: BTreeMap<Pfn, GivePath>,
+    /// Frames `take` leaves in the allocator.
+    pub floor: FrameCount,
+    /// `put` and `store` refuse.
+    pub refuses: bool,
+    /// Each `take` yields at most so many frames.
+    pub short: FrameCount,
+}
+
+impl FakeSource {
+    /// A source of these frames.
+    #[must_use]
+    pub fn new(all: FrameRange) -> Self {
+        Self {
+            all,
+            free: all.frames().collect(),
+            in_hand: BTreeSet::new(),
+            ballooned: BTreeMap::new(),
+            floor: FrameCount::ZERO,
+            refuses: false,
+            short: FrameCount::MAX,
+        }
+    }
+
+    /// The same source with its free frames in an order no two of which are
+    /// neighbours.
+    #[must_use]
+    pub fn scattered(mut self) -> Self {
+        let (even, odd): (Vec<Pfn>, Vec<Pfn>) = self.free.iter().partition(|p| p.get() % 2 == 0);
+        self.free = even.into_iter().chain(odd).collect();
+        self
+    }
+
+    /// Free frames.
+    #[must_use]
+    pub fn free(&self) -> FrameCount {
+        FrameCount::new(self.free.len() as u64)
+    }
+
+    /// Frames the engine has in hand.
+    #[must_use]
+    pub fn in_hand(&self) -> FrameCount {
+        FrameCount::new(self.in_hand.len() as u64)
+    }
+
+    /// Takes a frame for the kernel's own use, as any allocation does.
+    pub fn allocate(&mut self) -> Option<Pfn> {
+        self.free.pop()
+    }
+
+    /// Whether the frame is ballooned, and by which path.
+    #[must_use]
+    pub fn ballooned(&self, pfn: Pfn) -> Option<GivePath> {
+        self.ballooned.get(&pfn).copied()
+    }
+
+    /// Checks that no frame is in two places and that `used` frames, allocated
+    /// by the kernel, account for the rest.
+    ///
+    /// # Panics
+    /// If a frame is lost or has two owners.
+    pub fn check(&self, used: FrameCount) {
+        let free: BTreeSet<Pfn> = self.free.iter().copied().collect();
+        assert_eq!(free.len(), self.free.len(), "a frame is free twice");
+        assert!(free.is_disjoint(&self.in_hand), "a free frame is in hand");
+        assert!(!self.ballooned.keys().any(|p| free.contains(p)), "a free frame is ballooned");
+        assert!(
+            !self.ballooned.keys().any(|p| self.in_hand.contains(p)),
+            "a ballooned frame is in hand"
+        );
+        let known = (free.len() + self.in_hand.len() + self.ballooned.len()) as u64;
+        assert_eq!(known + used.get(), self.all.count().get(), "a frame is lost");
+    }
+
+    fn owns(&self, range: FrameRange) -> bool {
+        range.frames().all(|pfn| self.in_hand.contains(&pfn))
+    }
+}
+
+impl FrameSource for FakeSource {
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        let mut taken = FrameCount::ZERO;
+        let mut passed = Vec::new();
+        let stop = loop {
+            if out.is_full() {
+                break Stop::Enough;
+            }
+            if taken >= self.short {
+                break Stop::Fragmented;
+            }
+            if self.free() <= self.floor {
+                break if self.free.is_empty() { Stop::Empty } else { Stop::Floor };
+            }
+            let Some(pfn) = self.free.pop() else {
+                break if passed.is_empty() { Stop::Empty } else { Stop::Fragmented };
+            };
+            let range = FrameRange::single(pfn).filter(|_| pfn < ask.below);
+            match range {
+                Some(range) if out.push(range, Backing::Populated).is_ok() => {
+                    self.in_hand.insert(pfn);
+                    taken = taken.saturating_add(FrameCount::ONE);
+                }
+                _ => passed.push(pfn),
+            }
+        };
+        self.free.extend(passed);
+        stop
+    }
+
+    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
+        if self.refuses || !self.owns(range) {
+            return Err(range);
+        }
+        for pfn in range.frames() {
+            self.in_hand.remove(&pfn);
+            self.free.push(pfn);
+        }
+        Ok(())
+    }
+}
+
+impl Ledger for FakeSource {
+    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        if self.refuses || !self.owns(range) {
+            return Err(range);
+        }
+        for pfn in range.frames() {
+            self.in_hand.remove(&pfn);
+            self.ballooned.insert(pfn, path);
+        }
+        Ok(())
+    }
+
+    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
+        while !out.is_full() {
+            let found = self.ballooned.iter().find(|&(_, &p)| p == path).map(|(&pfn, _)| pfn);
+            let Some(range) = found.and_then(FrameRange::single) else { return Stop::Empty };
+            if out.push(range, Backing::Unpopulated).is_err() {
+                break;
+            }
+            self.ballooned.remove(&range.start());
+            self.in_hand.insert(range.start());
+        }
+        Stop::Enough
+    }
+
+    fn held(&self, path: GivePath) -> FrameCount {
+        FrameCount::new(self.ballooned.values().filter(|&&p| p == path).count() as u64)
+    }
+}
