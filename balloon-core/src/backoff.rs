@@ -21,7 +21,11 @@ pub struct Delays {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Backoff {
     Ready,
-    Waiting { until: Nanos, delay: Nanos, reason: Blocked },
+    Waiting {
+        until: Nanos,
+        delay: Nanos,
+        reason: Blocked,
+    },
 }
 
 impl Backoff {
@@ -50,7 +54,11 @@ impl Backoff {
             Self::Waiting { delay, .. } => delay.saturating_add(delay),
         };
         let delay = delay.min(delays.cap);
-        *self = Self::Waiting { until: now.saturating_add(delay), delay, reason };
+        *self = Self::Waiting {
+            until: now.saturating_add(delay),
+            delay,
+            reason,
+        };
     }
 
     pub(crate) const fn reset(&mut self) {

@@ -53,7 +53,10 @@ impl<'a> Bitmap<'a> {
         for group in start / GROUP..end.div_ceil(GROUP) {
             let first = index(group * WORD);
             let last = self.bits.len().min(first + index(WORD));
-            let empty = self.bits.get(first..last).is_none_or(|g| g.iter().all(|&w| w == 0));
+            let empty = self
+                .bits
+                .get(first..last)
+                .is_none_or(|g| g.iter().all(|&w| w == 0));
             if let Some(w) = self.summary.get_mut(index(group / WORD)).filter(|_| empty) {
                 *w &= !(1 << (group % WORD));
             }
@@ -68,7 +71,7 @@ impl<'a> Bitmap<'a> {
             let word = self.bits.get(index(end / WORD)).copied().unwrap_or(0);
             let ones = u64::from((word >> (end % WORD)).trailing_ones());
             end += ones;
-            if ones == 0 || end % WORD != 0 {
+            if ones == 0 || !end.is_multiple_of(WORD) {
                 break;
             }
         }
@@ -83,7 +86,7 @@ impl<'a> Bitmap<'a> {
                 return Some(bit + u64::from(word.trailing_zeros()));
             }
             bit = (bit / WORD + 1) * WORD;
-            if bit % GROUP == 0 {
+            if bit.is_multiple_of(GROUP) {
                 bit = self.next_group(bit / GROUP)? * GROUP;
             }
         }
@@ -106,7 +109,11 @@ fn spans(start: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
     (start / WORD..end.div_ceil(WORD)).map(move |word| {
         let low = start.saturating_sub(word * WORD);
         let high = (end - word * WORD).min(WORD);
-        let mask = if high - low == WORD { u64::MAX } else { ((1 << (high - low)) - 1) << low };
+        let mask = if high - low == WORD {
+            u64::MAX
+        } else {
+            ((1 << (high - low)) - 1) << low
+        };
         (index(word), mask)
     })
 }

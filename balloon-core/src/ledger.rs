@@ -83,11 +83,16 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
         let mut bits = 0;
         for (index, &frames) in regions.iter().enumerate() {
             let earlier = regions.get(..index).unwrap_or_default();
-            if earlier.iter().any(|e| e.start() < frames.end() && frames.start() < e.end()) {
+            if earlier
+                .iter()
+                .any(|e| e.start() < frames.end() && frames.start() < e.end())
+            {
                 return Err(LedgerError::Overlap);
             }
-            *table.get_mut(index).ok_or(LedgerError::TooManyRegions)? =
-                Some(Region { frames, first_bit: bits });
+            *table.get_mut(index).ok_or(LedgerError::TooManyRegions)? = Some(Region {
+                frames,
+                first_bit: bits,
+            });
             bits += frames.count().get();
         }
         let storage = words.as_mut();
@@ -95,7 +100,13 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
             return Err(LedgerError::TooFewWords);
         }
         storage.fill(0);
-        Ok(Self { words, regions: table, bits, told: Side::default(), bulk: Side::default() })
+        Ok(Self {
+            words,
+            regions: table,
+            bits,
+            told: Side::default(),
+            bulk: Side::default(),
+        })
     }
 
     fn side(&mut self, path: GivePath) -> Option<(Bitmap<'_>, &mut Side)> {
@@ -111,8 +122,12 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
     /// The bits of a range that lies in one region.
     fn bits_of(&self, range: FrameRange) -> Option<(u64, u64)> {
         self.regions.iter().flatten().find_map(|region| {
-            let inside = region.frames.start() <= range.start() && range.end() <= region.frames.end();
-            let first = range.start().get().wrapping_sub(region.frames.start().get());
+            let inside =
+                region.frames.start() <= range.start() && range.end() <= region.frames.end();
+            let first = range
+                .start()
+                .get()
+                .wrapping_sub(region.frames.start().get());
             inside.then(|| {
                 let start = region.first_bit + first;
                 (start, start + range.count().get())
@@ -124,7 +139,12 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
     fn frame_of(&self, bit: u64) -> Option<(Pfn, u64)> {
         self.regions.iter().flatten().find_map(|region| {
             let offset = bit.checked_sub(region.first_bit)?;
-            let left = region.frames.count().get().checked_sub(offset).filter(|&left| left > 0)?;
+            let left = region
+                .frames
+                .count()
+                .get()
+                .checked_sub(offset)
+                .filter(|&left| left > 0)?;
             Some((Pfn::new(region.frames.start().get() + offset), left))
         })
     }
@@ -148,12 +168,16 @@ impl<M: AsMut<[u64]>> Ledger for BitmapLedger<M> {
 
     fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
         while !out.is_full() {
-            let Some((map, side)) = self.side(path) else { return Stop::Empty };
+            let Some((map, side)) = self.side(path) else {
+                return Stop::Empty;
+            };
             let Some((start, end)) = map.next_run(side.cursor, out.wanted().get()) else {
                 side.cursor = u64::MAX;
                 return Stop::Empty;
             };
-            let Some((pfn, left)) = self.frame_of(start) else { return Stop::Empty };
+            let Some((pfn, left)) = self.frame_of(start) else {
+                return Stop::Empty;
+            };
             let count = (end - start).min(left);
             let Some(range) = FrameRange::new(pfn, FrameCount::new(count)) else {
                 return Stop::Empty;

@@ -3,6 +3,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "test-utils"))]
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
@@ -33,7 +35,5 @@ pub use signal::Signal;
 pub use slots::{Completer, Exhausted, Kind, Outcome, SlotId, Slots, WrongState};
 pub use source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
 pub use status::{Blocked, Counters, Progress, Status, Step};
-pub use transport::{
-    Capabilities, Limits, Request, Transport, TransportError, TransportErrorKind,
-};
+pub use transport::{Capabilities, Limits, Request, Transport, TransportError, TransportErrorKind};
 pub use units::{Bytes, FRAME_SHIFT, FrameCount, FrameRange, Nanos, Order, Pfn};

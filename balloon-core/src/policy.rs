@@ -17,7 +17,10 @@ pub struct Policy {
 impl Policy {
     /// 250 ms doubling to 64 s, 100 ms polls, silent after 10 s.
     pub const DEFAULT: Self = Self {
-        retry: Delays { first: Nanos::from_millis(250), cap: Nanos::from_secs(64) },
+        retry: Delays {
+            first: Nanos::from_millis(250),
+            cap: Nanos::from_secs(64),
+        },
         poll: Nanos::from_millis(100),
         silent_after: Nanos::from_secs(10),
     };

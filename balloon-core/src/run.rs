@@ -113,7 +113,11 @@ impl<'a> RangeSink<'a> {
             return FrameCount::ZERO;
         }
         let left = self.wanted.saturating_sub(self.frames);
-        if left.get() < self.longest.get() { left } else { self.longest }
+        if left.get() < self.longest.get() {
+            left
+        } else {
+            self.longest
+        }
     }
 
     /// Whether to stop taking.
@@ -132,7 +136,10 @@ impl<'a> RangeSink<'a> {
         }
         let run = Run::new(range).ok_or(range)?;
         let longest = self.longest;
-        let last = self.len.checked_sub(1).and_then(|last| self.runs.get_mut(last));
+        let last = self
+            .len
+            .checked_sub(1)
+            .and_then(|last| self.runs.get_mut(last));
         match last.and_then(|last| last.merged(range, longest).map(|merged| *last = merged)) {
             Some(()) => {}
             None => {
@@ -141,7 +148,9 @@ impl<'a> RangeSink<'a> {
             }
         }
         self.frames = self.frames.saturating_add(range.count());
-        self.populated = self.populated.saturating_add(backing.populated(range.count()));
+        self.populated = self
+            .populated
+            .saturating_add(backing.populated(range.count()));
         Ok(())
     }
 

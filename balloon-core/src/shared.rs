@@ -29,14 +29,20 @@ impl<const N: usize> Shared<N> {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
-        Self { signal: Signal::new(), slots: Slots::new() }
+        Self {
+            signal: Signal::new(),
+            slots: Slots::new(),
+        }
     }
 
     /// Nothing signalled, all slots free.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
-        Self { signal: Signal::new(), slots: Slots::new() }
+        Self {
+            signal: Signal::new(),
+            slots: Slots::new(),
+        }
     }
 
     /// What interrupt handlers set.

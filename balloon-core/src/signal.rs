@@ -16,12 +16,18 @@ pub struct Signal {
 impl Signal {
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Self {
-        Self { config: AtomicBool::new(false), used: AtomicBool::new(false) }
+        Self {
+            config: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+        }
     }
 
     #[cfg(loom)]
     pub(crate) fn new() -> Self {
-        Self { config: AtomicBool::new(false), used: AtomicBool::new(false) }
+        Self {
+            config: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+        }
     }
 
     /// The host changed its wishes: the target is to be read again.
@@ -41,17 +47,13 @@ impl Signal {
         self.config.load(Ordering::Acquire) || self.used.load(Ordering::Acquire)
     }
 
-    pub(crate) fn config_pending(&self) -> bool {
-        self.config.load(Ordering::Relaxed)
+    /// Clears the flag, to be called *before* looking at the host: a change that
+    /// comes later sets it again and is seen by the next step.
+    pub(crate) fn take_config(&self) -> bool {
+        self.config.swap(false, Ordering::AcqRel)
     }
 
-    /// Clear a flag *before* looking at the host: a change that comes later
-    /// sets it again and is seen by the next step.
-    pub(crate) fn clear_config(&self) {
-        self.config.swap(false, Ordering::AcqRel);
-    }
-
-    pub(crate) fn clear_used(&self) {
-        self.used.swap(false, Ordering::AcqRel);
+    pub(crate) fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::AcqRel)
     }
 }

@@ -148,14 +148,18 @@ impl<const N: usize> Slots<N> {
     #[must_use]
     pub const fn new() -> Self {
         const { assert!(N >= 1 && N <= 1 << 15, "1 to 32768 slots for each kind") };
-        Self { words: [const { [const { AtomicU32::new(FREE) }; N] }; Kind::COUNT] }
+        Self {
+            words: [const { [const { AtomicU32::new(FREE) }; N] }; Kind::COUNT],
+        }
     }
 
     /// All slots free.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
-        Self { words: core::array::from_fn(|_| core::array::from_fn(|_| AtomicU32::new(FREE))) }
+        Self {
+            words: core::array::from_fn(|_| core::array::from_fn(|_| AtomicU32::new(FREE))),
+        }
     }
 
     /// Free → filling: the caller owns the slot until it launches or releases it.
@@ -179,7 +183,12 @@ impl<const N: usize> Slots<N> {
     /// [`WrongState`] if the slot was not being filled.
     pub fn launch(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
         // Release: whoever completes sees what was filled in.
-        step(self.word(kind, slot)?, FILLING, IN_FLIGHT, Ordering::Release)
+        step(
+            self.word(kind, slot)?,
+            FILLING,
+            IN_FLIGHT,
+            Ordering::Release,
+        )
     }
 
     /// Filling → free: the request is not made, or its answer is dealt with.
@@ -196,7 +205,12 @@ impl<const N: usize> Slots<N> {
     /// # Errors
     /// [`WrongState`] if the answer came first: take it.
     pub fn revoke(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
-        step(self.word(kind, slot)?, IN_FLIGHT, FILLING, Ordering::Acquire)
+        step(
+            self.word(kind, slot)?,
+            IN_FLIGHT,
+            FILLING,
+            Ordering::Acquire,
+        )
     }
 
     /// Done → filling, if the request is answered: what the host did.
@@ -221,11 +235,16 @@ impl<const N: usize> Slots<N> {
 
     /// The half for whoever sees the host's answers.
     pub const fn completer(&self) -> Completer<'_> {
-        Completer { words: self.words.as_flattened(), per_kind: N }
+        Completer {
+            words: self.words.as_flattened(),
+            per_kind: N,
+        }
     }
 
     fn of(&self, kind: Kind) -> &[AtomicU32] {
-        self.words.get(kind.index()).map_or(&[], |words| words.as_slice())
+        self.words
+            .get(kind.index())
+            .map_or(&[], |words| words.as_slice())
     }
 
     fn word(&self, kind: Kind, slot: SlotId) -> Result<&AtomicU32, WrongState> {
@@ -260,17 +279,22 @@ impl Completer<'_> {
         let word = self.words.get(index).ok_or(WrongState)?;
         let frames = match outcome {
             Outcome::Whole => WHOLE,
-            Outcome::Partial(done) => {
-                u32::try_from(done.get()).unwrap_or(WHOLE).min(WHOLE)
-            }
+            Outcome::Partial(done) => u32::try_from(done.get()).unwrap_or(WHOLE).min(WHOLE),
         };
         // AcqRel: sees what was filled in, publishes the outcome.
-        step(word, IN_FLIGHT, frames << STATE_BITS | DONE, Ordering::AcqRel)
+        step(
+            word,
+            IN_FLIGHT,
+            frames << STATE_BITS | DONE,
+            Ordering::AcqRel,
+        )
     }
 }
 
 fn step(word: &AtomicU32, from: u32, to: u32, success: Ordering) -> Result<(), WrongState> {
-    word.compare_exchange(from, to, success, Ordering::Relaxed).map(drop).map_err(|_| WrongState)
+    word.compare_exchange(from, to, success, Ordering::Relaxed)
+        .map(drop)
+        .map_err(|_| WrongState)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -37,7 +37,10 @@ impl Ask {
     /// Any frame below `below`.
     #[must_use]
     pub const fn any(below: Pfn) -> Self {
-        Self { order: Order::FRAME, below }
+        Self {
+            order: Order::FRAME,
+            below,
+        }
     }
 }
 

@@ -157,7 +157,11 @@ impl Order {
     /// This order; `None` above [`Order::MAX`].
     #[must_use]
     pub const fn new(order: u8) -> Option<Self> {
-        if order <= Self::MAX.0 { Some(Self(order)) } else { None }
+        if order <= Self::MAX.0 {
+            Some(Self(order))
+        } else {
+            None
+        }
     }
 
     /// log2 of the number of frames.
@@ -187,8 +191,14 @@ impl FrameRange {
     /// `None` if the range is empty or reaches beyond [`Pfn::LIMIT`].
     #[must_use]
     pub const fn new(start: Pfn, count: FrameCount) -> Option<Self> {
-        let Some(end) = start.0.checked_add(count.0) else { return None };
-        if count.0 == 0 || end > Pfn::LIMIT.0 { None } else { Some(Self { start, count }) }
+        let Some(end) = start.0.checked_add(count.0) else {
+            return None;
+        };
+        if count.0 == 0 || end > Pfn::LIMIT.0 {
+            None
+        } else {
+            Some(Self { start, count })
+        }
     }
 
     /// The one frame `pfn`; `None` beyond [`Pfn::LIMIT`].
@@ -216,8 +226,12 @@ impl FrameRange {
     }
 
     /// Every frame in rising order.
+    #[must_use]
     pub fn frames(self) -> impl ExactSizeIterator<Item = Pfn> {
-        Frames { next: self.start.0, end: self.end().0 }
+        Frames {
+            next: self.start.0,
+            end: self.end().0,
+        }
     }
 
     /// Cuts after `count` frames: the head, and what is left of the range.
@@ -235,7 +249,13 @@ impl FrameRange {
         if count.0 == 0 {
             (None, Some(tail))
         } else {
-            (Some(Self { start: self.start, count }), Some(tail))
+            (
+                Some(Self {
+                    start: self.start,
+                    count,
+                }),
+                Some(tail),
+            )
         }
     }
 }

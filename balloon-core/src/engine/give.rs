@@ -32,8 +32,12 @@ impl<const N: usize> Engine<N> {
             if !io.budget.spend() {
                 return;
             }
-            let Ok(slot) = self.shared.slots().claim(self.inflating.kind()) else { return };
-            let Some(entry) = self.inflating.entry_mut(slot) else { return };
+            let Ok(slot) = self.shared.slots().claim(self.inflating.kind()) else {
+                return;
+            };
+            let Some(entry) = self.inflating.entry_mut(slot) else {
+                return;
+            };
             let stop = fill(entry, io.source, &io.caps, deficit);
             let frames = entry.frames();
             deficit = deficit.saturating_sub(frames);
@@ -41,13 +45,16 @@ impl<const N: usize> Engine<N> {
                 return;
             }
             let reason = match stop {
-                Stop::Enough if !frames.is_zero() => continue,
+                Stop::Enough if !frames.is_zero() => {
+                    self.give.reset();
+                    continue;
+                }
                 Stop::Fragmented => Blocked::Fragmented,
                 Stop::Floor => Blocked::Floor,
                 Stop::Empty | Stop::Enough => Blocked::AllocatorEmpty,
             };
             self.give.fail(io.now, self.policy.retry, reason);
-            self.counters.back_offs = self.counters.back_offs.saturating_add(1);
+            self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
             return;
         }
     }
@@ -60,7 +67,8 @@ impl<const N: usize> Engine<N> {
             let ready = if burst { most / 2 + 1 } else { most };
             self.inflating.in_flight_by(path) < ready
         };
-        room(GivePath::Told, caps.inflate) && caps.bulk.is_none_or(|bulk| room(GivePath::Bulk, bulk))
+        room(GivePath::Told, caps.inflate)
+            && caps.bulk.is_none_or(|bulk| room(GivePath::Bulk, bulk))
     }
 }
 
@@ -81,7 +89,10 @@ fn fill(
     let frames = entry.frames();
     let scattered = frames.get() < entry.runs().len() as u64 * BULK_MEAN_RUN;
     let fits_plain = frames <= plain.frames
-        && entry.runs().iter().all(|run| run.range().end() <= plain.below);
+        && entry
+            .runs()
+            .iter()
+            .all(|run| run.range().end() <= plain.below);
     if !scattered || !fits_plain {
         entry.seal(GivePath::Bulk, bulk.run);
         return stop;

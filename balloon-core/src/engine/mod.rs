@@ -22,7 +22,7 @@ mod take_back;
 use crate::backoff::Backoff;
 use crate::policy::{Budget, Policy};
 use crate::shared::Shared;
-use crate::slots::{Kind, SlotId, Slots};
+use crate::slots::{Kind, SlotId};
 use crate::source::{Backing, FrameSource, GivePath, Ledger};
 use crate::status::{Blocked, Counters, Progress, Status, Step};
 use crate::transport::{Capabilities, Request, Transport, TransportError, TransportErrorKind};
@@ -41,6 +41,8 @@ pub struct Engine<const N: usize = 16> {
     shared: &'static Shared<N>,
     policy: Policy,
     target: Option<FrameCount>,
+    /// The host may want something else by now.
+    stale: bool,
     /// The size the host was told last.
     published: Option<FrameCount>,
     inflating: Table<N>,
@@ -76,6 +78,7 @@ impl<const N: usize> Engine<N> {
             shared,
             policy,
             target: None,
+            stale: true,
             published: None,
             inflating: Table::new(Kind::Inflate),
             deflating: Table::new(Kind::Deflate),
@@ -100,21 +103,32 @@ impl<const N: usize> Engine<N> {
         budget: Budget,
     ) -> Step {
         let caps = transport.capabilities();
-        let mut io = Io { transport, source, caps, now, budget };
-        self.shared.signal().clear_used();
+        let mut io = Io {
+            transport,
+            source,
+            caps,
+            now,
+            budget,
+        };
+        self.shared.signal().take_used();
+        let errors = self.counters.transport_errors;
         let answered = self.collect(&mut io);
         self.observe_target(&mut io);
         self.settle(&mut io);
         let requests = self.counters.requests;
         self.approach_target(&mut io);
-        // Refused requests and a synchronous host's answers.
-        self.collect(&mut io);
+        // A synchronous host has answered by now; refused requests settle too.
+        let late = self.collect(&mut io);
         self.settle(&mut io);
         self.publish(&mut io);
         let submitted = self.counters.requests != requests;
-        let early = (submitted || answered) && self.kick(&mut io);
+        let early = (submitted || answered || late) && self.in_flight() > 0 && self.kick(&mut io);
+        if self.counters.transport_errors == errors && !self.host.is_waiting(now) {
+            self.host.reset();
+        }
         Step {
-            more: io.budget.is_spent() || early || self.shared.signal().pending(),
+            // Late answers leave room that nothing else will announce.
+            more: io.budget.is_spent() || early || late || self.shared.signal().pending(),
             wake_at: self.wake_at(&io),
         }
     }
@@ -131,7 +145,10 @@ impl<const N: usize> Engine<N> {
         } else if self.silent {
             Some(Blocked::DeviceSilent)
         } else {
-            self.host.reason().or(self.source.reason()).or(self.give.reason())
+            self.host
+                .reason()
+                .or(self.source.reason())
+                .or(self.give.reason())
         };
         let progress = match (self.target, blocked) {
             (_, Some(blocked)) => Progress::Blocked(blocked),
@@ -140,27 +157,31 @@ impl<const N: usize> Engine<N> {
             (Some(_), None) => Progress::Working,
         };
         let counters = self.counters;
-        Status { target: self.target, size, inflating, deflating, progress, counters }
+        Status {
+            target: self.target,
+            size,
+            inflating,
+            deflating,
+            progress,
+            counters,
+        }
     }
 
     /// Reads the target if the host may have changed it.
     fn observe_target<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
-        let due = self.shared.signal().config_pending()
-            || !io.caps.interrupts
-            || self.target.is_none();
-        if !due || self.broken || self.host.is_waiting(io.now) {
+        // Cleared before reading: a change that comes later is read again.
+        self.stale |= self.shared.signal().take_config() || !io.caps.interrupts;
+        if !self.stale || self.broken || self.host.is_waiting(io.now) {
             return;
         }
-        // Cleared before reading: a change that comes later is read again.
-        self.shared.signal().clear_config();
         let read = io.transport.read_target();
         let Some(target) = self.note(read, io.now) else {
-            self.shared.signal().config_changed();
             return;
         };
+        self.stale = false;
         if self.target != Some(target) {
             self.target = Some(target);
-            self.counters.target_changes = self.counters.target_changes.saturating_add(1);
+            self.counters.target_changes = self.counters.target_changes.wrapping_add(1);
             self.give.reset();
         }
     }
@@ -184,22 +205,42 @@ impl<const N: usize> Engine<N> {
     /// False if the host does not take it: its frames wait to be settled.
     fn send<T: Transport, S>(&mut self, kind: Kind, slot: SlotId, io: &mut Io<'_, T, S>) -> bool {
         let slots = self.shared.slots();
-        let table = if kind == Kind::Inflate { &mut self.inflating } else { &mut self.deflating };
-        let empty = table.entry(slot).is_none_or(|entry| entry.frames().is_zero());
-        let owned = if empty { slots.release(kind, slot) } else { slots.launch(kind, slot) };
+        let table = if kind == Kind::Inflate {
+            &mut self.inflating
+        } else {
+            &mut self.deflating
+        };
+        let empty = table
+            .entry(slot)
+            .is_none_or(|entry| entry.frames().is_zero());
+        let owned = if empty {
+            slots.release(kind, slot)
+        } else {
+            slots.launch(kind, slot)
+        };
         debug_assert!(owned.is_ok(), "a claimed slot is the engine's own");
         if empty {
             return true;
         }
         let alone = self.in_flight() == 0;
-        let table = if kind == Kind::Inflate { &mut self.inflating } else { &mut self.deflating };
+        let table = if kind == Kind::Inflate {
+            &mut self.inflating
+        } else {
+            &mut self.deflating
+        };
         table.launched(slot, io.now);
-        let Some(entry) = table.entry(slot) else { return false };
-        let request = Request { kind, path: entry.path(), slot, runs: entry.runs() };
+        let Some(entry) = table.entry(slot) else {
+            return false;
+        };
+        let request = Request {
+            kind,
+            path: entry.path(),
+            slot,
+            runs: entry.runs(),
+        };
         let submitted = io.transport.submit(request, slots.completer());
         let Err(error) = submitted else {
             self.counters.requests = self.counters.requests.wrapping_add(1);
-            self.host.reset();
             return true;
         };
         // An answer to a refused request would be taken as the truth.
@@ -256,16 +297,26 @@ impl<const N: usize> Engine<N> {
         if !refused {
             self.source.reset();
         } else if !self.source.is_waiting(io.now) {
-            self.source.fail(io.now, self.policy.retry, Blocked::SourceRefused);
+            self.source
+                .fail(io.now, self.policy.retry, Blocked::SourceRefused);
         }
     }
 
     /// Settles one request; false if the source keeps refusing some frames.
-    fn place(&mut self, kind: Kind, slot: SlotId, source: &mut (impl FrameSource + Ledger)) -> bool {
+    fn place(
+        &mut self,
+        kind: Kind,
+        slot: SlotId,
+        source: &mut (impl FrameSource + Ledger),
+    ) -> bool {
         let slots = self.shared.slots();
         match kind {
             Kind::Inflate => self.inflating.place(slots, slot, |range, given, path| {
-                if given { source.store(range, path) } else { source.put(range, Backing::Unknown) }
+                if given {
+                    source.store(range, path)
+                } else {
+                    source.put(range, Backing::Unknown)
+                }
             }),
             _ => self.deflating.place(slots, slot, |range, returned, path| {
                 if returned {
@@ -306,12 +357,12 @@ impl<const N: usize> Engine<N> {
             Ok(value) => return Some(value),
             Err(error) => error.kind(),
         };
-        self.counters.transport_errors = self.counters.transport_errors.saturating_add(1);
+        self.counters.transport_errors = self.counters.transport_errors.wrapping_add(1);
         if error == TransportErrorKind::Broken {
             self.broken = true;
         } else {
             self.host.fail(now, self.policy.retry, Blocked::HostRefused);
-            self.counters.back_offs = self.counters.back_offs.saturating_add(1);
+            self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
         }
         None
     }
@@ -323,8 +374,18 @@ impl<const N: usize> Engine<N> {
         let poll = (!io.caps.interrupts).then(|| io.now.saturating_add(self.policy.poll));
         let silence = self.oldest().filter(|_| !self.silent);
         let silence = silence.map(|since| since.saturating_add(self.policy.silent_after));
-        let deadlines = [self.give.deadline(), self.host.deadline(), self.source.deadline()];
-        deadlines.into_iter().chain([poll, silence]).flatten().min()
+        let deadlines = [
+            self.give.deadline(),
+            self.host.deadline(),
+            self.source.deadline(),
+        ];
+        // A deadline that has passed waits for something else by now.
+        deadlines
+            .into_iter()
+            .chain([poll, silence])
+            .flatten()
+            .filter(|&at| at > io.now)
+            .min()
     }
 
     const fn in_flight(&self) -> usize {
@@ -332,7 +393,10 @@ impl<const N: usize> Engine<N> {
     }
 
     fn oldest(&self) -> Option<Nanos> {
-        [self.inflating.oldest(), self.deflating.oldest()].into_iter().flatten().min()
+        [self.inflating.oldest(), self.deflating.oldest()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     const fn table(&self, kind: Kind) -> &Table<N> {
@@ -344,5 +408,10 @@ impl<const N: usize> Engine<N> {
 }
 
 fn held(ledger: &impl Ledger) -> FrameCount {
-    ledger.held(GivePath::Told).saturating_add(ledger.held(GivePath::Bulk))
+    ledger
+        .held(GivePath::Told)
+        .saturating_add(ledger.held(GivePath::Bulk))
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -41,7 +41,9 @@ impl Entry {
 
     /// The unused ones of the first `runs` runs, to lay a sink over.
     pub(crate) fn spare(&mut self, runs: usize) -> &mut [Run] {
-        self.runs.get_mut(self.len..runs.min(MAX_RUNS)).unwrap_or_default()
+        self.runs
+            .get_mut(self.len..runs.min(MAX_RUNS))
+            .unwrap_or_default()
     }
 
     /// Accepts what a sink over [`spare`](Self::spare) laid down.
@@ -78,7 +80,9 @@ impl Entry {
     /// The last frames not yet put in their place: a range, and whether the
     /// host did them.
     pub(crate) fn last(&self) -> Option<(FrameRange, bool)> {
-        let Phase::Settling(done) = self.phase else { return None };
+        let Phase::Settling(done) = self.phase else {
+            return None;
+        };
         let range = self.runs().last()?.range();
         let before = self.frames.saturating_sub(range.count());
         let head = done.saturating_sub(before);
@@ -91,7 +95,11 @@ impl Entry {
 
     /// Drops what [`last`](Self::last) named: it is in its place.
     pub(crate) fn pop(&mut self, settled: FrameRange) {
-        let Some(last) = self.len.checked_sub(1).and_then(|last| self.runs.get_mut(last)) else {
+        let Some(last) = self
+            .len
+            .checked_sub(1)
+            .and_then(|last| self.runs.get_mut(last))
+        else {
             return;
         };
         let rest = last.count().saturating_sub(settled.count());
@@ -120,7 +128,11 @@ pub(crate) struct Laid {
 
 impl From<RangeSink<'_>> for Laid {
     fn from(sink: RangeSink<'_>) -> Self {
-        Self { runs: sink.runs().len(), frames: sink.frames(), populated: sink.populated() }
+        Self {
+            runs: sink.runs().len(),
+            frames: sink.frames(),
+            populated: sink.populated(),
+        }
     }
 }
 
@@ -182,10 +194,6 @@ impl<const N: usize> Table<N> {
         self.in_flight_frames.saturating_add(self.settling_frames)
     }
 
-    pub(crate) const fn is_idle(&self) -> bool {
-        self.in_flight() == 0 && self.settling == 0
-    }
-
     /// When the request that has waited longest was launched.
     pub(crate) fn oldest(&self) -> Option<Nanos> {
         if self.in_flight() == 0 {
@@ -242,7 +250,9 @@ impl<const N: usize> Table<N> {
             return;
         }
         for slot in (0..N).filter_map(slot_id) {
-            let Some(entry) = self.entries.get(slot.index()) else { break };
+            let Some(entry) = self.entries.get(slot.index()) else {
+                break;
+            };
             if !matches!(entry.phase, Phase::InFlight(_)) {
                 continue;
             }
@@ -260,7 +270,9 @@ impl<const N: usize> Table<N> {
             return None;
         }
         let settling = |&index: &usize| {
-            self.entries.get(index).is_some_and(|e| matches!(e.phase, Phase::Settling(_)))
+            self.entries
+                .get(index)
+                .is_some_and(|e| matches!(e.phase, Phase::Settling(_)))
         };
         (from..N).find(settling).and_then(slot_id)
     }
@@ -275,7 +287,9 @@ impl<const N: usize> Table<N> {
         slot: SlotId,
         mut place: impl FnMut(FrameRange, bool, GivePath) -> Result<(), FrameRange>,
     ) -> bool {
-        let Some(entry) = self.entries.get_mut(slot.index()) else { return false };
+        let Some(entry) = self.entries.get_mut(slot.index()) else {
+            return false;
+        };
         while let Some((range, done)) = entry.last() {
             if place(range, done, entry.path).is_err() {
                 return false;

@@ -26,10 +26,18 @@ impl<const N: usize> Engine<N> {
             if !io.budget.spend() {
                 return;
             }
-            let Ok(slot) = self.shared.slots().claim(self.deflating.kind()) else { return };
-            let Some(entry) = self.deflating.entry_mut(slot) else { return };
+            let Ok(slot) = self.shared.slots().claim(self.deflating.kind()) else {
+                return;
+            };
+            let Some(entry) = self.deflating.entry_mut(slot) else {
+                return;
+            };
             let limits = io.caps.deflate;
-            let wanted = if bulk { surplus } else { surplus.min(limits.frames) };
+            let wanted = if bulk {
+                surplus
+            } else {
+                surplus.min(limits.frames)
+            };
             let sink = RangeSink::new(entry.spare(limits.runs), wanted);
             let mut sink = sink.with_longest_run(limits.run);
             io.source.recall(path, &mut sink);

@@ -1,1 +1,95 @@
+use alloc::collections::BTreeSet;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use proptest::prelude::*;
+
 use super::*;
+
+fn range(start: u64, count: u64) -> FrameRange {
+    FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
+}
+
+fn ranges(runs: &[Run]) -> Vec<(u64, u64)> {
+    runs.iter()
+        .map(|run| (run.range().start().get(), run.count().get()))
+        .collect()
+}
+
+#[test]
+fn a_run_packs_any_range_it_takes() {
+    for (start, count) in [
+        (0, 1),
+        (7, 300),
+        (Pfn::LIMIT.get() - 1, 1),
+        (1 << 39, 1 << 24),
+    ] {
+        assert_eq!(
+            Run::new(range(start, count)).unwrap().range(),
+            range(start, count)
+        );
+    }
+    assert_eq!(Run::new(range(0, (1 << 24) + 1)), None);
+    assert_eq!(Run::ZERO.range(), range(0, 1));
+}
+
+#[test]
+fn neighbours_merge_at_both_ends() {
+    let mut runs = [Run::ZERO; 2];
+    let mut sink = RangeSink::new(&mut runs, FrameCount::new(100));
+    for (start, count) in [(10, 2), (12, 3), (9, 1), (50, 1)] {
+        sink.push(range(start, count), Backing::Populated).unwrap();
+    }
+    assert_eq!(ranges(sink.runs()), [(9, 6), (50, 1)]);
+    assert_eq!((sink.frames().get(), sink.populated().get()), (7, 7));
+    assert!(sink.is_full(), "no further run fits");
+    assert_eq!(
+        sink.push(range(51, 1), Backing::Populated),
+        Err(range(51, 1))
+    );
+}
+
+#[test]
+fn a_sink_takes_no_more_than_was_wanted() {
+    let mut runs = [Run::ZERO; 8];
+    let mut sink =
+        RangeSink::new(&mut runs, FrameCount::new(10)).with_longest_run(FrameCount::new(4));
+    assert_eq!(sink.wanted().get(), 4);
+    assert!(sink.push(range(0, 5), Backing::Unknown).is_err());
+    sink.push(range(0, 4), Backing::Partly(FrameCount::new(3)))
+        .unwrap();
+    sink.push(range(4, 4), Backing::Unpopulated).unwrap();
+    assert_eq!(
+        ranges(sink.runs()),
+        [(0, 4), (4, 4)],
+        "longer runs are not allowed"
+    );
+    assert_eq!(sink.wanted().get(), 2);
+    sink.push(range(8, 2), Backing::Unknown).unwrap();
+    assert!(sink.is_full());
+    assert_eq!(sink.populated().get(), 5);
+}
+
+proptest! {
+    /// Any order of arrival ends in the same sorted, maximal runs.
+    #[test]
+    fn sorting_merges_whatever_the_order(frames in prop::collection::btree_set(0u64..200, 1..80), seed: u64) {
+        let mut order: Vec<u64> = frames.iter().copied().collect();
+        let mut state = seed | 1;
+        for i in (1..order.len()).rev() {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            order.swap(i, (state >> 33) as usize % (i + 1));
+        }
+        let mut runs = vec![Run::ZERO; 256];
+        let mut sink = RangeSink::new(&mut runs, FrameCount::new(1000));
+        for &frame in &order {
+            sink.push(range(frame, 1), Backing::Unknown).unwrap();
+        }
+        let len = sink.runs().len();
+        let kept = sort_and_merge(&mut runs[..len], Run::MAX);
+        let merged = ranges(&runs[..kept]);
+        let back: BTreeSet<u64> = merged.iter().flat_map(|&(s, c)| s..s + c).collect();
+        prop_assert_eq!(back, frames);
+        prop_assert!(merged.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0), "{:?}", merged);
+    }
+}

@@ -5,7 +5,6 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::alloc;
 use crate::slots::{Completer, Kind, Outcome, SlotId};
 use crate::source::GivePath;
 use crate::transport::{Capabilities, Limits, Request, Transport, TransportErrorKind};
@@ -105,7 +104,9 @@ impl FakeHost {
     /// Answers up to `count` requests in the order they came.
     pub fn answer(&mut self, count: usize, done: Completer<'_>) {
         for _ in 0..count {
-            let Some(request) = self.queue.pop_front() else { return };
+            let Some(request) = self.queue.pop_front() else {
+                return;
+            };
             self.carry_out(&request, done);
         }
     }
@@ -163,7 +164,9 @@ impl FakeHost {
                     self.breaches.push(format!("{pfn:?} given twice"));
                 }
                 (_, Some(GivePath::Told)) => {}
-                (_, other) => self.breaches.push(format!("{pfn:?} deflated, was {other:?}")),
+                (_, other) => self
+                    .breaches
+                    .push(format!("{pfn:?} deflated, was {other:?}")),
             }
         }
         let outcome = match self.answers {
@@ -172,19 +175,24 @@ impl FakeHost {
         };
         if self.answers == Answers::Babbling {
             for slot in [SlotId::new(u16::MAX), SlotId::new(request.slot.get() ^ 1)] {
-                let free = !self.queue.iter().any(|q| q.kind == request.kind && q.slot == slot);
+                let free = !self
+                    .queue
+                    .iter()
+                    .any(|q| q.kind == request.kind && q.slot == slot);
                 if free && done.complete(request.kind, slot, outcome).is_ok() {
                     self.breaches.push(format!("{slot:?} was in flight unseen"));
                 }
             }
         }
         if done.complete(request.kind, request.slot, outcome).is_err() {
-            self.breaches.push(format!("{:?} was not in flight", request.slot));
+            self.breaches
+                .push(format!("{:?} was not in flight", request.slot));
         }
         if self.answers == Answers::Twice
             && done.complete(request.kind, request.slot, outcome).is_ok()
         {
-            self.breaches.push(format!("{:?} took two answers", request.slot));
+            self.breaches
+                .push(format!("{:?} took two answers", request.slot));
         }
     }
 
@@ -202,18 +210,31 @@ impl FakeHost {
         let ranges: Vec<FrameRange> = request.runs.iter().map(|run| run.range()).collect();
         let frames: u64 = ranges.iter().map(|range| range.count().get()).sum();
         if ranges.is_empty() || frames > limits.frames.get() || ranges.len() > limits.runs {
-            self.breaches.push(format!("{} runs of {frames} frames", ranges.len()));
+            self.breaches
+                .push(format!("{} runs of {frames} frames", ranges.len()));
         }
-        if ranges.iter().any(|r| r.count() > limits.run || r.end() > limits.below) {
-            self.breaches.push(format!("a run beyond the limits in {ranges:?}"));
+        if ranges
+            .iter()
+            .any(|r| r.count() > limits.run || r.end() > limits.below)
+        {
+            self.breaches
+                .push(format!("a run beyond the limits in {ranges:?}"));
         }
-        if ranges.windows(2).any(|w| matches!(w, [a, b] if a.end() > b.start())) {
+        if ranges
+            .windows(2)
+            .any(|w| matches!(w, [a, b] if a.end() > b.start()))
+        {
             self.breaches.push(format!("runs not in order: {ranges:?}"));
         }
-        let slots: BTreeSet<SlotId> =
-            self.queue.iter().filter(|q| q.kind == request.kind).map(|q| q.slot).collect();
+        let slots: BTreeSet<SlotId> = self
+            .queue
+            .iter()
+            .filter(|q| q.kind == request.kind)
+            .map(|q| q.slot)
+            .collect();
         if slots.contains(&request.slot) {
-            self.breaches.push(format!("{:?} is in flight already", request.slot));
+            self.breaches
+                .push(format!("{:?} is in flight already", request.slot));
         }
     }
 }
@@ -244,7 +265,10 @@ impl Transport for FakeHost {
         self.check_request(&request);
         let same = |q: &&Submitted| q.kind == request.kind && q.path == request.path;
         let limits = match request.path {
-            GivePath::Bulk => self.capabilities.bulk.ok_or(TransportErrorKind::Unsupported)?,
+            GivePath::Bulk => self
+                .capabilities
+                .bulk
+                .ok_or(TransportErrorKind::Unsupported)?,
             GivePath::Told => self.capabilities.inflate,
         };
         if self.queue.iter().filter(same).count() >= limits.in_flight {
@@ -252,8 +276,12 @@ impl Transport for FakeHost {
         }
         self.requests += 1;
         let ranges = request.runs.iter().map(|run| run.range()).collect();
-        let submitted =
-            Submitted { kind: request.kind, path: request.path, slot: request.slot, ranges };
+        let submitted = Submitted {
+            kind: request.kind,
+            path: request.path,
+            slot: request.slot,
+            ranges,
+        };
         if self.answers == Answers::AtOnce {
             self.carry_out(&submitted, done);
         } else {

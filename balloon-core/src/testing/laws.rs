@@ -4,7 +4,6 @@ use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::alloc;
 use crate::run::{RangeSink, Run};
 use crate::slots::{Kind, Slots};
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
@@ -35,7 +34,10 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
             assert!(owned.insert(pfn), "{pfn:?} was handed out twice");
         }
     }
-    assert!(!owned.is_empty(), "the source has free frames and hands out none");
+    assert!(
+        !owned.is_empty(),
+        "the source has free frames and hands out none"
+    );
     // Nothing below the lowest frame: an empty ask takes nothing.
     let mut runs = vec![Run::ZERO; 8];
     let mut sink = RangeSink::new(&mut runs, FrameCount::ONE);
@@ -43,8 +45,16 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
     assert!(sink.runs().is_empty(), "a frame above the limit of the ask");
     for pfn in owned {
         let range = FrameRange::single(pfn).expect("taken frames are in range");
-        assert_eq!(source.put(range, Backing::Populated), Ok(()), "what was taken goes back");
-        assert_eq!(source.put(range, Backing::Populated), Err(range), "and only once");
+        assert_eq!(
+            source.put(range, Backing::Populated),
+            Ok(()),
+            "what was taken goes back"
+        );
+        assert_eq!(
+            source.put(range, Backing::Populated),
+            Err(range),
+            "and only once"
+        );
     }
 }
 
@@ -59,7 +69,11 @@ pub fn check_ledger_laws(ledger: &mut impl Ledger, in_hand: FrameRange) {
     let (told, bulk) = (head.expect("20 frames"), tail.expect("at least 12 frames"));
     assert_eq!(ledger.store(told, GivePath::Told), Ok(()));
     assert_eq!(ledger.store(bulk, GivePath::Bulk), Ok(()));
-    assert_eq!(ledger.store(in_hand, GivePath::Told), Err(in_hand), "held already");
+    assert_eq!(
+        ledger.store(in_hand, GivePath::Told),
+        Err(in_hand),
+        "held already"
+    );
     for (path, range) in [(GivePath::Told, told), (GivePath::Bulk, bulk)] {
         assert_eq!(ledger.held(path), range.count());
         let mut back = BTreeSet::new();
@@ -75,7 +89,10 @@ pub fn check_ledger_laws(ledger: &mut impl Ledger, in_hand: FrameRange) {
                 break;
             }
         }
-        assert!(back.into_iter().eq(range.frames()), "recalled other frames than were stored");
+        assert!(
+            back.into_iter().eq(range.frames()),
+            "recalled other frames than were stored"
+        );
         assert_eq!(ledger.held(path), FrameCount::ZERO);
     }
 }
@@ -103,8 +120,15 @@ pub fn check_transport_laws<T: Transport>(
         let runs = request_runs(frames, limits);
         let slot = slots.claim(kind).expect("a free slot");
         slots.launch(kind, slot).expect("claimed");
-        let request = Request { kind, path, slot, runs: &runs };
-        transport.submit(request, slots.completer()).expect("within the limits");
+        let request = Request {
+            kind,
+            path,
+            slot,
+            runs: &runs,
+        };
+        transport
+            .submit(request, slots.completer())
+            .expect("within the limits");
         transport.kick(1).expect("a live host");
         let mut answer = None;
         for _ in 0..1000 {
@@ -115,7 +139,10 @@ pub fn check_transport_laws<T: Transport>(
                 break;
             }
         }
-        assert!(answer.is_some(), "the {kind:?} by {path:?} was never answered");
+        assert!(
+            answer.is_some(),
+            "the {kind:?} by {path:?} was never answered"
+        );
         assert!(transport.reap(slots.completer()).is_ok());
         assert_eq!(slots.answer(kind, slot), None, "answered twice");
         slots.release(kind, slot).expect("the answer was taken");
@@ -123,17 +150,33 @@ pub fn check_transport_laws<T: Transport>(
         let slot = slots.claim(kind).expect("a free slot");
         slots.launch(kind, slot).expect("claimed");
         let beyond = vec![runs.first().copied().expect("a run"); limits.runs + 1];
-        let request = Request { kind, path, slot, runs: &beyond };
-        assert!(transport.submit(request, slots.completer()).is_err(), "beyond the limits");
-        slots.revoke(kind, slot).expect("a refused request is not answered");
+        let request = Request {
+            kind,
+            path,
+            slot,
+            runs: &beyond,
+        };
+        assert!(
+            transport.submit(request, slots.completer()).is_err(),
+            "beyond the limits"
+        );
+        slots
+            .revoke(kind, slot)
+            .expect("a refused request is not answered");
         slots.release(kind, slot).expect("revoked");
     }
-    transport.write_actual(FrameCount::ZERO).expect("a live host");
+    transport
+        .write_actual(FrameCount::ZERO)
+        .expect("a live host");
     transport.read_target().expect("a live host");
 }
 
 fn request_runs(frames: FrameRange, limits: Limits) -> Vec<Run> {
-    let count = limits.frames.get().min(limits.run.get()).min(frames.count().get());
+    let count = limits
+        .frames
+        .get()
+        .min(limits.run.get())
+        .min(frames.count().get());
     let (head, _) = frames.split_at(FrameCount::new(count));
     vec![head.and_then(Run::new).expect("a run within the limits")]
 }

@@ -6,8 +6,6 @@
 //! Together they are an ownership oracle: after every step each frame must be
 //! in exactly one place.
 
-extern crate alloc;
-
 mod host;
 mod laws;
 mod source;

@@ -3,7 +3,6 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::alloc;
 use crate::run::RangeSink;
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
 use crate::units::{FrameCount, FrameRange, Pfn};
@@ -82,13 +81,20 @@ impl FakeSource {
         let free: BTreeSet<Pfn> = self.free.iter().copied().collect();
         assert_eq!(free.len(), self.free.len(), "a frame is free twice");
         assert!(free.is_disjoint(&self.in_hand), "a free frame is in hand");
-        assert!(!self.ballooned.keys().any(|p| free.contains(p)), "a free frame is ballooned");
+        assert!(
+            !self.ballooned.keys().any(|p| free.contains(p)),
+            "a free frame is ballooned"
+        );
         assert!(
             !self.ballooned.keys().any(|p| self.in_hand.contains(p)),
             "a ballooned frame is in hand"
         );
         let known = (free.len() + self.in_hand.len() + self.ballooned.len()) as u64;
-        assert_eq!(known + used.get(), self.all.count().get(), "a frame is lost");
+        assert_eq!(
+            known + used.get(),
+            self.all.count().get(),
+            "a frame is lost"
+        );
     }
 
     fn owns(&self, range: FrameRange) -> bool {
@@ -107,11 +113,12 @@ impl FrameSource for FakeSource {
             if taken >= self.short {
                 break Stop::Fragmented;
             }
-            if self.free() <= self.floor {
-                break if self.free.is_empty() { Stop::Empty } else { Stop::Floor };
+            let left = self.free.len() + passed.len();
+            if left as u64 <= self.floor.get() {
+                break if left == 0 { Stop::Empty } else { Stop::Floor };
             }
             let Some(pfn) = self.free.pop() else {
-                break if passed.is_empty() { Stop::Empty } else { Stop::Fragmented };
+                break Stop::Fragmented;
             };
             let range = FrameRange::single(pfn).filter(|_| pfn < ask.below);
             match range {
@@ -152,8 +159,14 @@ impl Ledger for FakeSource {
 
     fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
         while !out.is_full() {
-            let found = self.ballooned.iter().find(|&(_, &p)| p == path).map(|(&pfn, _)| pfn);
-            let Some(range) = found.and_then(FrameRange::single) else { return Stop::Empty };
+            let found = self
+                .ballooned
+                .iter()
+                .find(|&(_, &p)| p == path)
+                .map(|(&pfn, _)| pfn);
+            let Some(range) = found.and_then(FrameRange::single) else {
+                return Stop::Empty;
+            };
             if out.push(range, Backing::Unpopulated).is_err() {
                 break;
             }
