@@ -1,0 +1,116 @@
+//! The command line, and what its `--help` teaches.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+use crate::{bench, demo, fuzz, image, sim, test};
+
+/// The one door for every task of this workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, after_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER: &str = "\
+Start here:
+  cargo xtask demo            see a guest give 7 of 8 GiB back to its host, with figures
+  cargo xtask test            everything the project is held to; what CI runs
+  cargo xtask test --list     its stages and their time budgets
+  cargo xtask test clippy     one of them
+
+Tools that are missing are installed where that is possible (Debian packages need root);
+otherwise the command to type is printed. What xtask builds, downloads and writes for itself
+lies under target/xtask/.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the main job on a stock QEMU and measure it: inflate, idle, deflate, verify.
+    Demo(demo::Args),
+    /// Set up and run the test stages (all of them unless some are named).
+    Test(test::Args),
+    /// Build a guest kernel, print its path and the line that runs it.
+    Image {
+        /// Which guest.
+        #[arg(default_value = "qemu")]
+        guest: image::Guest,
+    },
+    /// Run a bench in an optimised build: `cargo xtask bench alloc --help`.
+    Bench(bench::Args),
+    /// Fuzz one target of `fuzz/README.md` for a while.
+    Fuzz(fuzz::Args),
+    /// Run the deterministic whole-system simulator.
+    Sim(sim::Args),
+}
+
+impl Cli {
+    /// Runs the chosen task. `false` says that it ran and found something wrong.
+    pub(crate) fn run(self) -> Result<bool> {
+        let workspace = Workspace::find()?;
+        match self.command {
+            Command::Demo(args) => demo::run(&workspace, &args),
+            Command::Test(args) => test::run(&workspace, &args),
+            Command::Image { guest } => image::run(&workspace, guest).map(|()| true),
+            Command::Bench(args) => bench::run(&workspace, &args).map(|()| true),
+            Command::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| true),
+            Command::Sim(args) => sim::run(&workspace, &args).map(|()| true),
+        }
+    }
+}
+
+/// A size on the command line: `8G`, `512M`, in MiB.
+pub(crate) fn parse_mib(text: &str) -> Result<u64, String> {
+    let (digits, scale) = match text.char_indices().last() {
+        Some((at, 'G' | 'g')) => (text.get(..at).unwrap_or_default(), 1024),
+        Some((at, 'M' | 'm')) => (text.get(..at).unwrap_or_default(), 1),
+        _ => return Err("a size ends in M or G, as in 512M or 8G".to_owned()),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("`{digits}` is not a number"))?;
+    number
+        .checked_mul(scale)
+        .ok_or_else(|| "that is too large".to_owned())
+}
+
+/// Where a plot goes: only SVG is drawn.
+pub(crate) fn parse_svg(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension() {
+        Some(extension) if extension == "svg" => Ok(path),
+        _ => Err("the plot is an SVG: the file name must end in .svg".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_need_a_unit() {
+        assert_eq!(parse_mib("8G"), Ok(8192));
+        assert_eq!(parse_mib("512m"), Ok(512));
+        assert!(parse_mib("512").is_err());
+        assert!(parse_mib("G").is_err());
+        assert!(parse_mib("").is_err());
+        assert!(parse_mib("99999999999999999999G").is_err());
+        assert!(parse_mib("18446744073709551615G").is_err());
+    }
+
+    #[test]
+    fn plots_are_svg() {
+        assert!(parse_svg("a/b.svg").is_ok());
+        assert!(parse_svg("a/b.png").is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask image`: the guest kernels, and how to start them by hand.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use xshell::cmd;
+
+use crate::exec::Runner;
+use crate::setup;
+use crate::ui;
+use crate::vm::{Board, Machine};
+use crate::workspace::{GUEST_TARGET, Workspace};
+
+/// The guests there are.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Guest {
+    /// The balloon guest for a stock QEMU.
+    Qemu,
+}
+
+impl Guest {
+    fn package(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu-guest",
+        }
+    }
+}
+
+/// Builds the guest's ELF and returns its path.
+///
+/// The file keeps its symbols: the host needs them to decode the guest's `defmt` records.
+pub(crate) fn build(workspace: &Workspace, runner: &mut Runner, guest: Guest) -> Result<PathBuf> {
+    setup::target(workspace, runner, GUEST_TARGET)?;
+    let package = guest.package();
+    let shell = workspace.shell()?;
+    runner.run(cmd!(
+        shell,
+        "cargo build --release --package {package} --target {GUEST_TARGET}"
+    ))?;
+    let elf = workspace
+        .target()
+        .join(GUEST_TARGET)
+        .join("release")
+        .join(package);
+    if !elf.is_file() {
+        bail!("{} was built, but {} is not there", package, elf.display());
+    }
+    Ok(elf)
+}
+
+/// Builds a guest, prints its path and a line that runs it.
+pub(crate) fn run(workspace: &Workspace, guest: Guest) -> Result<()> {
+    let bar = ui::spinner("guest kernel");
+    let mut runner = Runner::new(
+        workspace.output("log/image.log")?,
+        bar.clone(),
+        Duration::from_secs(900),
+    )?;
+    let elf = build(workspace, &mut runner, guest)?;
+    let qemu = setup::any(workspace, &mut runner)?;
+    ui::finish(&bar, &format!("guest kernel: {}", elf.display()));
+
+    let machine = Machine::new(Board::Pc, 1024, &elf)
+        .append("token=by-hand")
+        .append("fill=all")
+        .reporting(true);
+    let frames = elf.with_extension("defmt");
+    println!("\nRun it, with its console on this terminal (type `stats`, `verify`, `quit`):\n");
+    println!("{} \\", qemu.shown());
+    println!("  {} \\", quoted(&machine.arguments()));
+    println!("  -serial mon:stdio -serial file:{} \\", frames.display());
+    println!("  -qmp unix:/tmp/balloon.qmp,server=on,wait=off");
+    println!("\nAsk it for memory from a second terminal (256 MiB are to remain; needs socat):\n");
+    println!(
+        r#"printf '{{"execute":"qmp_capabilities"}}{{"execute":"balloon","arguments":{{"value":268435456}}}}' \"#
+    );
+    println!("  | socat -t 1 - UNIX-CONNECT:/tmp/balloon.qmp");
+    Ok(())
+}
+
+/// Arguments as a person types them, an option and its value on each line.
+fn quoted(arguments: &[String]) -> String {
+    let mut line = String::new();
+    for word in arguments {
+        if !line.is_empty() {
+            line.push_str(if word.starts_with('-') {
+                " \\\n  "
+            } else {
+                " "
+            });
+        }
+        if word.contains(' ') {
+            line.push_str(&format!("'{word}'"))
+        } else {
+            line.push_str(word)
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_can_be_typed() {
+        let words = ["-m", "1024", "-append", "a=1 b=2"].map(str::to_owned);
+        assert_eq!(quoted(&words), "-m 1024 \\\n  -append 'a=1 b=2'");
+    }
+}

@@ -1,0 +1,73 @@
+//! Stages that explore more than one run: loom models and Miri.
+
+use anyhow::{Result, ensure};
+use xshell::cmd;
+
+use super::host::{passed, selected};
+use crate::exec::Runner;
+use crate::setup;
+use crate::workspace::{NIGHTLY, Workspace};
+
+/// The loom models of every package that has a `cfg(loom)` dependency on loom.
+///
+/// Models are the tests with `loom` in their path: under `cfg(loom)` other tests would use loom's types
+/// outside of a model and fail.
+pub(super) fn loom(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
+    let shell = workspace.shell()?;
+    shell.set_var("RUSTFLAGS", "--cfg loom");
+    let folder = workspace.target().join("loom");
+    let mut models = 0;
+    let mut packages = 0;
+    for package in workspace.libraries().filter(|package| package.has_loom()) {
+        let name = &package.name;
+        let output = runner.run(cmd!(
+            shell,
+            "cargo test --profile loom --package {name} --lib --tests --target-dir {folder} -- loom"
+        ))?;
+        let found = passed(&output);
+        ensure!(
+            found > 0,
+            "{name} depends on loom and has no model: no test has `loom` in its path"
+        );
+        models += found;
+        packages += 1;
+    }
+    ensure!(packages > 0, "no package has loom models");
+    Ok(format!("{models} models in {packages} packages"))
+}
+
+/// The libraries' tests under Miri, once with each model of borrows.
+///
+/// Tests that go through `bitvec` are undefined under stacked borrows by the crate's own doing: a package
+/// names them in `[package.metadata.xtask] tree-borrows-only = ["name", ...]`, and they run under tree
+/// borrows alone.
+pub(super) fn miri(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
+    setup::nightly(workspace, runner, &["miri", "rust-src"])?;
+    let shell = workspace.shell()?;
+    let toolchain = format!("+{NIGHTLY}");
+    let folder = workspace.target().join("miri");
+    shell.set_var("CARGO_TARGET_DIR", &folder);
+    // Property tests keep their failures in files; Miri's isolation forbids to look for the folder.
+    shell.set_var("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true");
+    let libraries = &selected(workspace.libraries());
+    let skipped: Vec<&str> = workspace
+        .libraries()
+        .flat_map(|package| package.note("tree-borrows-only"))
+        .flat_map(|name| ["--skip", name])
+        .collect();
+    let mut notes = Vec::new();
+    for (model, flags, skip) in [
+        ("stacked", "-Zmiri-strict-provenance", skipped.as_slice()),
+        ("tree", "-Zmiri-strict-provenance -Zmiri-tree-borrows", &[]),
+    ] {
+        shell.set_var("MIRIFLAGS", flags);
+        let output = runner.run(cmd!(
+            shell,
+            "cargo {toolchain} miri test {libraries...} --lib --tests -- {skip...}"
+        ))?;
+        let tests = passed(&output);
+        ensure!(tests > 0, "no test ran under Miri");
+        notes.push(format!("{tests} tests under {model} borrows"));
+    }
+    Ok(notes.join(", "))
+}

@@ -1,0 +1,103 @@
+//! What a machine consists of, as QEMU's arguments.
+
+use std::path::{Path, PathBuf};
+
+/// The two PC boards QEMU emulates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Board {
+    /// The i440FX board with plain PCI.
+    Pc,
+    /// The Q35 board with PCI Express.
+    Q35,
+}
+
+impl Board {
+    /// QEMU's name for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pc => "pc",
+            Self::Q35 => "q35",
+        }
+    }
+}
+
+/// The balloon device of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Balloon {
+    None,
+    Plain,
+    Reporting,
+}
+
+/// A machine that was not started yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    board: Board,
+    mem_mib: u64,
+    kernel: PathBuf,
+    balloon: Balloon,
+    command_line: Vec<String>,
+}
+
+impl Machine {
+    /// A machine with a plain balloon device.
+    pub(crate) fn new(board: Board, mem_mib: u64, kernel: &Path) -> Self {
+        Self {
+            board,
+            mem_mib,
+            kernel: kernel.to_path_buf(),
+            balloon: Balloon::Plain,
+            command_line: Vec::new(),
+        }
+    }
+
+    /// With or without free page reporting, and so the bulk path.
+    pub(crate) fn reporting(mut self, on: bool) -> Self {
+        self.balloon = if on {
+            Balloon::Reporting
+        } else {
+            Balloon::Plain
+        };
+        self
+    }
+
+    /// No balloon device at all.
+    pub(crate) fn without_balloon(mut self) -> Self {
+        self.balloon = Balloon::None;
+        self
+    }
+
+    /// Adds a word to the guest's command line.
+    pub(crate) fn append(mut self, word: &str) -> Self {
+        self.command_line.push(word.to_owned());
+        self
+    }
+
+    /// The kernel's ELF.
+    pub(crate) fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// QEMU's arguments, all but the serial ports and QMP.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut option =
+            |name: &str, value: &str| words.extend([format!("-{name}"), value.to_owned()]);
+        option("machine", self.board.name());
+        option("cpu", "max");
+        // Software emulation is the one accelerator to be had everywhere.
+        option("accel", "tcg");
+        option("m", &self.mem_mib.to_string());
+        option("kernel", &self.kernel.to_string_lossy());
+        option("append", &self.command_line.join(" "));
+        option("display", "none");
+        option("device", "isa-debug-exit,iobase=0xf4,iosize=4");
+        match self.balloon {
+            Balloon::None => {}
+            Balloon::Plain => option("device", "virtio-balloon-pci"),
+            Balloon::Reporting => option("device", "virtio-balloon-pci,free-page-reporting=on"),
+        }
+        words.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
+        words
+    }
+}

@@ -1,0 +1,16 @@
+//! A virtual machine under our hands: started, watched, spoken to, judged.
+//!
+//! The protocol with the guest is in `examples/qemu-guest/README.md`. Nothing here outlives its [`Vm`]:
+//! dropping one kills QEMU.
+
+mod console;
+mod frames;
+mod machine;
+mod process;
+mod qmp;
+mod usage;
+
+pub(crate) use console::Event;
+pub(crate) use machine::{Board, Machine};
+pub(crate) use process::{Failure, Vm};
+pub(crate) use usage::{Usage, resident};
