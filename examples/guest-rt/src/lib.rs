@@ -1,2 +1,53 @@
-//! Minimal bare-metal runtime of the example guests.
+#![doc = include_str!("../README.md")]
 #![no_std]
+// Unsafe code only in the modules that say why.
+#![deny(unsafe_code)]
+
+#[cfg(test)]
+extern crate alloc;
+
+mod command_line;
+mod line;
+mod memory;
+pub mod pci;
+mod time;
+
+pub use command_line::CommandLine;
+pub use line::LineBuffer;
+pub use memory::{MapFull, MemoryMap, PhysAddr, PhysRange};
+pub use time::{Instant, Span};
+
+#[cfg(target_os = "none")]
+mod arch;
+#[cfg(target_os = "none")]
+#[expect(unsafe_code, reason = "hands out memory nobody owns, calls the guest")]
+pub mod boot;
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+mod delay;
+#[cfg(target_os = "none")]
+pub mod interrupts;
+#[cfg(target_os = "none")]
+#[expect(unsafe_code, reason = "implements the logger")]
+mod log;
+#[cfg(target_os = "none")]
+#[expect(unsafe_code, reason = "accesses device registers")]
+pub mod mmio;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+#[expect(
+    unsafe_code,
+    reason = "passes its callers' word on to the architecture"
+)]
+pub mod ram;
+#[cfg(target_os = "none")]
+pub mod timer;
+
+#[cfg(target_os = "none")]
+pub use arch::{Ports, exit_failure, exit_success, now, pci_bus};
+#[cfg(target_os = "none")]
+pub use boot::BootInfo;
+#[cfg(target_os = "none")]
+pub use delay::Delay;

@@ -1,0 +1,74 @@
+//! The clock: the time-stamp counter, measured against the 8254.
+
+use core::arch::x86_64::_rdtsc;
+
+use spin::Once;
+
+use super::pit;
+use crate::time::Instant;
+
+static CLOCK: Once<Clock> = Once::new();
+
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// Counter at boot.
+    base: u64,
+    /// Nanoseconds per tick, in units of 2^-32.
+    scale: u64,
+}
+
+fn ticks() -> u64 {
+    // SAFETY: every CPU with long mode has the counter, and we run in ring 0.
+    unsafe { _rdtsc() }
+}
+
+/// Measures the counter's rate; the clock stands at zero before.
+pub(super) fn start() {
+    CLOCK.call_once(|| {
+        let hz = measure().max(1);
+        let scale = (u128::from(1_000_000_000_u64) << 32) / u128::from(hz);
+        Clock {
+            base: ticks(),
+            scale: u64::try_from(scale).unwrap_or(u64::MAX),
+        }
+    });
+}
+
+/// The time since boot.
+#[must_use]
+pub fn now() -> Instant {
+    let Some(clock) = CLOCK.get() else {
+        return Instant::from_nanos(0);
+    };
+    let nanos = (u128::from(ticks().saturating_sub(clock.base)) * u128::from(clock.scale)) >> 32;
+    Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// Ticks of the counter per second.
+fn measure() -> u64 {
+    /// About 10 ms.
+    const SPAN: u16 = 11_932;
+    let countdown = pit::Countdown::start();
+    let (first_tick, first_count) = sample(&countdown);
+    while countdown.elapsed() < SPAN {}
+    let (last_tick, last_count) = sample(&countdown);
+    let ticks = u128::from(last_tick.saturating_sub(first_tick));
+    let counts = u128::from(last_count.wrapping_sub(first_count)).max(1);
+    u64::try_from(ticks * u128::from(pit::HZ) / counts).unwrap_or(u64::MAX)
+}
+
+/// Both counters at one time: of several tries the one least disturbed, for a
+/// host may stop us between two reads.
+fn sample(countdown: &pit::Countdown) -> (u64, u16) {
+    const TRIES: u32 = 16;
+    let mut best = (u64::MAX, 0, 0);
+    for _ in 0..TRIES {
+        let before = ticks();
+        let count = countdown.elapsed();
+        let width = ticks().saturating_sub(before);
+        if width < best.0 {
+            best = (width, before + width / 2, count);
+        }
+    }
+    (best.1, best.2)
+}

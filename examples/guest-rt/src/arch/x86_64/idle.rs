@@ -1,0 +1,43 @@
+//! Waiting for interrupts, and keeping them out.
+
+use core::arch::asm;
+
+use critical_section::RawRestoreState;
+use x86_64::instructions::interrupts;
+
+/// Halts until the next interrupt unless `ready` says there is work.
+///
+/// `ready` runs with interrupts off and `sti` takes effect after the `hlt`
+/// behind it, so an interrupt that makes work either shows in `ready` or ends
+/// the halt. Returns whether the CPU halted; interrupts are on then as before.
+pub(crate) fn halt_unless(ready: impl FnOnce() -> bool) -> bool {
+    interrupts::disable();
+    if ready() {
+        interrupts::enable();
+        return false;
+    }
+    // SAFETY: changes no memory itself; the handlers that run here are ordinary
+    // Rust, which is why the compiler is not told `nomem`.
+    unsafe { asm!("sti", "hlt", options(nostack)) };
+    true
+}
+
+struct InterruptsOff;
+
+critical_section::set_impl!(InterruptsOff);
+
+// SAFETY: there is one CPU, and with its interrupts off nothing else runs; both
+// calls keep memory accesses on their side.
+unsafe impl critical_section::Impl for InterruptsOff {
+    unsafe fn acquire() -> RawRestoreState {
+        let were_on = interrupts::are_enabled();
+        interrupts::disable();
+        were_on
+    }
+
+    unsafe fn release(were_on: RawRestoreState) {
+        if were_on {
+            interrupts::enable();
+        }
+    }
+}

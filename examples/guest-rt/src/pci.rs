@@ -1,0 +1,391 @@
+//! PCI configuration space: devices of bus 0, their BARs and capabilities.
+//!
+//! Firmware has placed the BARs and routed the interrupt lines; this module
+//! reads what it did and turns the device on. It never moves anything.
+
+use crate::memory::{PhysAddr, PhysRange};
+
+/// Place of a device function on bus 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slot {
+    device: u8,
+    function: u8,
+}
+
+impl Slot {
+    /// `None` unless `device` is below 32 and `function` below 8.
+    #[must_use]
+    pub const fn new(device: u8, function: u8) -> Option<Self> {
+        if device < 32 && function < 8 {
+            Some(Self { device, function })
+        } else {
+            None
+        }
+    }
+
+    /// Device number, 0 to 31.
+    #[must_use]
+    pub const fn device(self) -> u8 {
+        self.device
+    }
+
+    /// Function number, 0 to 7.
+    #[must_use]
+    pub const fn function(self) -> u8 {
+        self.function
+    }
+}
+
+/// Access to the 256 bytes of configuration space, in aligned words.
+///
+/// `offset` is a byte offset; its two low bits are ignored.
+pub trait ConfigSpace {
+    /// Reads the word at `offset`.
+    fn read(&mut self, slot: Slot, offset: u8) -> u32;
+    /// Writes the word at `offset`.
+    fn write(&mut self, slot: Slot, offset: u8, value: u32);
+}
+
+/// Vendor and device number of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId {
+    /// Vendor number.
+    pub vendor: u16,
+    /// Device number.
+    pub device: u16,
+}
+
+/// A BAR's number, 0 to 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct BarIndex(u8);
+
+impl BarIndex {
+    /// `None` for 6 and above, which the specification reserves.
+    #[must_use]
+    pub const fn new(index: u8) -> Option<Self> {
+        if index < 6 { Some(Self(index)) } else { None }
+    }
+}
+
+/// An entry of the capability list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Capability {
+    /// What kind of capability (9: vendor specific, as virtio's).
+    pub id: u8,
+    /// Offset of its first byte in configuration space.
+    pub offset: u8,
+}
+
+/// The input of the interrupt controller a function's INTx pin leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct InterruptLine(u8);
+
+impl InterruptLine {
+    /// `None` for 16 and above: such inputs do not exist.
+    #[must_use]
+    pub const fn new(line: u8) -> Option<Self> {
+        if line < 16 { Some(Self(line)) } else { None }
+    }
+
+    /// The bare number, 0 to 15.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+const ID: u8 = 0x00;
+const COMMAND: u8 = 0x04;
+const HEADER: u8 = 0x0c;
+const BAR0: u8 = 0x10;
+const CAPABILITIES: u8 = 0x34;
+const INTERRUPT: u8 = 0x3c;
+
+const COMMAND_MEMORY: u32 = 1 << 1;
+const COMMAND_MASTER: u32 = 1 << 2;
+const COMMAND_NO_INTX: u32 = 1 << 10;
+const STATUS_CAPABILITIES: u32 = 1 << 20;
+const HEADER_MULTIFUNCTION: u32 = 1 << 23;
+
+/// A PCI bus behind some configuration space.
+#[derive(Clone, Copy, Debug)]
+pub struct Bus<C> {
+    config: C,
+}
+
+impl<C: ConfigSpace> Bus<C> {
+    /// Bus 0 as seen through `config`.
+    #[must_use]
+    pub const fn new(config: C) -> Self {
+        Self { config }
+    }
+
+    /// The first function on bus 0 for which `wanted` holds.
+    pub fn find(&mut self, mut wanted: impl FnMut(DeviceId) -> bool) -> Option<Slot> {
+        for device in 0..32 {
+            let header = Slot {
+                device,
+                function: 0,
+            };
+            if self.id(header).is_none() {
+                continue;
+            }
+            let multi = self.config.read(header, HEADER) & HEADER_MULTIFUNCTION != 0;
+            for function in 0..if multi { 8 } else { 1 } {
+                let slot = Slot { device, function };
+                if self.id(slot).is_some_and(&mut wanted) {
+                    return Some(slot);
+                }
+            }
+        }
+        None
+    }
+
+    /// Who is in `slot`.
+    pub fn id(&mut self, slot: Slot) -> Option<DeviceId> {
+        let word = self.config.read(slot, ID);
+        let [v0, v1, d0, d1] = word.to_le_bytes();
+        let id = DeviceId {
+            vendor: u16::from_le_bytes([v0, v1]),
+            device: u16::from_le_bytes([d0, d1]),
+        };
+        (id.vendor != u16::MAX).then_some(id)
+    }
+
+    /// Reads the word at `offset`.
+    pub fn read(&mut self, slot: Slot, offset: u8) -> u32 {
+        self.config.read(slot, offset)
+    }
+
+    /// Lets the function decode its memory BARs, access memory and interrupt.
+    pub fn enable(&mut self, slot: Slot) {
+        let command = self.config.read(slot, COMMAND) & 0xffff;
+        let command = (command | COMMAND_MEMORY | COMMAND_MASTER) & !COMMAND_NO_INTX;
+        // The status half is write-one-to-clear: zeros leave it alone.
+        self.config.write(slot, COMMAND, command);
+    }
+
+    /// Where INTx of the function ends, as firmware routed it.
+    pub fn interrupt_line(&mut self, slot: Slot) -> Option<InterruptLine> {
+        let [line, pin, ..] = self.config.read(slot, INTERRUPT).to_le_bytes();
+        if pin == 0 {
+            None
+        } else {
+            InterruptLine::new(line)
+        }
+    }
+
+    /// The memory behind a BAR; `None` for port BARs and unused ones.
+    ///
+    /// Sizing switches decoding off for a moment: call it before the driver
+    /// runs.
+    pub fn memory_bar(&mut self, slot: Slot, index: BarIndex) -> Option<PhysRange> {
+        let offset = BAR0 + index.0 * 4;
+        let low = self.config.read(slot, offset);
+        if low & 1 != 0 {
+            return None;
+        }
+        let wide = low & 0b110 == 0b100;
+        let above = if wide {
+            Some(BarIndex::new(index.0 + 1)?)
+        } else {
+            None
+        };
+        let high_offset = above.map(|above| BAR0 + above.0 * 4);
+
+        let command = self.config.read(slot, COMMAND) & 0xffff;
+        self.config.write(slot, COMMAND, command & !COMMAND_MEMORY);
+        let (low, low_mask) = self.size_word(slot, offset);
+        let (high, high_mask) =
+            high_offset.map_or((0, u32::MAX), |offset| self.size_word(slot, offset));
+        self.config.write(slot, COMMAND, command);
+
+        let base = u64::from(high) << 32 | u64::from(low & !0xf);
+        let mask = u64::from(high_mask) << 32 | u64::from(low_mask & !0xf);
+        let bytes = (!mask).checked_add(1)?;
+        (low_mask & !0xf != 0 || (wide && high_mask != 0))
+            .then_some(PhysRange::sized(PhysAddr::new(base), bytes))
+            .filter(|range| base != 0 && range.bytes() == bytes)
+    }
+
+    /// A BAR word's content, and what it reads as with all address bits set.
+    fn size_word(&mut self, slot: Slot, offset: u8) -> (u32, u32) {
+        let content = self.config.read(slot, offset);
+        self.config.write(slot, offset, u32::MAX);
+        let mask = self.config.read(slot, offset);
+        self.config.write(slot, offset, content);
+        (content, mask)
+    }
+
+    /// The function's capabilities; a list that bites its tail ends.
+    pub fn capabilities(&mut self, slot: Slot) -> Capabilities<'_, C> {
+        let has = self.config.read(slot, COMMAND) & STATUS_CAPABILITIES != 0;
+        let [first, ..] = self.config.read(slot, CAPABILITIES).to_le_bytes();
+        Capabilities {
+            bus: self,
+            slot,
+            next: if has { first & !3 } else { 0 },
+            // As many as fit behind the 64 bytes of the header.
+            left: 48,
+        }
+    }
+}
+
+/// Iterator of [`Bus::capabilities`].
+#[derive(Debug)]
+pub struct Capabilities<'a, C> {
+    bus: &'a mut Bus<C>,
+    slot: Slot,
+    next: u8,
+    left: u8,
+}
+
+impl<C: ConfigSpace> Iterator for Capabilities<'_, C> {
+    type Item = Capability;
+
+    fn next(&mut self) -> Option<Capability> {
+        if self.next < 0x40 {
+            return None;
+        }
+        self.left = self.left.checked_sub(1)?;
+        let offset = self.next;
+        let [id, next, ..] = self.bus.read(self.slot, offset).to_le_bytes();
+        self.next = next & !3;
+        Some(Capability { id, offset })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    /// One device in slot 3, function 0.
+    struct Fake {
+        words: [u32; 64],
+        masks: [u32; 6],
+    }
+
+    impl Fake {
+        fn new() -> Self {
+            let mut words = [0; 64];
+            words[0] = 0x1045_1af4;
+            words[1] = STATUS_CAPABILITIES;
+            Self {
+                words,
+                masks: [0; 6],
+            }
+        }
+    }
+
+    impl ConfigSpace for Fake {
+        fn read(&mut self, slot: Slot, offset: u8) -> u32 {
+            if slot.device != 3 || slot.function != 0 {
+                return u32::MAX;
+            }
+            self.words[usize::from(offset / 4)]
+        }
+
+        fn write(&mut self, _slot: Slot, offset: u8, value: u32) {
+            let word = usize::from(offset / 4);
+            if (4..10).contains(&word) {
+                let mask = self.masks[word - 4];
+                let fixed = self.words[word] & 0xf & !mask;
+                self.words[word] = value & mask | fixed;
+            } else {
+                self.words[word] = value;
+            }
+        }
+    }
+
+    fn slot(bus: &mut Bus<Fake>) -> Slot {
+        bus.find(|id| {
+            id == DeviceId {
+                vendor: 0x1af4,
+                device: 0x1045,
+            }
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn finds_the_device_and_nothing_else() {
+        let mut bus = Bus::new(Fake::new());
+        assert_eq!(slot(&mut bus), Slot::new(3, 0).unwrap());
+        assert_eq!(bus.find(|id| id.vendor == 0x8086), None);
+    }
+
+    #[test]
+    fn wide_bars_far_up_are_read_and_left_as_they_were() {
+        let mut fake = Fake::new();
+        fake.words[8] = 0x0000_400c;
+        fake.words[9] = 0xc0;
+        fake.masks[4] = 0xffff_c000;
+        fake.masks[5] = 0xffff_ffff;
+        let mut bus = Bus::new(fake);
+        let slot = slot(&mut bus);
+        let bar = bus.memory_bar(slot, BarIndex::new(4).unwrap()).unwrap();
+        assert_eq!((bar.start().get(), bar.bytes()), (0xc0_0000_4000, 0x4000));
+        assert_eq!(bus.read(slot, 0x20), 0x0000_400c);
+        assert_eq!(bus.read(slot, 0x24), 0xc0);
+    }
+
+    #[test]
+    fn narrow_port_and_unused_bars() {
+        let mut fake = Fake::new();
+        fake.words[4] = 0xfebd_1000;
+        fake.masks[0] = 0xffff_f000;
+        fake.words[5] = 0xc001;
+        let mut bus = Bus::new(fake);
+        let slot = slot(&mut bus);
+        let bar = bus.memory_bar(slot, BarIndex::new(0).unwrap()).unwrap();
+        assert_eq!((bar.start().get(), bar.bytes()), (0xfebd_1000, 0x1000));
+        assert_eq!(bus.memory_bar(slot, BarIndex::new(1).unwrap()), None);
+        assert_eq!(bus.memory_bar(slot, BarIndex::new(2).unwrap()), None);
+        // A wide BAR in the last place has no upper half.
+        bus.config.words[9] = 0x4;
+        assert_eq!(bus.memory_bar(slot, BarIndex::new(5).unwrap()), None);
+    }
+
+    #[test]
+    fn capability_lists_end_even_when_they_bite_their_tail() {
+        let mut fake = Fake::new();
+        fake.words[13] = 0x40;
+        fake.words[16] = 0x0000_4809;
+        fake.words[18] = 0x0000_0011;
+        let mut bus = Bus::new(fake);
+        let slot = slot(&mut bus);
+        let found: Vec<_> = bus
+            .capabilities(slot)
+            .map(|cap| (cap.id, cap.offset))
+            .collect();
+        assert_eq!(found, [(9, 0x40), (0x11, 0x48)]);
+        bus.config.words[18] = 0x0000_4011;
+        assert_eq!(bus.capabilities(slot).count(), 48);
+        bus.config.words[1] = 0;
+        assert_eq!(bus.capabilities(slot).count(), 0);
+    }
+
+    #[test]
+    fn enabling_turns_on_memory_and_dma() {
+        let mut bus = Bus::new(Fake::new());
+        let slot = slot(&mut bus);
+        bus.config.words[1] |= COMMAND_NO_INTX;
+        bus.enable(slot);
+        assert_eq!(bus.read(slot, COMMAND), COMMAND_MEMORY | COMMAND_MASTER);
+    }
+
+    #[test]
+    fn interrupt_lines_out_of_range_are_refused() {
+        let mut bus = Bus::new(Fake::new());
+        let slot = slot(&mut bus);
+        bus.config.words[15] = 0x0000_010b;
+        assert_eq!(bus.interrupt_line(slot).map(InterruptLine::get), Some(11));
+        bus.config.words[15] = 0x0000_000b;
+        assert_eq!(bus.interrupt_line(slot), None);
+        bus.config.words[15] = 0x0000_01ff;
+        assert_eq!(bus.interrupt_line(slot), None);
+    }
+}
