@@ -31,6 +31,8 @@ pub struct Ask {
     pub order: Order,
     /// Only frames below this one: 32-bit PFN arrays end at 16 TiB.
     pub below: Pfn,
+    /// Frames that must stay free: answer [`Stop::Floor`] rather than go below.
+    pub keep: FrameCount,
 }
 
 impl Ask {

@@ -114,7 +114,7 @@ impl FrameSource for FakeSource {
                 break Stop::Fragmented;
             }
             let left = self.free.len() + passed.len();
-            if left as u64 <= self.floor.get() {
+            if left as u64 <= self.floor.max(ask.keep).get() {
                 break if left == 0 { Stop::Empty } else { Stop::Floor };
             }
             let Some(pfn) = self.free.pop() else {
