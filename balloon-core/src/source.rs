@@ -42,6 +42,7 @@ impl Ask {
         Self {
             order: Order::FRAME,
             below,
+            keep: FrameCount::ZERO,
         }
     }
 }
