@@ -44,10 +44,11 @@ pub(crate) fn is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// A table with a header; the first column is left-aligned, the others right-aligned.
+/// A table with a header. Columns are right-aligned but for the first, and the last if it is prose.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    prose: bool,
 }
 
 impl Table {
@@ -55,7 +56,14 @@ impl Table {
     pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
         Self {
             rows: vec![head.map(str::to_owned).to_vec()],
+            prose: false,
         }
+    }
+
+    /// The last column is prose.
+    pub(crate) fn ending_in_prose(mut self) -> Self {
+        self.prose = true;
+        self
     }
 
     /// Adds a row, in the order of the head.
@@ -81,6 +89,7 @@ impl Table {
                 // Writing to a String cannot fail.
                 let _ = match column {
                     0 => write!(text, "{cell:<width$}"),
+                    last if self.prose && last + 1 == columns => write!(text, "  {cell}"),
                     _ => write!(text, "  {cell:>width$}"),
                 };
             }
@@ -111,13 +120,12 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let mut table = Table::new(["stage", "time"]);
-        table.row(vec!["fmt".to_owned(), "0.5 s".to_owned()]);
-        table.row(vec!["downstream".to_owned(), "12.0 s".to_owned()]);
-        assert_eq!(
-            table.render(),
-            "stage         time\n------------------\nfmt          0.5 s\ndownstream  12.0 s\n"
-        );
+        let mut table = Table::new(["stage", "time", "what"]).ending_in_prose();
+        table.row(["fmt", "0.5 s", "form"].map(str::to_owned).to_vec());
+        table.row(["downstream", "12.0 s", "use"].map(str::to_owned).to_vec());
+        let expected = "stage         time  what\n------------------------\n\
+                        fmt          0.5 s  form\ndownstream  12.0 s  use\n";
+        assert_eq!(table.render(), expected);
     }
 
     #[test]

@@ -141,7 +141,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         return Ok(true);
     }
     let chosen = choose(&args.stages)?;
-    let mut table = Table::new(["stage", "result", "time", "budget", ""]);
+    let mut table = Table::new(["stage", "result", "time", "budget", "notes"]).ending_in_prose();
     let start = Instant::now();
     let (mut passed, mut failed) = (0, 0);
     for stage in chosen {
@@ -192,7 +192,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
 }
 
 fn list() -> String {
-    let mut table = Table::new(["stage", "budget", "what"]);
+    let mut table = Table::new(["stage", "budget", "what"]).ending_in_prose();
     for stage in STAGES {
         table.row(vec![
             stage.name.to_owned(),
