@@ -31,8 +31,14 @@ pub(crate) struct Package {
     pub(crate) rust_version: Option<String>,
     features: BTreeMap<String, Vec<String>>,
     dependencies: Vec<Dependency>,
+    targets: Vec<Target>,
     manifest_path: PathBuf,
     metadata: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    kind: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -145,6 +151,13 @@ impl Package {
                         || (self.features.contains_key(other) && self.reaches_defmt(other))
                 })
             })
+    }
+
+    /// Whether it has a library, beside or instead of a program.
+    pub(crate) fn has_library(&self) -> bool {
+        self.targets
+            .iter()
+            .any(|target| target.kind.iter().any(|kind| kind == "lib"))
     }
 
     /// Whether it has loom models: a dependency on `loom` under `cfg(loom)`.

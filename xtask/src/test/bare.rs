@@ -12,16 +12,18 @@ use crate::workspace::{GUEST_TARGET, Workspace};
 /// One of each kind: x86, Arm, and 32 bits without 64-bit atomics.
 const TARGETS: [&str; 3] = [GUEST_TARGET, "aarch64-unknown-none", "thumbv7em-none-eabi"];
 
-/// Every library for every bare target, with all features: this is where `defmt` is compiled.
+/// Every library for every bare target: as a kernel gets it, and with all features, `defmt` among them.
 pub(super) fn targets(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
     let shell = workspace.shell()?;
     let libraries = &selected(workspace.libraries());
     for target in TARGETS {
         setup::target(workspace, runner, target)?;
-        runner.run(cmd!(
-            shell,
-            "cargo build {libraries...} --lib --target {target}"
-        ))?;
+        for features in [None, Some("--all-features")] {
+            runner.run(cmd!(
+                shell,
+                "cargo build {libraries...} --lib {features...} --target {target}"
+            ))?;
+        }
     }
     Ok(format!(
         "{} libraries on {}",

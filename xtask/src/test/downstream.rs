@@ -48,6 +48,8 @@ pub(super) fn build(workspace: &Workspace, runner: &mut Runner) -> Result<String
 
     let kernel = folder.join("kernel");
     copy(&workspace.root().join("xtask/downstream"), &kernel)?;
+    // The same versions of everybody else's crates; cargo drops what this kernel does not need.
+    shell.copy_file(workspace.root().join("Cargo.lock"), &kernel)?;
     shell.change_dir(&kernel);
     let built = folder.join("target");
     runner.run(cmd!(

@@ -5,22 +5,33 @@
 
 use anyhow::{Result, bail};
 
-use super::guest_cases::{CASES, Site, Where};
+use super::guest_cases::{CASES, Case, Site, Where};
 use crate::exec::Runner;
 use crate::image::{self, Guest};
 use crate::setup::{self, Qemu};
 use crate::vm::Board;
 use crate::workspace::Workspace;
 
-/// Boots every case on every site it is meant for.
-pub(super) fn boot(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
+/// Boots every case on every site it is meant for, as far as its name contains `filter`.
+pub(super) fn boot(workspace: &Workspace, runner: &mut Runner, filter: &str) -> Result<String> {
+    let chosen: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| case.name.contains(filter))
+        .collect();
+    if chosen.is_empty() {
+        let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        bail!(
+            "no case is called like `{filter}`; there are: {}",
+            known.join(", ")
+        );
+    }
     let elf = image::build(workspace, runner, Guest::Qemu)?;
     let emulators = setup::emulators(workspace, runner)?;
     let folder = workspace.output("guests")?;
     let mut failures = Vec::new();
     let mut boots = 0;
     for (qemu, board) in sites(&emulators) {
-        for case in CASES
+        for case in chosen
             .iter()
             .filter(|case| case.place == Where::Everywhere || board == Board::Pc)
         {
@@ -48,7 +59,7 @@ pub(super) fn boot(workspace: &Workspace, runner: &mut Runner) -> Result<String>
         }
     }
     if failures.is_empty() {
-        return Ok(format!("{boots} boots, {} cases", CASES.len()));
+        return Ok(format!("{boots} boots, {} cases", chosen.len()));
     }
     bail!(
         "{} of {boots} boots failed\n{}",

@@ -12,10 +12,10 @@ use crate::workspace::{GUEST_TARGET, Package, Workspace};
 pub(super) fn fmt(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
     setup::component(workspace, runner, "rustfmt")?;
     let shell = workspace.shell()?;
-    runner.run(cmd!(shell, "cargo fmt --all --check"))?;
+    runner.run(cmd!(shell, "cargo fmt --all --check -- --color never"))?;
     runner.run(cmd!(
         shell,
-        "cargo fmt --manifest-path fuzz/Cargo.toml --check"
+        "cargo fmt --manifest-path fuzz/Cargo.toml --check -- --color never"
     ))?;
     counts::check(workspace, runner)
 }
@@ -28,11 +28,8 @@ pub(super) fn selected<'a>(packages: impl Iterator<Item = &'a Package>) -> Vec<S
 }
 
 /// `--features` with all that work on the host.
-fn host_features(workspace: &Workspace) -> Vec<String> {
-    let features: Vec<String> = workspace
-        .host_packages()
-        .flat_map(Package::host_features)
-        .collect();
+fn host_features<'a>(packages: impl Iterator<Item = &'a Package>) -> Vec<String> {
+    let features: Vec<String> = packages.flat_map(Package::host_features).collect();
     if features.is_empty() {
         Vec::new()
     } else {
@@ -65,27 +62,23 @@ pub(super) fn clippy(workspace: &Workspace, runner: &mut Runner) -> Result<Strin
 }
 
 /// Unit, contract, property and doc tests, with every feature but `defmt`.
+///
+/// What guests have in libraries is tested too, as far as it does not touch the machine.
 pub(super) fn test(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
     let shell = workspace.shell()?;
     let host = selected(workspace.host_packages());
-    let features = host_features(workspace);
+    let features = host_features(workspace.host_packages());
     let output = runner.run(cmd!(
         shell,
         "cargo test {host...} {features...} --lib --bins --tests --examples"
     ))?;
-    let tests = passed(&output);
+    let mut tests = passed(&output);
+    let guests = selected(workspace.guests().filter(|guest| guest.has_library()));
+    if !guests.is_empty() {
+        tests += passed(&runner.run(cmd!(shell, "cargo test {guests...} --lib"))?);
+    }
     let libraries = selected(workspace.libraries());
-    let features = {
-        let features: Vec<String> = workspace
-            .libraries()
-            .flat_map(Package::host_features)
-            .collect();
-        if features.is_empty() {
-            Vec::new()
-        } else {
-            vec!["--features".to_owned(), features.join(",")]
-        }
-    };
+    let features = host_features(workspace.libraries());
     let output = runner.run(cmd!(shell, "cargo test {libraries...} {features...} --doc"))?;
     let doc_tests = passed(&output);
     if tests == 0 || doc_tests == 0 {

@@ -33,7 +33,7 @@ counts stages.
 
   cargo xtask test --list
   cargo xtask test fmt clippy host
-  cargo xtask test qemu")]
+  cargo xtask test qemu --case storm")]
 pub(crate) struct Args {
     /// Stages to run, in this order.
     #[arg(value_name = "STAGE")]
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Name the stages with their time budgets, and run none.
     #[arg(long)]
     list: bool,
+    /// Of the stage `qemu`, run only the cases with this in their name.
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
 }
 
 /// A part of the tests.
@@ -51,7 +54,16 @@ struct Stage {
     budget: Duration,
     about: &'static str,
     /// Returns what it did in a few words.
-    run: fn(&Workspace, &mut Runner) -> Result<String>,
+    run: Run,
+}
+
+/// How a stage is run.
+#[derive(Debug)]
+enum Run {
+    /// As a whole.
+    Whole(fn(&Workspace, &mut Runner) -> Result<String>),
+    /// Its cases, as far as their names contain a text.
+    Cases(fn(&Workspace, &mut Runner, &str) -> Result<String>),
 }
 
 const fn minutes(minutes: u64) -> Duration {
@@ -64,73 +76,73 @@ const STAGES: &[Stage] = &[
         name: "fmt",
         budget: minutes(1),
         about: "formatting; sizes of files; counts of unsafe",
-        run: host::fmt,
+        run: Run::Whole(host::fmt),
     },
     Stage {
         name: "clippy",
         budget: minutes(4),
         about: "lints of all targets, warnings are errors",
-        run: host::clippy,
+        run: Run::Whole(host::clippy),
     },
     Stage {
         name: "host",
         budget: minutes(6),
         about: "unit, contract, property and doc tests",
-        run: host::test,
+        run: Run::Whole(host::test),
     },
     Stage {
         name: "docs",
         budget: minutes(2),
         about: "documentation, warnings are errors",
-        run: host::docs,
+        run: Run::Whole(host::docs),
     },
     Stage {
         name: "powerset",
         budget: minutes(4),
         about: "every combination of features, bare target",
-        run: bare::powerset,
+        run: Run::Whole(bare::powerset),
     },
     Stage {
         name: "bare",
         budget: minutes(2),
         about: "libraries for three bare-metal targets",
-        run: bare::targets,
+        run: Run::Whole(bare::targets),
     },
     Stage {
         name: "msrv",
         budget: minutes(2),
         about: "libraries with the oldest Rust they promise",
-        run: bare::msrv,
+        run: Run::Whole(bare::msrv),
     },
     Stage {
         name: "loom",
         budget: minutes(4),
         about: "concurrency models, all interleavings",
-        run: models::loom,
+        run: Run::Whole(models::loom),
     },
     Stage {
         name: "miri",
         budget: minutes(8),
         about: "undefined behaviour, stacked and tree borrows",
-        run: models::miri,
+        run: Run::Whole(models::miri),
     },
     Stage {
         name: "fuzz",
         budget: minutes(6),
         about: "each fuzz target for a few seconds, and its corpus",
-        run: fuzzing::smoke,
+        run: Run::Whole(fuzzing::smoke),
     },
     Stage {
         name: "qemu",
         budget: minutes(4),
         about: "guests on two QEMUs and two boards",
-        run: guest::boot,
+        run: Run::Cases(guest::boot),
     },
     Stage {
         name: "downstream",
         budget: minutes(1),
         about: "a kernel built against the packaged crates",
-        run: downstream::build,
+        run: Run::Whole(downstream::build),
     },
 ];
 
@@ -149,7 +161,14 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         let bar = ui::spinner(stage.name);
         let log = workspace.output(&format!("log/{}.log", stage.name))?;
         let mut runner = Runner::new(log, bar.clone(), stage.budget * PATIENCE)?;
-        let outcome = (stage.run)(workspace, &mut runner);
+        let outcome = match stage.run {
+            Run::Whole(run) => run(workspace, &mut runner),
+            Run::Cases(run) => run(
+                workspace,
+                &mut runner,
+                args.case.as_deref().unwrap_or_default(),
+            ),
+        };
         let time = ui::seconds(begun.elapsed());
         let (word, note) = match outcome {
             Ok(note) => {
