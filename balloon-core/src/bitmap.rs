@@ -31,6 +31,11 @@ impl<'a> Bitmap<'a> {
         spans(start, end).any(|(word, mask)| self.bits.get(word).is_some_and(|w| w & mask != 0))
     }
 
+    /// Whether all bits of `start..end` are set.
+    pub(crate) fn all(&self, start: u64, end: u64) -> bool {
+        spans(start, end).all(|(word, mask)| self.bits.get(word).is_some_and(|w| w & mask == mask))
+    }
+
     pub(crate) fn set(&mut self, start: u64, end: u64) {
         for (word, mask) in spans(start, end) {
             if let Some(w) = self.bits.get_mut(word) {
@@ -65,7 +70,18 @@ impl<'a> Bitmap<'a> {
 
     /// The first run of set bits at or after `from`, at most `longest` bits.
     pub(crate) fn next_run(&self, from: u64, longest: u64) -> Option<(u64, u64)> {
-        let start = self.next_set(from)?;
+        let start = self.next_set(from, u64::MAX)?;
+        Some(self.run_at(start, longest))
+    }
+
+    /// The first run of set bits in `from..before`, cut off there; looks at
+    /// nothing beyond.
+    pub(crate) fn next_run_before(&self, from: u64, before: u64) -> Option<(u64, u64)> {
+        let start = self.next_set(from, before).filter(|&bit| bit < before)?;
+        Some(self.run_at(start, before - start))
+    }
+
+    fn run_at(&self, start: u64, longest: u64) -> (u64, u64) {
         let mut end = start;
         while end - start < longest {
             let word = self.bits.get(index(end / WORD)).copied().unwrap_or(0);
@@ -75,32 +91,35 @@ impl<'a> Bitmap<'a> {
                 break;
             }
         }
-        Some((start, end.min(start + longest)))
+        (start, end.min(start + longest))
     }
 
-    fn next_set(&self, from: u64) -> Option<u64> {
+    /// The first set bit at or after `from`; gives up at `before`.
+    fn next_set(&self, from: u64, before: u64) -> Option<u64> {
         let mut bit = from;
-        loop {
+        while bit < before {
             let word = *self.bits.get(index(bit / WORD))? >> (bit % WORD);
             if word != 0 {
                 return Some(bit + u64::from(word.trailing_zeros()));
             }
             bit = (bit / WORD + 1) * WORD;
             if bit.is_multiple_of(GROUP) {
-                bit = self.next_group(bit / GROUP)? * GROUP;
+                bit = self.next_group(bit / GROUP, before.div_ceil(GROUP))? * GROUP;
             }
         }
+        None
     }
 
-    fn next_group(&self, from: u64) -> Option<u64> {
+    fn next_group(&self, from: u64, before: u64) -> Option<u64> {
         let mut group = from;
-        loop {
+        while group < before {
             let word = *self.summary.get(index(group / WORD))? >> (group % WORD);
             if word != 0 {
                 return Some(group + u64::from(word.trailing_zeros()));
             }
             group = (group / WORD + 1) * WORD;
         }
+        None
     }
 }
 

@@ -200,6 +200,39 @@ impl<M: AsMut<[u64]>> Ledger for BitmapLedger<M> {
             GivePath::Bulk => self.bulk.held,
         })
     }
+
+    fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        let (start, end) = self.bits_of(range).ok_or(range)?;
+        let (mut map, side) = self.side(path).ok_or(range)?;
+        if !map.all(start, end) {
+            return Err(range);
+        }
+        map.clear(start, end);
+        side.held -= range.count().get();
+        Ok(())
+    }
+
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+        let mut first: Option<(FrameRange, GivePath)> = None;
+        for region in self.regions.into_iter().flatten() {
+            let Some(part) = region.frames.intersection(within) else {
+                continue;
+            };
+            let (start, end) = self.bits_of(part)?;
+            for path in GivePath::ALL {
+                let (map, _) = self.side(path)?;
+                let Some((from, to)) = map.next_run_before(start, end) else {
+                    continue;
+                };
+                let pfn = Pfn::new(part.start().get() + (from - start));
+                let found = FrameRange::new(pfn, FrameCount::new(to - from))?;
+                if first.is_none_or(|(earlier, _)| found.start() < earlier.start()) {
+                    first = Some((found, path));
+                }
+            }
+        }
+        first
+    }
 }
 
 /// A frame source paired with the ledger that remembers for it.
@@ -222,6 +255,14 @@ impl<S: FrameSource, L> FrameSource for Ledgered<S, L> {
     fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
         self.source.put(range, backing)
     }
+
+    fn take_at(&mut self, range: FrameRange) -> Result<Backing, FrameRange> {
+        self.source.take_at(range)
+    }
+
+    fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
+        self.source.next_free(within)
+    }
 }
 
 impl<S, L: Ledger> Ledger for Ledgered<S, L> {
@@ -235,6 +276,14 @@ impl<S, L: Ledger> Ledger for Ledgered<S, L> {
 
     fn held(&self, path: GivePath) -> FrameCount {
         self.ledger.held(path)
+    }
+
+    fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        self.ledger.recall_at(range, path)
+    }
+
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+        self.ledger.next_held(within)
     }
 }
 

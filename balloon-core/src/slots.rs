@@ -40,11 +40,13 @@ pub enum Kind {
     Report,
     /// Memory statistics.
     Statistics,
+    /// Ballooned frames traded for free ones in one go.
+    Migrate,
 }
 
 impl Kind {
     /// Number of kinds.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 
     const fn index(self) -> usize {
         match self {
@@ -53,6 +55,7 @@ impl Kind {
             Self::Hint => 2,
             Self::Report => 3,
             Self::Statistics => 4,
+            Self::Migrate => 5,
         }
     }
 }

@@ -19,6 +19,11 @@
 //! The traits are safe: they exchange numbers, and the engine never touches
 //! memory through them. None of the calls may allocate, block, or trigger
 //! memory relief.
+//!
+//! Migration needs both doors at a known place: [`FrameSource::take_at`],
+//! [`FrameSource::next_free`], [`Ledger::recall_at`] and [`Ledger::next_held`].
+//! Their defaults refuse and see nothing, which leaves a balloon that cannot be
+//! compacted and is complete otherwise.
 
 use crate::run::RangeSink;
 use crate::units::{FrameCount, FrameRange, Order, Pfn};
@@ -115,7 +120,8 @@ impl GivePath {
 /// * `take` pushes nothing outside the ask and nothing beyond the sink's
 ///   [`wanted`](RangeSink::wanted);
 /// * `take` never triggers relief, and neither call allocates;
-/// * a refused `put` changes nothing.
+/// * a refused `put` or `take_at` changes nothing;
+/// * what `next_free` shows, `take_at` hands out.
 pub trait FrameSource {
     /// Free → in hand: pushes free frames, those the host has populated first.
     ///
@@ -127,6 +133,26 @@ pub trait FrameSource {
     /// # Errors
     /// Hands the range back if the source cannot take it (now).
     fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange>;
+
+    /// Free → in hand: exactly these frames, for a migration.
+    ///
+    /// As many come back, so no floor applies.
+    ///
+    /// # Errors
+    /// Hands the range back if any frame of it is not free, or the source
+    /// cannot take by place.
+    fn take_at(&mut self, range: FrameRange) -> Result<Backing, FrameRange> {
+        Err(range)
+    }
+
+    /// The first free frames inside `within`, clipped to it.
+    ///
+    /// Free neighbours may come in several answers. `None` also from a source
+    /// that cannot look. Work is bounded by `within`.
+    fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
+        let _ = within;
+        None
+    }
 }
 
 /// The memory of which frames are ballooned.
@@ -134,7 +160,8 @@ pub trait FrameSource {
 /// Laws, checked by `testing::check_ledger_laws`:
 /// * `recall` yields only frames that were stored with that path, each once;
 /// * `held` is the sum of what was stored less what was recalled;
-/// * a refused `store` changes nothing.
+/// * a refused `store` or `recall_at` changes nothing;
+/// * what `next_held` shows, `recall_at` yields.
 pub trait Ledger {
     /// In hand → ballooned.
     ///
@@ -148,6 +175,26 @@ pub trait Ledger {
 
     /// Frames ballooned by `path`.
     fn held(&self, path: GivePath) -> FrameCount;
+
+    /// Ballooned → in hand: exactly these frames, for a migration.
+    ///
+    /// # Errors
+    /// Hands the range back if any frame of it is not held by `path`, or the
+    /// ledger cannot recall by place.
+    fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        let _ = path;
+        Err(range)
+    }
+
+    /// The first ballooned frames inside `within` that share a path, clipped
+    /// to it.
+    ///
+    /// Neighbours may come in several answers. `None` also from a ledger that
+    /// cannot look. Work is bounded by `within`.
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+        let _ = within;
+        None
+    }
 }
 
 impl<S: FrameSource + ?Sized> FrameSource for &mut S {
@@ -157,6 +204,14 @@ impl<S: FrameSource + ?Sized> FrameSource for &mut S {
 
     fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
         (**self).put(range, backing)
+    }
+
+    fn take_at(&mut self, range: FrameRange) -> Result<Backing, FrameRange> {
+        (**self).take_at(range)
+    }
+
+    fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
+        (**self).next_free(within)
     }
 }
 
@@ -171,5 +226,13 @@ impl<L: Ledger + ?Sized> Ledger for &mut L {
 
     fn held(&self, path: GivePath) -> FrameCount {
         (**self).held(path)
+    }
+
+    fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        (**self).recall_at(range, path)
+    }
+
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+        (**self).next_held(within)
     }
 }

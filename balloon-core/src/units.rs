@@ -234,6 +234,22 @@ impl FrameRange {
         }
     }
 
+    /// The frames both ranges have.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Option<Self> {
+        let start = if self.start.0 > other.start.0 {
+            self.start.0
+        } else {
+            other.start.0
+        };
+        let end = if self.end().0 < other.end().0 {
+            self.end().0
+        } else {
+            other.end().0
+        };
+        Self::new(Pfn(start), FrameCount(end.saturating_sub(start)))
+    }
+
     /// Cuts after `count` frames: the head, and what is left of the range.
     ///
     /// `count` of zero gives no head, a `count` of the whole range no tail.

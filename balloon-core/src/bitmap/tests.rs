@@ -37,6 +37,12 @@ proptest! {
             let end = (start + len).min(size);
             let span = &mut model[start as usize..end as usize];
             prop_assert_eq!(map.any(start, end), span.contains(&true));
+            prop_assert_eq!(map.all(start, end), !span.contains(&false));
+            let first = span.iter().position(|&bit| bit).map(|at| {
+                let ones = span[at..].iter().take_while(|&&bit| bit).count();
+                (start + at as u64, start + (at + ones) as u64)
+            });
+            prop_assert_eq!(map.next_run_before(start, end), first);
             span.fill(set);
             if set { map.set(start, end) } else { map.clear(start, end) }
         }

@@ -143,6 +143,23 @@ impl FrameSource for FakeSource {
         }
         Ok(())
     }
+
+    fn take_at(&mut self, range: FrameRange) -> Result<Backing, FrameRange> {
+        let free: BTreeSet<Pfn> = self.free.iter().copied().collect();
+        if self.refuses || !range.frames().all(|pfn| free.contains(&pfn)) {
+            return Err(range);
+        }
+        self.free
+            .retain(|&pfn| pfn < range.start() || pfn >= range.end());
+        self.in_hand.extend(range.frames());
+        Ok(Backing::Populated)
+    }
+
+    fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
+        let inside = |&&pfn: &&Pfn| pfn >= within.start() && pfn < within.end();
+        let first = self.free.iter().filter(inside).min();
+        first.copied().and_then(FrameRange::single)
+    }
 }
 
 impl Ledger for FakeSource {
@@ -178,5 +195,22 @@ impl Ledger for FakeSource {
 
     fn held(&self, path: GivePath) -> FrameCount {
         FrameCount::new(self.ballooned.values().filter(|&&p| p == path).count() as u64)
+    }
+
+    fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        let held = |pfn| self.ballooned.get(&pfn) == Some(&path);
+        if !range.frames().all(held) {
+            return Err(range);
+        }
+        self.ballooned
+            .retain(|&pfn, _| pfn < range.start() || pfn >= range.end());
+        self.in_hand.extend(range.frames());
+        Ok(())
+    }
+
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+        let mut held = self.ballooned.range(within.start()..within.end());
+        let (&pfn, &path) = held.next()?;
+        Some((FrameRange::single(pfn)?, path))
     }
 }
