@@ -46,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 
 /// What cargo-fuzz needs: itself, the pinned nightly, and a C++ compiler for libFuzzer.
 pub(crate) fn set_up(workspace: &Workspace, runner: &mut Runner) -> Result<()> {
-    setup::packages(workspace, runner, setup::Suite::Default, &["g++"])?;
+    setup::cxx(workspace, runner)?;
     setup::nightly(workspace, runner, &["rust-src"])?;
     setup::tool(workspace, runner, tools::FUZZ)
 }

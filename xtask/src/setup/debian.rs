@@ -12,7 +12,7 @@ const BACKPORTS_LINE: &str = "deb http://deb.debian.org/debian bookworm-backport
 
 /// Where packages are to come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Suite {
+pub(super) enum Suite {
     /// Whatever the machine follows.
     Default,
     /// On bookworm its backports; on later releases the same as `Default`.
@@ -20,7 +20,7 @@ pub(crate) enum Suite {
 }
 
 /// Makes sure that packages are installed: installs them as root, otherwise says what to type.
-pub(crate) fn packages(
+pub(super) fn packages(
     workspace: &Workspace,
     runner: &mut Runner,
     suite: Suite,
@@ -76,6 +76,20 @@ pub(crate) fn packages(
     Ok(())
 }
 
+/// Makes sure that there is a C++ compiler, which libFuzzer is built with.
+pub(crate) fn cxx(workspace: &Workspace, runner: &mut Runner) -> Result<()> {
+    let shell = workspace.shell()?;
+    if cmd!(shell, "c++ --version")
+        .quiet()
+        .ignore_stderr()
+        .read()
+        .is_ok()
+    {
+        return Ok(());
+    }
+    packages(workspace, runner, Suite::Default, &["g++"])
+}
+
 /// The one command that does by hand what [`packages`] does as root.
 fn command_for(missing: &[&str], backports: bool, enable: bool) -> String {
     let enabling = if enable {
@@ -96,7 +110,7 @@ fn command_for(missing: &[&str], backports: bool, enable: bool) -> String {
 
 /// Whether dpkg has the package, configured.
 pub(super) fn is_installed(shell: &Shell, name: &str) -> bool {
-    cmd!(shell, "dpkg-query -W -f '${{Status}}' {name}")
+    cmd!(shell, "dpkg-query -W -f '${Status}' {name}")
         .quiet()
         .ignore_stderr()
         .read()
@@ -118,6 +132,18 @@ fn has_backports(shell: &Shell) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dpkg_is_understood() {
+        let shell = Shell::new().unwrap();
+        let has_dpkg = cmd!(shell, "dpkg --version")
+            .quiet()
+            .ignore_stderr()
+            .read()
+            .is_ok();
+        assert_eq!(is_installed(&shell, "dpkg"), has_dpkg);
+        assert!(!is_installed(&shell, "no-such-package"));
+    }
 
     #[test]
     fn one_command_to_type() {

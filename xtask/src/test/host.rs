@@ -41,7 +41,7 @@ fn host_features<'a>(packages: impl Iterator<Item = &'a Package>) -> Vec<String>
 pub(super) fn clippy(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
     setup::component(workspace, runner, "clippy")?;
     setup::target(workspace, runner, GUEST_TARGET)?;
-    setup::packages(workspace, runner, setup::Suite::Default, &["g++"])?;
+    setup::cxx(workspace, runner)?;
     let shell = workspace.shell()?;
     let host = selected(workspace.host_packages());
     let guests = selected(workspace.guests());
