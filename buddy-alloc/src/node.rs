@@ -1,0 +1,215 @@
+//! One 8-byte node per pair of frames: the whole state of the buddy system.
+//!
+//! Two order-0 buddies are never both free at order 0 (they would be one block of order 1), and
+//! every larger block covers whole pairs. So one node per pair serves every order. A node is one
+//! of three things:
+//!
+//! * **free head**: a free block starts in this pair. 28 + 28 bits link it into its list, the
+//!   rest says its order and whether it is hot (some frame in it is populated). For order 0 the
+//!   order field also names the [`Kind`] of the other frame of the pair.
+//! * **held**: the head of a block that is not free (its kind and order), or two single frames
+//!   with a kind each.
+//! * **zero**: nothing starts here. The pair is inside a larger block or not managed at all. An
+//!   all-zero table is therefore a valid empty one, and holes cost no write.
+//!
+//! Everything but the links sits in the upper 32 bits, so that a reader without the lock never
+//! sees a torn state.
+
+use crate::storage::Cells;
+
+/// Width of a link: a pair number inside the zone. All 2^28 values are pairs; "none" is a link of
+/// a node to itself, so no value doubles as sentinel.
+pub(crate) const LINK_BITS: u32 = 28;
+const LINK: u64 = (1 << LINK_BITS) - 1;
+const NEXT: u32 = LINK_BITS;
+const KIND_EVEN: u32 = 48;
+const KIND_ODD: u32 = 52;
+const CODE: u32 = 56;
+const CODE_MASK: u64 = 31;
+/// Codes from here on: a single free frame; the difference is the kind of the other frame.
+const SINGLE: u64 = 19;
+const HALF: u64 = 1 << 61;
+const HOT: u64 = 1 << 62;
+const FREE: u64 = 1 << 63;
+
+/// What holds frames that are not free. At most 13 values fit beside the list links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Not a head, or not managed.
+    None = 0,
+    /// Allocated for use.
+    Used = 1,
+    /// Kept out of use by `reserve`.
+    Reserved = 2,
+    /// Lent to free-page reporting.
+    Isolated = 3,
+    /// Taken for a balloon, not given yet (or recalled from it).
+    Taken = 4,
+    /// Given to the host one by one.
+    Told = 5,
+    /// Given to the host as a range it discards.
+    Bulk = 6,
+}
+
+impl Kind {
+    pub(crate) const COUNT: usize = 7;
+
+    const fn from_bits(bits: u64) -> Self {
+        match bits & 15 {
+            1 => Self::Used,
+            2 => Self::Reserved,
+            3 => Self::Isolated,
+            4 => Self::Taken,
+            5 => Self::Told,
+            6 => Self::Bulk,
+            _ => Self::None,
+        }
+    }
+}
+
+/// What starts at a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Nothing,
+    Free(u32),
+    Held(Kind, u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Node(u64);
+
+impl Node {
+    pub(crate) const ZERO: Self = Self(0);
+
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & FREE != 0
+    }
+
+    pub(crate) const fn is_hot(self) -> bool {
+        self.0 & HOT != 0
+    }
+
+    pub(crate) const fn prev(self) -> u32 {
+        (self.0 & LINK) as u32
+    }
+
+    pub(crate) const fn next(self) -> u32 {
+        ((self.0 >> NEXT) & LINK) as u32
+    }
+
+    pub(crate) const fn with_prev(self, prev: u32) -> Self {
+        Self((self.0 & !LINK) | prev as u64)
+    }
+
+    pub(crate) const fn with_next(self, next: u32) -> Self {
+        Self((self.0 & !(LINK << NEXT)) | ((next as u64) << NEXT))
+    }
+
+    const fn code(self) -> u64 {
+        (self.0 >> CODE) & CODE_MASK
+    }
+
+    /// A free block of order 1 or more, links still zero.
+    pub(crate) const fn free_block(order: u32, hot: bool) -> Self {
+        Self(FREE | ((order as u64) << CODE) | if hot { HOT } else { 0 })
+    }
+
+    /// A free single frame beside a frame of kind `other`, links still zero.
+    pub(crate) const fn free_single(odd: bool, hot: bool, other: Kind) -> Self {
+        Self(
+            FREE | ((SINGLE + other as u64) << CODE)
+                | if hot { HOT } else { 0 }
+                | if odd { HALF } else { 0 },
+        )
+    }
+
+    /// The head of a held block of order 1 or more.
+    pub(crate) const fn held_block(kind: Kind, order: u32) -> Self {
+        Self(((order as u64) << CODE) | ((kind as u64) << KIND_EVEN))
+    }
+
+    /// This pair with the kind of one frame changed. The pair must not be a block of order >= 1,
+    /// and that frame must not be free.
+    pub(crate) const fn with_single(self, odd: bool, kind: Kind) -> Self {
+        if self.is_free() {
+            Self((self.0 & !(CODE_MASK << CODE)) | ((SINGLE + kind as u64) << CODE))
+        } else {
+            let shift = if odd { KIND_ODD } else { KIND_EVEN };
+            Self((self.0 & !(15 << shift)) | ((kind as u64) << shift))
+        }
+    }
+
+    /// The kind of a frame that is known to be neither free nor part of a larger block.
+    pub(crate) const fn single(self, odd: bool) -> Kind {
+        if self.is_free() {
+            if self.code() >= SINGLE {
+                Kind::from_bits(self.code() - SINGLE)
+            } else {
+                Kind::None
+            }
+        } else if self.code() != 0 {
+            Kind::None
+        } else {
+            Kind::from_bits(self.0 >> if odd { KIND_ODD } else { KIND_EVEN })
+        }
+    }
+
+    /// The pair after its free single frame left the list: that frame is `kind` now.
+    pub(crate) const fn unlisted_single(self) -> Self {
+        let odd = self.0 & HALF != 0;
+        Self::ZERO.with_single(!odd, Kind::from_bits(self.code().wrapping_sub(SINGLE)))
+    }
+
+    /// What starts at the even (`odd == false`) or odd frame of this pair.
+    #[expect(clippy::cast_possible_truncation, reason = "5 bits")]
+    pub(crate) const fn slot(self, odd: bool) -> Slot {
+        let code = self.code();
+        if self.is_free() {
+            if code >= SINGLE {
+                if odd == (self.0 & HALF != 0) {
+                    return Slot::Free(0);
+                }
+            } else {
+                return if odd {
+                    Slot::Nothing
+                } else {
+                    Slot::Free(code as u32)
+                };
+            }
+        } else if code != 0 {
+            return if odd {
+                Slot::Nothing
+            } else {
+                Slot::Held(Kind::from_bits(self.0 >> KIND_EVEN), code as u32)
+            };
+        }
+        match self.single(odd) {
+            Kind::None => Slot::Nothing,
+            kind => Slot::Held(kind, 0),
+        }
+    }
+}
+
+/// The node table of a zone. Shared references suffice to write: only the owner of the zone does,
+/// the CPU caches read single nodes without its lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nodes<'m> {
+    cells: Cells<'m>,
+}
+
+impl<'m> Nodes<'m> {
+    pub(crate) const fn new(cells: Cells<'m>) -> Self {
+        Self { cells }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, pair: u32) -> Node {
+        Node(self.cells.load(pair as usize))
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, pair: u32, node: Node) {
+        self.cells.store(pair as usize, node.0);
+    }
+}

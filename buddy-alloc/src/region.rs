@@ -1,0 +1,249 @@
+//! What is known per host granule: how many frames are managed, free, and free *and* populated.
+//!
+//! Regions with free populated frames hang in one list per density level (sixteenths of a region),
+//! so that the densest is found at once. A region changes its level only when its count has left
+//! the level by half a step: alternating frees and allocations do not move it to and fro.
+
+use crate::bits::Bits;
+
+/// Words per region.
+pub(crate) const WORDS: u64 = 2;
+const LEVELS: u32 = 16;
+const FIELD: u64 = (1 << 20) - 1;
+const POPULATED: u32 = 20;
+const MANAGED: u32 = 40;
+const BREAKABLE: u64 = 1 << 60;
+const LINK: u64 = (1 << 24) - 1;
+const NONE: u64 = LINK;
+const NEXT: u32 = 24;
+const LEVEL: u32 = 48;
+
+#[derive(Debug)]
+pub(crate) struct Regions<'m> {
+    words: &'m mut [u64],
+    /// Number of the first region.
+    base: u64,
+    /// log2 of the frames in a region.
+    order: u32,
+    /// First region of each level, index relative to `base`.
+    heads: [u64; LEVELS as usize + 1],
+    /// Bit per level that has regions.
+    mask: u32,
+    /// Regions that are on a level: those with free populated frames.
+    dense: Bits<'m>,
+}
+
+/// Highest set bit.
+const fn last_set(mask: u32) -> Option<u32> {
+    mask.checked_ilog2()
+}
+
+/// Frames of one region by state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) free: u64,
+    pub(crate) free_populated: u64,
+    pub(crate) managed: u64,
+}
+
+/// Number of regions that the frames `start..end` touch.
+pub(crate) const fn number(start: u64, end: u64, order: u32) -> u64 {
+    if end <= start {
+        0
+    } else {
+        ((end - 1) >> order) - (start >> order) + 1
+    }
+}
+
+impl<'m> Regions<'m> {
+    pub(crate) const fn new(words: &'m mut [u64], dense: Bits<'m>, start: u64, order: u32) -> Self {
+        let heads = [NONE; LEVELS as usize + 1];
+        Self {
+            words,
+            base: start >> order,
+            order,
+            heads,
+            mask: 0,
+            dense,
+        }
+    }
+
+    pub(crate) const fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// The region of a frame.
+    pub(crate) const fn of(&self, frame: u64) -> u64 {
+        frame >> self.order
+    }
+
+    /// Region numbers: all of them.
+    pub(crate) const fn numbers(&self) -> core::ops::Range<u64> {
+        self.base..self.base + self.words.len() as u64 / WORDS
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an index into a slice that exists"
+    )]
+    fn word(&self, index: u64, which: u64) -> u64 {
+        self.words
+            .get((index * WORDS + which) as usize)
+            .copied()
+            .unwrap_or(0)
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an index into a slice that exists"
+    )]
+    fn word_mut(&mut self, index: u64, which: u64) -> Option<&mut u64> {
+        self.words.get_mut((index * WORDS + which) as usize)
+    }
+
+    pub(crate) fn counts(&self, region: u64) -> Counts {
+        let word = self.word(region.wrapping_sub(self.base), 0);
+        Counts {
+            free: word & FIELD,
+            free_populated: (word >> POPULATED) & FIELD,
+            managed: (word >> MANAGED) & FIELD,
+        }
+    }
+
+    pub(crate) fn add_managed(&mut self, region: u64, frames: u64) {
+        if let Some(word) = self.word_mut(region.wrapping_sub(self.base), 0) {
+            *word += frames << MANAGED;
+        }
+    }
+
+    /// Whether the region is set aside to serve small demands.
+    #[inline]
+    pub(crate) fn is_breakable(&self, region: u64) -> bool {
+        self.word(region.wrapping_sub(self.base), 0) & BREAKABLE != 0
+    }
+
+    pub(crate) fn set_breakable(&mut self, region: u64, value: bool) {
+        if let Some(word) = self.word_mut(region.wrapping_sub(self.base), 0) {
+            *word = if value {
+                *word | BREAKABLE
+            } else {
+                *word & !BREAKABLE
+            };
+        }
+    }
+
+    /// Frames of a region became free.
+    #[inline]
+    pub(crate) fn freed(&mut self, region: u64, frames: u64, populated: u64) {
+        let index = region.wrapping_sub(self.base);
+        if let Some(word) = self.word_mut(index, 0) {
+            *word += frames + (populated << POPULATED);
+            let now = (*word >> POPULATED) & FIELD;
+            if populated != 0 {
+                self.relevel(index, now);
+            }
+        }
+    }
+
+    /// Frames of a region are free no more.
+    #[inline]
+    pub(crate) fn taken(&mut self, region: u64, frames: u64, populated: u64) {
+        let index = region.wrapping_sub(self.base);
+        if let Some(word) = self.word_mut(index, 0) {
+            *word -= frames + (populated << POPULATED);
+            let now = (*word >> POPULATED) & FIELD;
+            if populated != 0 {
+                self.relevel(index, now);
+            }
+        }
+    }
+
+    /// Density level of a region: 0 without free populated frames, else 1 to 16.
+    pub(crate) fn level(&self, region: u64) -> u32 {
+        Self::level_of(self.word(region.wrapping_sub(self.base), 1))
+    }
+
+    const fn level_of(word: u64) -> u32 {
+        ((word >> LEVEL) & 31) as u32
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
+    fn relevel(&mut self, index: u64, populated: u64) {
+        let word = self.word(index, 1);
+        let level = Self::level_of(word);
+        let step = 1 << (self.order - LEVELS.trailing_zeros());
+        let fits = level != 0
+            && populated != 0
+            && populated + step / 2 > u64::from(level - 1) * step
+            && populated <= u64::from(level) * step + step / 2;
+        if fits {
+            return;
+        }
+        let new = populated.div_ceil(step) as u32;
+        if new != level {
+            self.move_to(index, word, new);
+            if (new == 0) != (level == 0) {
+                self.dense.fill(index + self.base, 0, new != 0);
+            }
+        }
+    }
+
+    fn move_to(&mut self, index: u64, word: u64, level: u32) {
+        let (prev, next) = (word & LINK, (word >> NEXT) & LINK);
+        let old = Self::level_of(word);
+        if old != 0 {
+            if prev == NONE {
+                self.set_head(old, next);
+            } else if let Some(word) = self.word_mut(prev, 1) {
+                *word = (*word & !(LINK << NEXT)) | (next << NEXT);
+            }
+            if next != NONE
+                && let Some(word) = self.word_mut(next, 1)
+            {
+                *word = (*word & !LINK) | prev;
+            }
+        }
+        let mut fresh = u64::from(level) << LEVEL;
+        if level != 0 {
+            let head = self.heads.get(level as usize).copied().unwrap_or(NONE);
+            if head != NONE
+                && let Some(word) = self.word_mut(head, 1)
+            {
+                *word = (*word & !LINK) | index;
+            }
+            fresh |= NONE | (head << NEXT);
+            self.set_head(level, index);
+        }
+        if let Some(word) = self.word_mut(index, 1) {
+            *word = fresh;
+        }
+    }
+
+    fn set_head(&mut self, level: u32, index: u64) {
+        if let Some(head) = self.heads.get_mut(level as usize) {
+            *head = index;
+        }
+        self.mask = if index == NONE {
+            self.mask & !(1 << level)
+        } else {
+            self.mask | 1 << level
+        };
+    }
+
+    /// A region of the densest level there is.
+    pub(crate) fn densest(&self) -> Option<u64> {
+        let level = last_set(self.mask)?;
+        self.heads
+            .get(level as usize)
+            .map(|index| index + self.base)
+    }
+
+    /// The next region at or after `region` that has free populated frames.
+    pub(crate) fn next_dense(&self, region: u64) -> Option<u64> {
+        self.dense.next_set(region.max(self.base))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! Caller memory seen as words that may be read without the lock.
+//!
+//! The node table is written by the one owner of the zone (`&mut`) and read by CPU caches at the
+//! same time. Plain memory would make that a data race, so the words are accessed as relaxed
+//! atomics, which compile to ordinary loads and stores. Targets with 32-bit words use two
+//! 32-bit halves; everything a lock-free reader needs sits in the upper one.
+
+#[cfg(target_pointer_width = "64")]
+type Word = core::sync::atomic::AtomicU64;
+#[cfg(not(target_pointer_width = "64"))]
+type Word = [core::sync::atomic::AtomicU32; 2];
+
+use core::sync::atomic::Ordering::Relaxed;
+
+/// Borrowed words; copies share them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cells<'m> {
+    words: &'m [Word],
+}
+
+impl<'m> Cells<'m> {
+    pub(crate) const fn new(memory: &'m mut [u64]) -> Self {
+        const {
+            assert!(size_of::<Word>() == size_of::<u64>());
+            assert!(align_of::<Word>() <= align_of::<u64>());
+        }
+        let len = memory.len();
+        let start: *const Word = memory.as_mut_ptr().cast();
+        // SAFETY: `memory` is exclusively borrowed for 'm and given up here. `Word` has the size
+        // of u64, at most its alignment (both asserted above), and every bit pattern is valid.
+        let words = unsafe { core::slice::from_raw_parts(start, len) };
+        Self { words }
+    }
+
+    /// A word; zero beyond the end.
+    #[cfg(target_pointer_width = "64")]
+    #[inline]
+    pub(crate) fn load(&self, index: usize) -> u64 {
+        self.words.get(index).map_or(0, |word| word.load(Relaxed))
+    }
+
+    /// Stores a word; beyond the end it is dropped.
+    #[cfg(target_pointer_width = "64")]
+    #[inline]
+    pub(crate) fn store(&self, index: usize, value: u64) {
+        if let Some(word) = self.words.get(index) {
+            word.store(value, Relaxed);
+        }
+    }
+
+    /// A word; zero beyond the end.
+    #[cfg(not(target_pointer_width = "64"))]
+    #[inline]
+    pub(crate) fn load(&self, index: usize) -> u64 {
+        self.words.get(index).map_or(0, |[low, high]| {
+            u64::from(low.load(Relaxed)) | (u64::from(high.load(Relaxed)) << 32)
+        })
+    }
+
+    /// Stores a word; beyond the end it is dropped.
+    #[cfg(not(target_pointer_width = "64"))]
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "stored as two halves")]
+    pub(crate) fn store(&self, index: usize, value: u64) {
+        if let Some([low, high]) = self.words.get(index) {
+            low.store(value as u32, Relaxed);
+            high.store((value >> 32) as u32, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! A zone: the buddy system over one span of frame numbers.
+//!
+//! This module owns the state and the moves every operation is made of: list and unlist a block,
+//! mark frames as held, merge on release, carve a range out of a free block. The operations are in
+//! the submodules by purpose.
+
+mod add;
+mod alloc;
+mod balloon;
+mod compact;
+mod free;
+mod report;
+mod stats;
+mod take;
+
+use core::fmt;
+
+pub use add::Backing;
+pub use alloc::Preference;
+pub use balloon::{GivePath, RangeBuf, RangeSink, TakeAsk, TakeStop};
+pub use compact::RegionUse;
+pub use report::{Isolated, ReportAsk, ReportCursor};
+pub use stats::{BlockState, FreeBlock, State, Stats};
+
+use crate::bits::Bits;
+use crate::config::Config;
+use crate::error::ConfigError;
+use crate::frame::{FrameRange, Order};
+use crate::list::List;
+use crate::node::{Kind, Node, Nodes, Slot};
+use crate::region::Regions;
+use crate::storage::Cells;
+
+/// Index of the lists of blocks inside regions set aside for being fragmented.
+const BREAKABLE: usize = 1;
+
+/// A buddy allocator over one span of up to 2 TiB of frame numbers.
+///
+/// Starts empty: [`add_range`](Self::add_range) brings frames in. Every call's cost is bounded by
+/// the number of orders plus one word per 64 frames of the block or range itself; calls that
+/// search (balloon, reporting, compaction) state their bound.
+pub struct Zone<'m> {
+    span: FrameRange,
+    base_pair: u64,
+    max_order: u32,
+    breakable_limit: u32,
+    breakable: u32,
+    nodes: Nodes<'m>,
+    populated: Bits<'m>,
+    regions: Regions<'m>,
+    /// Regions that may hold frames ballooned by either path; a superset.
+    ballooned: [Bits<'m>; 2],
+    lists: [[List; Order::COUNT]; 2],
+    /// Bit per order with blocks, by list set and class (cold, hot).
+    masks: [[u32; 2]; 2],
+    /// Free blocks by order and class.
+    blocks: [[u64; 2]; Order::COUNT],
+    /// Frames by kind.
+    held: [u64; Kind::COUNT],
+    free: u64,
+    free_populated: u64,
+    managed: u64,
+}
+
+impl fmt::Debug for Zone<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Zone")
+            .field("span", &self.span)
+            .field("free", &self.free)
+            .finish()
+    }
+}
+
+impl<'m> Zone<'m> {
+    /// An empty zone over `span`. Clears the metadata memory.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    ///
+    /// ```
+    /// use buddy_alloc::*;
+    ///
+    /// let span = FrameRange::new(Frame::new(0), FrameCount::new(4096));
+    /// let config = Config::new();
+    /// let memory: &'static mut [u64] = vec![0; config.metadata_words(span)].leak();
+    /// let mut zone = Zone::new(span, config, memory)?;
+    /// zone.add_range(span, Backing::Untouched)?;
+    /// let frame = zone.allocate(Order::FRAME, Preference::Populated)?;
+    /// zone.free(frame, Order::FRAME)?;
+    /// assert_eq!(zone.free(frame, Order::FRAME), Err(FreeError::DoubleFree));
+    /// # Ok::<(), Box<dyn core::error::Error>>(())
+    /// ```
+    pub fn new(
+        span: FrameRange,
+        config: Config,
+        memory: &'m mut [u64],
+    ) -> Result<Self, ConfigError> {
+        config.check(span)?;
+        let memory = memory
+            .get_mut(..config.metadata_words(span))
+            .ok_or(ConfigError::Metadata)?;
+        memory.fill(0);
+        Self::new_zeroed(span, config, memory)
+    }
+
+    /// As [`new`](Self::new) over memory that is all zero already, which is neither read nor
+    /// written: the host backs only the metadata that is used.
+    ///
+    /// Memory that is not zero leads to wrong answers, not to undefined behaviour.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn new_zeroed(
+        span: FrameRange,
+        config: Config,
+        memory: &'m mut [u64],
+    ) -> Result<Self, ConfigError> {
+        config.check(span)?;
+        let layout = config.layout(span);
+        let (start, end) = (span.start().get(), span.end().get());
+        let order = u32::from(config.granule.get());
+        let mut rest = memory;
+        let mut cut = |words: usize| -> Result<&'m mut [u64], ConfigError> {
+            let (head, tail) = core::mem::take(&mut rest)
+                .split_at_mut_checked(words)
+                .ok_or(ConfigError::Metadata)?;
+            rest = tail;
+            Ok(head)
+        };
+        let nodes = Nodes::new(Cells::new(cut(layout.nodes)?));
+        let populated =
+            Bits::new(cut(layout.populated)?, start, end).ok_or(ConfigError::Metadata)?;
+        let words = cut(layout.regions)?;
+        let first = start >> order;
+        let past = ((end - 1) >> order) + 1;
+        let mut region_bits =
+            || Bits::new(cut(layout.region_bits)?, first, past).ok_or(ConfigError::Metadata);
+        let regions = Regions::new(words, region_bits()?, start, order);
+        Ok(Self {
+            span,
+            base_pair: start / 2,
+            max_order: u32::from(config.max_order.get()),
+            breakable_limit: config.breakable,
+            breakable: 0,
+            nodes,
+            populated,
+            regions,
+            ballooned: [region_bits()?, region_bits()?],
+            lists: [[List::EMPTY; Order::COUNT]; 2],
+            masks: [[0; 2]; 2],
+            blocks: [[0; 2]; Order::COUNT],
+            held: [0; Kind::COUNT],
+            free: 0,
+            free_populated: 0,
+            managed: 0,
+        })
+    }
+
+    /// The frame numbers the zone was built for.
+    #[must_use]
+    pub const fn span(&self) -> FrameRange {
+        self.span
+    }
+
+    /// The largest block the zone forms.
+    #[must_use]
+    pub const fn max_order(&self) -> Order {
+        Order::raw(self.max_order)
+    }
+
+    /// The host granule: the size of the regions in which density is counted.
+    #[must_use]
+    pub const fn granule(&self) -> Order {
+        Order::raw(self.regions.order())
+    }
+
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by the CPU caches"))]
+    pub(crate) const fn nodes(&self) -> (Nodes<'m>, u64) {
+        (self.nodes, self.base_pair)
+    }
+
+    /// Node of a frame inside the span.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a span has at most 2^28 pairs"
+    )]
+    const fn pair(&self, frame: u64) -> u32 {
+        (frame / 2).wrapping_sub(self.base_pair) as u32
+    }
+
+    const fn frame_of(&self, pair: u32, order: u32, odd: bool) -> u64 {
+        let even = (self.base_pair + pair as u64) * 2;
+        if order == 0 && odd { even + 1 } else { even }
+    }
+
+    const fn contains(&self, frame: u64) -> bool {
+        frame >= self.span.start().get() && frame < self.span.end().get()
+    }
+
+    /// What starts at a frame; nothing outside the span.
+    #[inline]
+    fn slot(&self, frame: u64) -> Slot {
+        if self.contains(frame) {
+            self.nodes.get(self.pair(frame)).slot(frame % 2 == 1)
+        } else {
+            Slot::Nothing
+        }
+    }
+
+    /// The block around a frame: first frame, order and what it is. One node per order.
+    fn block_at(&self, frame: u64) -> Option<(u64, u32, Slot)> {
+        if !self.contains(frame) {
+            return None;
+        }
+        for climb in 0..=self.max_order {
+            let head = frame & !((1 << climb) - 1);
+            let slot = self.slot(head);
+            if let Slot::Free(order) | Slot::Held(_, order) = slot
+                && order >= climb
+            {
+                return Some((head, order, slot));
+            }
+        }
+        None
+    }
+
+    /// Which list set a free block belongs to.
+    #[inline]
+    fn set_of(&self, frame: u64, order: u32) -> usize {
+        let small = self.breakable != 0 && order < self.regions.order();
+        usize::from(small && self.regions.is_breakable(self.regions.of(frame)))
+    }
+
+    /// Puts a free block in front of its list.
+    #[inline]
+    fn list(&mut self, frame: u64, order: u32, hot: bool) {
+        let set = self.set_of(frame, order);
+        let pair = self.pair(frame);
+        let node = if order == 0 {
+            let odd = frame % 2 == 1;
+            Node::free_single(odd, hot, self.nodes.get(pair).single(!odd))
+        } else {
+            Node::free_block(order, hot)
+        };
+        if let Some(list) = self
+            .lists
+            .get_mut(set)
+            .and_then(|set| set.get_mut(order as usize))
+        {
+            list.push(&self.nodes, pair, node);
+        }
+        self.count_block(set, order, hot, true);
+    }
+
+    /// Takes a free block out of its list; nothing starts there afterwards. Says if it was hot.
+    #[inline]
+    fn unlist(&mut self, frame: u64, order: u32) -> bool {
+        let set = self.set_of(frame, order);
+        let pair = self.pair(frame);
+        let node = self.nodes.get(pair);
+        if let Some(list) = self
+            .lists
+            .get_mut(set)
+            .and_then(|set| set.get_mut(order as usize))
+        {
+            list.remove(&self.nodes, pair);
+        }
+        let after = if order == 0 {
+            node.unlisted_single()
+        } else {
+            Node::ZERO
+        };
+        self.nodes.set(pair, after);
+        self.count_block(set, order, node.is_hot(), false);
+        node.is_hot()
+    }
+
+    #[inline]
+    fn count_block(&mut self, set: usize, order: u32, hot: bool, more: bool) {
+        let class = usize::from(hot);
+        if let Some(count) = self
+            .blocks
+            .get_mut(order as usize)
+            .and_then(|count| count.get_mut(class))
+        {
+            *count = if more { *count + 1 } else { *count - 1 };
+        }
+        let list = self.lists.get(set).and_then(|set| set.get(order as usize));
+        let left =
+            more || list.is_some_and(|list| list.first_of(&self.nodes, hot) != crate::list::NONE);
+        if let Some(mask) = self.masks.get_mut(set).and_then(|set| set.get_mut(class)) {
+            *mask = if left {
+                *mask | 1 << order
+            } else {
+                *mask & !(1 << order)
+            };
+        }
+    }
+
+    /// Marks an aligned block that is in no list as held.
+    #[inline]
+    fn mark(&mut self, frame: u64, order: u32, kind: Kind) {
+        let pair = self.pair(frame);
+        let node = if order == 0 {
+            self.nodes.get(pair).with_single(frame % 2 == 1, kind)
+        } else if matches!(kind, Kind::None) {
+            Node::ZERO
+        } else {
+            Node::held_block(kind, order)
+        };
+        self.nodes.set(pair, node);
+    }
+
+    /// Marks a range that is in no list as held, in as few blocks as its alignment allows.
+    fn mark_range(&mut self, start: u64, end: u64, kind: Kind) {
+        for (frame, order) in self.blocks_of(start, end) {
+            self.mark(frame, order, kind);
+        }
+        if let Some(held) = self.held.get_mut(kind as usize) {
+            *held += end - start;
+        }
+    }
+
+    /// Cuts a range into aligned blocks.
+    const fn blocks_of(&self, start: u64, end: u64) -> Blocks {
+        Blocks {
+            start,
+            end,
+            max_order: self.max_order,
+        }
+    }
+
+    /// Frames become free: counts them, merges, and lists the result.
+    #[inline]
+    fn release(&mut self, frame: u64, order: u32, populated: u64) {
+        self.account(frame, order, populated, true);
+        let (mut frame, mut order, mut hot) = (frame, order, populated != 0);
+        while order < self.max_order {
+            if order == self.regions.order() {
+                self.unset_breakable(frame);
+            }
+            let buddy = frame ^ (1 << order);
+            if self.slot(buddy) != Slot::Free(order) {
+                break;
+            }
+            hot |= self.unlist(buddy, order);
+            frame &= buddy;
+            order += 1;
+        }
+        if order == self.regions.order() {
+            self.unset_breakable(frame);
+        }
+        self.list(frame, order, hot);
+    }
+
+    /// A region in one piece is set aside no more.
+    fn unset_breakable(&mut self, frame: u64) {
+        let region = self.regions.of(frame);
+        if self.breakable != 0 && self.regions.is_breakable(region) {
+            self.regions.set_breakable(region, false);
+            self.breakable -= 1;
+        }
+    }
+
+    /// Counts an aligned block in or out of the free frames.
+    #[inline]
+    fn account(&mut self, frame: u64, order: u32, populated: u64, freed: bool) {
+        let frames = 1 << order;
+        if freed {
+            self.free += frames;
+            self.free_populated += populated;
+        } else {
+            self.free -= frames;
+            self.free_populated -= populated;
+        }
+        let granule = self.regions.order();
+        if order <= granule {
+            self.account_region(self.regions.of(frame), frames, populated, freed);
+            return;
+        }
+        let each = 1 << granule;
+        for region in self.regions.of(frame)..self.regions.of(frame + frames) {
+            let populated = match populated {
+                0 => 0,
+                all if all == frames => each,
+                _ => self.populated.count(region << granule, granule),
+            };
+            self.account_region(region, each, populated, freed);
+        }
+    }
+
+    #[inline]
+    fn account_region(&mut self, region: u64, frames: u64, populated: u64, freed: bool) {
+        if freed {
+            self.regions.freed(region, frames, populated);
+        } else {
+            self.regions.taken(region, frames, populated);
+        }
+    }
+
+    /// Carves `start..end` out of the free block `(head, order)` around it: the range is in no
+    /// list and not counted as free afterwards, the rest of the block is listed again.
+    fn carve(&mut self, head: u64, order: u32, start: u64, end: u64) {
+        let hot = self.unlist(head, order);
+        let tail = head + (1 << order);
+        self.relist(head, start, hot);
+        self.relist(end, tail, hot);
+        for (frame, order) in self.blocks_of(start, end) {
+            let populated = if hot {
+                self.populated.count(frame, order)
+            } else {
+                0
+            };
+            self.account(frame, order, populated, false);
+        }
+    }
+
+    /// Lists what is left of a free block.
+    fn relist(&mut self, start: u64, end: u64, hot: bool) {
+        for (frame, order) in self.blocks_of(start, end) {
+            let hot = hot && self.populated.any(frame, order);
+            self.list(frame, order, hot);
+        }
+    }
+}
+
+/// Aligned blocks of a range, in rising order of address.
+#[derive(Clone, Copy, Debug)]
+struct Blocks {
+    start: u64,
+    end: u64,
+    max_order: u32,
+}
+
+impl Iterator for Blocks {
+    type Item = (u64, u32);
+
+    #[inline]
+    fn next(&mut self) -> Option<(u64, u32)> {
+        let left = (self.end.checked_sub(self.start)?).checked_ilog2()?;
+        let order = left.min(self.start.trailing_zeros()).min(self.max_order);
+        let frame = self.start;
+        self.start += 1 << order;
+        Some((frame, order))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Allocation for use.
+
+use super::{BREAKABLE, Zone};
+use crate::error::AllocError;
+use crate::frame::{Frame, FrameCount, FrameRange, Order};
+use crate::list::NONE;
+use crate::node::Kind;
+
+/// Which free frames to hand out first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Preference {
+    /// Blocks with populated frames, most recently freed first; then the others likewise. The
+    /// choice for most callers: it keeps the host's footprint small and large untouched blocks
+    /// whole.
+    #[default]
+    Populated,
+    /// Blocks without populated frames first: for memory that is filled anew anyway.
+    Untouched,
+    /// The most recently freed block of the smallest order that fits, whatever its class.
+    Any,
+}
+
+impl Zone<'_> {
+    /// Allocates a block of `2^order` frames, aligned to its size.
+    ///
+    /// # Errors
+    /// See [`AllocError`].
+    #[inline]
+    pub fn allocate(&mut self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
+        let order = u32::from(order.get());
+        if order > self.max_order {
+            return Err(AllocError::TooLarge);
+        }
+        let (frame, _) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
+        self.use_block(frame, order);
+        Ok(Frame::new(frame))
+    }
+
+    /// Allocates `count` frames in a row that start at a multiple of `2^align`.
+    ///
+    /// The size need not be a power of two: what is cut off stays free. The range may be freed in
+    /// whole or in parts with [`free_range`](Self::free_range).
+    ///
+    /// ```
+    /// # use buddy_alloc::*;
+    /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
+    /// # let mut memory = vec![0; Config::new().metadata_words(span)];
+    /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
+    /// # zone.add_range(span, Backing::Untouched)?;
+    /// let three = zone.allocate_range(FrameCount::new(3), Order::FRAME, Preference::Any)?;
+    /// assert_eq!(three.count(), FrameCount::new(3));
+    /// assert_eq!(zone.stats().free, FrameCount::new(61));
+    /// zone.free_range(three)?;
+    /// # Ok::<(), Box<dyn core::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`AllocError`].
+    pub fn allocate_range(
+        &mut self,
+        count: FrameCount,
+        align: Order,
+        preference: Preference,
+    ) -> Result<FrameRange, AllocError> {
+        let size = Order::holding(count).filter(|_| count != FrameCount::ZERO);
+        let order = u32::from(size.ok_or(AllocError::TooLarge)?.max(align).get());
+        if order > self.max_order {
+            return Err(AllocError::TooLarge);
+        }
+        let (start, hot) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
+        let (end, tail) = (start + count.get(), start + (1 << order));
+        // The used part is marked first: a merging tail must not meet unmarked frames.
+        for (frame, order) in self.blocks_of(start, end) {
+            self.use_block(frame, order);
+        }
+        for (frame, order) in self.blocks_of(end, tail) {
+            let populated = if hot {
+                self.populated.count(frame, order)
+            } else {
+                0
+            };
+            self.release(frame, order, populated);
+        }
+        Ok(FrameRange::raw(start, end))
+    }
+
+    /// Marks a block that left the free lists as used and populated.
+    #[inline]
+    pub(super) fn use_block(&mut self, frame: u64, order: u32) {
+        self.mark(frame, order, Kind::Used);
+        self.populated.fill(frame, order, true);
+        self.add_held(Kind::Used, 1 << order);
+    }
+
+    pub(super) fn add_held(&mut self, kind: Kind, frames: u64) {
+        if let Some(held) = self.held.get_mut(kind as usize) {
+            *held += frames;
+        }
+    }
+
+    /// Takes a block of exactly `order` out of the free frames. Says whether it is hot.
+    #[inline]
+    fn grab(&mut self, order: u32, preference: Preference) -> Option<(u64, bool)> {
+        let granule = self.regions.order();
+        if self.breakable_limit == 0 || order >= granule {
+            let (set, found, class) = self.find(0, order, preference)?;
+            return self.split(set, found, order, class, preference, false);
+        }
+        if let Some((set, found, class)) = self.find(BREAKABLE, order, preference) {
+            return self.split(set, found, order, class, preference, false);
+        }
+        if self.breakable < self.breakable_limit
+            && let Some((set, found, class)) = self.find(0, granule, preference)
+        {
+            return self.split(set, found, order, class, preference, true);
+        }
+        let (set, found, class) = self.find(0, order, preference)?;
+        self.split(set, found, order, class, preference, false)
+    }
+
+    /// The list to serve a demand from: list set, order and class (`None`: its very first block).
+    #[inline]
+    fn find(
+        &self,
+        set: usize,
+        order: u32,
+        preference: Preference,
+    ) -> Option<(usize, u32, Option<bool>)> {
+        let [cold, hot] = *self.masks.get(set)?;
+        let fits = u32::MAX << order;
+        let pick = |mask: u32, class| {
+            let mask = mask & fits;
+            (mask != 0).then(|| (set, mask.trailing_zeros(), class))
+        };
+        match preference {
+            Preference::Any => pick(cold | hot, None),
+            Preference::Populated => pick(hot, Some(true)).or_else(|| pick(cold, Some(false))),
+            Preference::Untouched => pick(cold, Some(false)).or_else(|| pick(hot, Some(true))),
+        }
+    }
+
+    /// Takes the first block of a list and halves it down to `order`.
+    #[inline]
+    fn split(
+        &mut self,
+        set: usize,
+        found: u32,
+        order: u32,
+        class: Option<bool>,
+        preference: Preference,
+        set_aside: bool,
+    ) -> Option<(u64, bool)> {
+        let list = self.lists.get(set)?.get(found as usize)?;
+        let pair = match class {
+            Some(hot) => list.first_of(&self.nodes, hot),
+            None => list.first(),
+        };
+        if pair == NONE {
+            return None;
+        }
+        let odd = matches!(self.nodes.get(pair).slot(true), crate::node::Slot::Free(_));
+        let mut frame = self.frame_of(pair, found, odd);
+        let mut hot = self.unlist(frame, found);
+        let mut at = found;
+        while at > order {
+            if set_aside && at == self.regions.order() {
+                self.regions.set_breakable(self.regions.of(frame), true);
+                self.breakable += 1;
+            }
+            at -= 1;
+            let upper = frame + (1 << at);
+            let (lower_hot, upper_hot) = if hot {
+                (self.populated.any(frame, at), self.populated.any(upper, at))
+            } else {
+                (false, false)
+            };
+            // Hand out the half that is wanted, the lower one if both are alike.
+            let wanted = !matches!(preference, Preference::Untouched);
+            let rest = if lower_hot != wanted && upper_hot == wanted {
+                let lower = frame;
+                frame = upper;
+                hot = upper_hot;
+                (lower, lower_hot)
+            } else {
+                hot = lower_hot;
+                (upper, upper_hot)
+            };
+            self.list(rest.0, at, rest.1);
+        }
+        let populated = if hot {
+            self.populated.count(frame, order)
+        } else {
+            0
+        };
+        self.account(frame, order, populated, false);
+        Some((frame, hot))
+    }
+}

@@ -1,0 +1,201 @@
+//! Giving frames back, and the moves between states of held frames.
+
+use super::Zone;
+use crate::error::{FreeError, RangeError};
+use crate::frame::{Frame, FrameRange, Order};
+use crate::node::{Kind, Slot};
+
+impl Zone<'_> {
+    /// Frees a block that was allocated with this order.
+    ///
+    /// Its frames count as populated: they were in use.
+    ///
+    /// # Errors
+    /// Every misuse is told apart, see [`FreeError`]; nothing is changed then.
+    #[inline]
+    pub fn free(&mut self, frame: Frame, order: Order) -> Result<(), FreeError> {
+        let (start, order) = (frame.get(), u32::from(order.get()));
+        if self.slot(start) != Slot::Held(Kind::Used, order) {
+            return Err(self.free_error(start));
+        }
+        self.unhold(start, order, Kind::Used);
+        self.release(start, order, 1 << order);
+        Ok(())
+    }
+
+    /// Frees frames in use: a whole block, several in a row, or any part of them.
+    ///
+    /// ```
+    /// # use buddy_alloc::*;
+    /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
+    /// # let mut memory = vec![0; Config::new().metadata_words(span)];
+    /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
+    /// # zone.add_range(span, Backing::Untouched)?;
+    /// let eight = Order::new(3).unwrap();
+    /// let start = zone.allocate(eight, Preference::Any)?.get();
+    /// let middle = FrameRange::new(Frame::new(start + 2), FrameCount::new(3));
+    /// zone.free_range(middle)?;
+    /// assert_eq!(zone.stats().used, FrameCount::new(5));
+    /// # Ok::<(), Box<dyn core::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`FreeError`]; nothing is changed then.
+    pub fn free_range(&mut self, range: FrameRange) -> Result<(), FreeError> {
+        self.release_held(range, Kind::Used, None)
+            .map_err(|at| self.free_error(at))
+    }
+
+    /// As [`free_range`](Self::free_range) for frames that the host backs no more.
+    ///
+    /// # Errors
+    /// See [`FreeError`]; nothing is changed then.
+    pub fn free_unpopulated(&mut self, range: FrameRange) -> Result<(), FreeError> {
+        self.release_held(range, Kind::Used, Some(false))
+            .map_err(|at| self.free_error(at))
+    }
+
+    /// Splits a used block so that its parts of order `into` can be freed one by one.
+    ///
+    /// # Errors
+    /// See [`FreeError`]; `WrongOrder` if the parts would be larger than the block.
+    pub fn split_block(
+        &mut self,
+        frame: Frame,
+        order: Order,
+        into: Order,
+    ) -> Result<(), FreeError> {
+        let (start, order, into) = (frame.get(), u32::from(order.get()), u32::from(into.get()));
+        if self.slot(start) != Slot::Held(Kind::Used, order) {
+            return Err(self.free_error(start));
+        }
+        if into > order {
+            return Err(FreeError::WrongOrder);
+        }
+        self.mark(start, order, Kind::None);
+        for part in 0..1 << (order - into) {
+            self.mark(start + (part << into), into, Kind::Used);
+        }
+        Ok(())
+    }
+
+    /// Why `frame` cannot be freed as the start of a block of some order.
+    #[cold]
+    fn free_error(&self, frame: u64) -> FreeError {
+        match self.block_at(frame) {
+            None => FreeError::Foreign,
+            Some((_, _, Slot::Free(_) | Slot::Nothing)) => FreeError::DoubleFree,
+            Some((head, _, Slot::Held(kind, _))) => match kind {
+                Kind::Reserved => FreeError::Reserved,
+                Kind::Isolated => FreeError::Isolated,
+                Kind::Taken | Kind::Told | Kind::Bulk => FreeError::Ballooned,
+                Kind::Used | Kind::None if head != frame => FreeError::Interior,
+                Kind::Used | Kind::None => FreeError::WrongOrder,
+            },
+        }
+    }
+
+    /// Forgets the head of a held block.
+    #[inline]
+    fn unhold(&mut self, frame: u64, order: u32, kind: Kind) {
+        self.mark(frame, order, Kind::None);
+        if let Some(held) = self.held.get_mut(kind as usize) {
+            *held -= 1 << order;
+        }
+    }
+
+    /// Checks that every frame of a range is held as `kind`; else the first that is not.
+    fn check_held(&self, start: u64, end: u64, kind: Kind) -> Result<(), u64> {
+        let Some((head, order, slot)) = self.block_at(start) else {
+            return Err(start);
+        };
+        if slot != Slot::Held(kind, order) {
+            return Err(start);
+        }
+        let mut at = head + (1 << order);
+        while at < end {
+            match self.slot(at) {
+                Slot::Held(found, order) if found == kind => at += 1 << order,
+                _ => return Err(at),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `at` a border between held blocks, splitting the one around it.
+    fn split_held(&mut self, at: u64) {
+        if let Some((head, order, Slot::Held(kind, _))) = self.block_at(at)
+            && head != at
+        {
+            self.unhold(head, order, kind);
+            self.mark_range(head, at, kind);
+            self.mark_range(at, head + (1 << order), kind);
+        }
+    }
+
+    /// Takes a range out of the hands of `kind`, leaving it in nobody's.
+    ///
+    /// On refusal nothing is changed and the offending frame comes back.
+    fn unhold_range(&mut self, range: FrameRange, kind: Kind) -> Result<(u64, u64), u64> {
+        let (start, end) = (range.start().get(), range.end().get());
+        if start == end {
+            return Ok((start, start));
+        }
+        self.check_held(start, end, kind)?;
+        self.split_held(start);
+        self.split_held(end);
+        let mut at = start;
+        while let Slot::Held(_, order) = self.slot(at)
+            && at < end
+        {
+            self.unhold(at, order, kind);
+            at += 1 << order;
+        }
+        Ok((start, end))
+    }
+
+    /// Frees a range held as `kind`, first setting what is known about its population.
+    pub(super) fn release_held(
+        &mut self,
+        range: FrameRange,
+        kind: Kind,
+        populated: Option<bool>,
+    ) -> Result<(), u64> {
+        let (start, end) = self.unhold_range(range, kind)?;
+        for (frame, order) in self.blocks_of(start, end) {
+            if let Some(populated) = populated {
+                self.populated.fill(frame, order, populated);
+            }
+            let count = match populated {
+                Some(true) => 1 << order,
+                Some(false) => 0,
+                None => self.populated.count(frame, order),
+            };
+            self.release(frame, order, count);
+        }
+        Ok(())
+    }
+
+    /// Moves a range from one kind to another.
+    pub(super) fn retag(
+        &mut self,
+        range: FrameRange,
+        from: Kind,
+        to: Kind,
+    ) -> Result<(), RangeError> {
+        let (start, end) = self
+            .unhold_range(range, from)
+            .map_err(|at| self.range_error(at))?;
+        self.mark_range(start, end, to);
+        Ok(())
+    }
+
+    #[cold]
+    pub(super) fn range_error(&self, frame: u64) -> RangeError {
+        if self.block_at(frame).is_some() {
+            RangeError::WrongState
+        } else {
+            RangeError::Foreign
+        }
+    }
+}

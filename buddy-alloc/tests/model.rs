@@ -1,0 +1,78 @@
+//! Random programs of all operations against the bitmap oracle.
+
+use buddy_alloc::testing::{Action, Program, run_on};
+use buddy_alloc::{Backing, Config, Frame, FrameCount, FrameRange, Order};
+
+mod common;
+use common::{Random, random_action};
+
+fn program(seed: u64, start: u64, frames: u64, config: Config, steps: usize) -> Program {
+    let mut random = Random::new(seed);
+    let added = match random.below(4) {
+        0 => None,
+        1 => Some(Backing::Populated),
+        2 => Some(Backing::Unknown),
+        _ => Some(Backing::Untouched),
+    };
+    let actions: Vec<Action> = (0..steps).map(|_| random_action(&mut random)).collect();
+    let span = FrameRange::new(Frame::new(start), FrameCount::new(frames));
+    Program {
+        span,
+        config,
+        added,
+        actions,
+    }
+}
+
+fn check(program: &Program, interval: usize) {
+    let mut memory = vec![0; program.config.metadata_words(program.span)];
+    run_on(program, &mut memory, interval);
+}
+
+#[test]
+fn small_spans_with_every_step_checked() {
+    for seed in 0..if cfg!(miri) { 6 } else { 250 } {
+        let mut random = Random::new(seed ^ 0xabcd);
+        let frames = 1 + random.below(if cfg!(miri) { 100 } else { 300 });
+        let start = random.below(1000);
+        let max = u8::try_from(1 + random.below(10)).unwrap();
+        let config = Config::new()
+            .with_max_order(Order::new(max).unwrap())
+            .with_granule(Config::MIN_GRANULE)
+            .with_breakable(if max >= 6 {
+                u32::try_from(random.below(3)).unwrap()
+            } else {
+                0
+            });
+        check(
+            &program(
+                seed,
+                start,
+                frames,
+                config,
+                if cfg!(miri) { 40 } else { 200 },
+            ),
+            1,
+        );
+    }
+}
+
+/// Sizes around powers of two: the last frame of a full area has to be a frame like any other.
+#[test]
+fn spans_around_powers_of_two() {
+    let steps = if cfg!(miri) { 20 } else { 400 };
+    for (order, seeds) in [(9u32, 24), (16, 4), (18, 1)] {
+        if cfg!(miri) && order > 9 {
+            continue;
+        }
+        for frames in [(1u64 << order) - 1, 1 << order, (1 << order) + 1] {
+            for seed in 0..seeds {
+                let start = [0, 1 << order, 12_345][usize::try_from(seed % 3).unwrap()];
+                check(
+                    &program(seed + frames, start, frames, Config::new(), steps),
+                    steps / 2,
+                );
+            }
+        }
+    }
+}
