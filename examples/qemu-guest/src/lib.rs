@@ -1,2 +1,16 @@
-//! Guest kernel with a balloon for stock QEMU.
+#![doc = include_str!("../README.md")]
 #![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate alloc;
+
+mod command;
+mod frame_set;
+mod options;
+mod workload;
+
+pub use command::Command;
+pub use frame_set::{FrameSet, TooSmall};
+pub use options::{Fill, OptionError, Options, Percent};
+pub use workload::{Damage, Filled, Freed, Ram, Workload, WorkloadError, word_of};

@@ -1,0 +1,140 @@
+//! The keys of the guest's command line.
+
+use guest_rt::CommandLine;
+use thiserror::Error;
+
+/// A share in percent, 0 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Percent(u8);
+
+impl Percent {
+    /// `None` above 100.
+    #[must_use]
+    pub const fn new(percent: u8) -> Option<Self> {
+        if percent <= 100 {
+            Some(Self(percent))
+        } else {
+            None
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// What to do with memory after boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Leave it untouched.
+    None,
+    /// Write to every free frame, then free part of them.
+    All,
+}
+
+/// What the host wants of this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// Printed back by `@done`; empty if the host gave none.
+    pub token: &'a str,
+    /// Whether the bulk path may be used where the device offers it.
+    pub bulk: bool,
+    /// What to do after boot.
+    pub fill: Fill,
+    /// Share of the filled frames to keep and verify.
+    pub keep: Percent,
+}
+
+/// A key has a value the guest does not know: better no run than another one
+/// than was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OptionError {
+    /// `path=` something else.
+    #[error("path is to be `auto` or `pfn`")]
+    Path,
+    /// `fill=` something else.
+    #[error("fill is to be `all` or `none`")]
+    Fill,
+    /// `keep=` something else.
+    #[error("keep is to be a percentage from 0 to 100")]
+    Keep,
+    /// The line was too long to be kept.
+    #[error("the command line is longer than {} bytes", CommandLine::CAPACITY)]
+    Cut,
+}
+
+impl<'a> Options<'a> {
+    const KEEP: Percent = Percent(5);
+
+    /// Reads the keys; other keys are somebody else's.
+    ///
+    /// # Errors
+    /// When a value is not understood.
+    pub fn read(line: &'a CommandLine) -> Result<Self, OptionError> {
+        if line.is_cut() {
+            return Err(OptionError::Cut);
+        }
+        Ok(Self {
+            token: line.get("token").unwrap_or_default(),
+            bulk: match line.get("path") {
+                None | Some("auto") => true,
+                Some("pfn") => false,
+                Some(_) => return Err(OptionError::Path),
+            },
+            fill: match line.get("fill") {
+                None | Some("none") => Fill::None,
+                Some("all") => Fill::All,
+                Some(_) => return Err(OptionError::Fill),
+            },
+            keep: match line.get("keep").map(str::parse) {
+                None => Self::KEEP,
+                Some(Ok(percent)) => Percent::new(percent).ok_or(OptionError::Keep)?,
+                Some(Err(_)) => return Err(OptionError::Keep),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> CommandLine {
+        CommandLine::from_bytes(text.bytes())
+    }
+
+    #[test]
+    fn defaults() {
+        let line = line("console=ttyS0");
+        let options = Options::read(&line).unwrap();
+        assert_eq!((options.token, options.bulk), ("", true));
+        assert_eq!((options.fill, options.keep), (Fill::None, Percent(5)));
+    }
+
+    #[test]
+    fn every_key() {
+        let line = line("token=a-1 path=pfn fill=all keep=100");
+        let options = Options::read(&line).unwrap();
+        assert_eq!((options.token, options.bulk), ("a-1", false));
+        assert_eq!((options.fill, options.keep), (Fill::All, Percent(100)));
+    }
+
+    #[test]
+    fn unknown_values_are_refused() {
+        for (text, error) in [
+            ("path=bulk", OptionError::Path),
+            ("fill=", OptionError::Fill),
+            ("keep=101", OptionError::Keep),
+            ("keep=-1", OptionError::Keep),
+            ("keep=many", OptionError::Keep),
+        ] {
+            assert_eq!(Options::read(&line(text)), Err(error), "{text}");
+        }
+        let long = CommandLine::from_bytes(core::iter::repeat_n(b'x', 2000));
+        assert_eq!(Options::read(&long), Err(OptionError::Cut));
+    }
+}
