@@ -1,0 +1,117 @@
+//! The race, watched: when does the cache run dry, and is the balloon done before that?
+//!
+//! Without a working balloon a guest with promises dies, and the only sign of it used to be the
+//! crash. The engine counts what leaves the cache and what the balloon pays off; the host says
+//! what time it is.
+
+use core::time::Duration;
+
+use crate::{Event, FrameCount, Host, Pod};
+
+/// How the race stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Every promise has its frame.
+    Safe,
+    /// Promises outnumber the cache; at these rates the balloon wins.
+    Racing,
+    /// At these rates the cache runs dry first, or the balloon does not move at all.
+    Losing,
+    /// The cache is empty: every further touch has to wait for reclaimed pages.
+    Dry,
+}
+
+/// Estimate of the race between guest and balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Alarm {
+    /// How the race stands.
+    pub level: Level,
+    /// Promises without a frame.
+    pub debt: FrameCount,
+    /// Frames left.
+    pub cache: FrameCount,
+    /// When the cache is empty at the present rate; `None` if it does not shrink.
+    pub dry_in: Option<Duration>,
+    /// When the balloon has paid the debt at the present rate; `None` if it does not move.
+    pub even_in: Option<Duration>,
+}
+
+/// Rates in thousandths of a frame per second, and the counters at the last look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AlarmState {
+    seen: Option<(Duration, u64, u64)>,
+    drain: u64,
+    paid: u64,
+    level: Level,
+}
+
+impl AlarmState {
+    pub(crate) const QUIET: Self = Self {
+        seen: None,
+        drain: 0,
+        paid: 0,
+        level: Level::Safe,
+    };
+}
+
+/// Rate of `amount` in `span`, in thousandths per second.
+fn rate(amount: u64, span: Duration) -> u64 {
+    let nanos = span.as_nanos().max(1);
+    let scaled = u128::from(amount) * 1_000_000_000_000 / nanos;
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
+fn time(amount: u64, rate: u64) -> Option<Duration> {
+    let millis =
+        u128::from(amount) * 1_000_000 / u128::from(core::num::NonZeroU64::new(rate)?.get());
+    Some(Duration::from_millis(
+        u64::try_from(millis).unwrap_or(u64::MAX),
+    ))
+}
+
+impl Pod<'_> {
+    /// Looks at the race, at a time of the host's clock. Call it a few times per second while
+    /// there is debt; a change of level is also an event.
+    pub fn observe<H: Host + ?Sized>(&mut self, host: &mut H, now: Duration) -> Alarm {
+        let totals = self.st.totals;
+        // Net outflow: reclaimed frames come back without changing the debt.
+        let drained = totals.populated.saturating_sub(totals.reclaimed);
+        let paid = totals.released + totals.stolen;
+        let state = &mut self.st.alarm;
+        match state.seen {
+            Some((then, d, p)) if now > then => {
+                let span = now.saturating_sub(then);
+                let smooth = |old: u64, new: u64| (old / 2).saturating_add(new / 2);
+                state.drain = smooth(state.drain, rate(drained.saturating_sub(d), span));
+                state.paid = smooth(state.paid, rate(paid.saturating_sub(p), span));
+                state.seen = Some((now, drained, paid));
+            }
+            Some(_) => {}
+            None => state.seen = Some((now, drained, paid)),
+        }
+        let (drain, balloon, before) = (state.drain, state.paid, state.level);
+        let (debt, cache) = (self.debt(), self.st.cache.count());
+        let dry_in = time(cache, drain);
+        let even_in = time(debt, balloon);
+        let level = match (debt, cache, dry_in, even_in) {
+            (0, ..) => Level::Safe,
+            (_, 0, ..) => Level::Dry,
+            (_, _, None, _) => Level::Racing,
+            (_, _, Some(dry), Some(even)) if even < dry => Level::Racing,
+            (_, _, Some(_), _) => Level::Losing,
+        };
+        self.st.alarm.level = level;
+        let alarm = Alarm {
+            level,
+            debt: FrameCount::new(debt),
+            cache: FrameCount::new(cache),
+            dry_in,
+            even_in,
+        };
+        if level != before {
+            host.event(Event::Pressure(alarm));
+        }
+        alarm
+    }
+}

@@ -1,0 +1,344 @@
+//! First touch of a promise.
+
+use core::error::Error;
+use core::fmt;
+
+use crate::pod::Dying;
+use crate::sweep::Swept;
+use crate::{
+    Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Leaf, Mfn, Order, Pattern, Pod, Policy,
+    Vcpu, Zeroed,
+};
+
+/// Who touched the promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toucher {
+    /// A virtual CPU of the guest.
+    Vcpu(Vcpu),
+    /// The host itself: device model, emulation, foreign map. May use the reserve.
+    Host,
+}
+
+/// Answer to a touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// The frame is RAM now, and so is the whole aligned run of this order around it.
+    Populated(Order),
+    /// The frame was RAM already: another touch was faster, or the fault has another reason.
+    Present,
+    /// There is nothing to populate: a hole, or an entry the engine does not touch.
+    NotPromise,
+    /// Not yet. Progress was made, so calling again ends.
+    Retry(Wait),
+    /// No frame is left, and a complete pass found none to reclaim. What the host decided.
+    Exhausted(Policy),
+}
+
+/// Why a touch has to be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wait {
+    /// The search for filled pages used up the budget; call again at once.
+    Sweeping,
+    /// No target was set yet, so the cache was never filled; call again after it was.
+    NoTarget,
+}
+
+/// Why a touch could not be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DemandError {
+    /// The guest is being torn down.
+    Dying,
+    /// The frame is not on the guest's map.
+    OutOfRange,
+    /// The host had no memory for a table. Nothing was changed.
+    NoTableMemory,
+}
+
+impl fmt::Display for DemandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dying => "guest is dying",
+            Self::OutOfRange => "frame is not on the guest's map",
+            Self::NoTableMemory => "no memory for a table",
+        })
+    }
+}
+
+impl Error for DemandError {}
+
+impl From<Dying> for DemandError {
+    fn from(_: Dying) -> Self {
+        Self::Dying
+    }
+}
+
+impl Pod<'_> {
+    /// Populates the promise at `gfn`, with the largest leaf that is possible.
+    ///
+    /// `largest` caps the leaf, for a fault of which the host knows that a superpage would be
+    /// wrong. Work is bounded by the budget, or by the visit of one region (about six looks for
+    /// each of its pages) if that is more. Calling it for a frame that is RAM already, or again
+    /// after any error, is harmless.
+    ///
+    /// # Errors
+    /// If the guest is dying, the frame is not on the map, or table memory ran out.
+    pub fn demand<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        by: Toucher,
+        largest: Order,
+        budget: &mut Budget,
+    ) -> Result<Demand, DemandError> {
+        if gfn.get() >= self.st.cfg.max.get() {
+            return Err(DemandError::OutOfRange);
+        }
+        self.check_alive(host)?;
+        budget.spend(1);
+        match host.lookup(gfn).entry {
+            Entry::Promise(_) => {}
+            Entry::Ram { .. } => return Ok(Demand::Present),
+            Entry::Hole | Entry::Special => return Ok(Demand::NotPromise),
+        }
+        let vcpu = match by {
+            Toucher::Vcpu(vcpu) => {
+                self.st.started = true;
+                vcpu
+            }
+            Toucher::Host => Vcpu::default(),
+        };
+        let reserve = if by == Toucher::Host {
+            0
+        } else {
+            self.st.cfg.reserve.get()
+        };
+        let mut visited = false;
+        if self.debt() > 0
+            && let Some(index) = self.lane(vcpu).and_then(|l| l.due())
+        {
+            visited = true;
+            self.visit_recent(host, index, vcpu, false, budget)?;
+        }
+        loop {
+            self.check_alive(host)?;
+            if self.st.cache.count() > 0 && (self.debt() == 0 || self.st.cache.count() > reserve) {
+                return self.populate(host, gfn, vcpu, largest, budget);
+            }
+            if self.st.target.is_none() {
+                return Ok(Demand::Retry(Wait::NoTarget));
+            }
+            if visited && (budget.left() < 2 * self.region_cost() || host.should_yield()) {
+                return Ok(Demand::Retry(Wait::Sweeping));
+            }
+            visited = true;
+            if let Some(index) = self.lane(vcpu).and_then(|l| l.pop()) {
+                self.visit_recent(host, index, vcpu, true, budget)?;
+                continue;
+            }
+            match self.sweep(host, budget)? {
+                Swept::Found(_) => {}
+                Swept::More => return Ok(Demand::Retry(Wait::Sweeping)),
+                Swept::Nothing => match host.exhausted(gfn, &self.stats()) {
+                    Policy::Lend(frames) if self.lend(host, frames) => {}
+                    Policy::Lend(_) => return Ok(Demand::Exhausted(Policy::Pause)),
+                    policy => return Ok(Demand::Exhausted(policy)),
+                },
+            }
+        }
+    }
+
+    /// Takes up to `frames` more from the host; whether any came.
+    fn lend<H: Host + ?Sized>(&mut self, host: &mut H, frames: FrameCount) -> bool {
+        // A superpage at most: the touch needs one frame, and time is short.
+        let wanted = frames.get().min(self.st.cfg.geometry.size());
+        let mut got = 0;
+        while got < wanted && self.st.populated + self.st.cache.count() < self.st.cfg.limit.get() {
+            let Some(backing) = host.alloc(Order::FRAME, crate::Node::default()) else {
+                break;
+            };
+            let frame = backing.into_zeroed(host);
+            if !self.stash(host, frame, None) {
+                break;
+            }
+            got += 1;
+        }
+        self.st.totals.lent += got;
+        self.st.totals.grown += got;
+        got > 0
+    }
+
+    fn populate<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        vcpu: Vcpu,
+        largest: Order,
+        budget: &mut Budget,
+    ) -> Result<Demand, DemandError> {
+        budget.spend(1);
+        let leaf = host.lookup(gfn);
+        let Entry::Promise(pattern) = leaf.entry else {
+            return Ok(Demand::Present);
+        };
+        let index = self.regions().index_of(gfn);
+        let recycled = self.region(index).recycled;
+        let cap = host.max_order(gfn).min(largest).min(leaf.order);
+        let Some((order, frame)) = self.supply(host, gfn, &leaf, cap, largest, budget) else {
+            debug_assert!(false, "a cache with frames gives one");
+            return Ok(Demand::Retry(Wait::Sweeping));
+        };
+        let at = gfn.align_down(order);
+        let reached = self.map(host, at, order, frame, pattern);
+        if at.plus(reached).get() <= gfn.get() {
+            return Err(DemandError::NoTableMemory);
+        }
+        let whole = reached == order.frames().get();
+        if leaf.order >= self.superpage() && order < self.superpage() {
+            self.st.totals.splintered += 1;
+            host.event(Event::Splintered {
+                gfn: gfn.align_down(self.superpage()),
+            });
+        }
+        if let Some(lane) = self
+            .mem
+            .lanes
+            .get_mut(usize::from(vcpu.get()) % self.mem.lanes.len())
+        {
+            lane.push(index);
+            if recycled && self.st.cfg.rules.ring.is_none() {
+                lane.too_short();
+            }
+        }
+        if order <= self.superpage() {
+            self.promote(host, index, budget);
+        }
+        Ok(Demand::Populated(if whole { order } else { Order::FRAME }))
+    }
+
+    /// The best frame for the touch, and how much of the promise it backs.
+    fn supply<H: Host + ?Sized>(
+        &mut self,
+        host: &H,
+        gfn: Gfn,
+        leaf: &Leaf,
+        cap: Order,
+        largest: Order,
+        budget: &mut Budget,
+    ) -> Option<(Order, Frame<Zeroed>)> {
+        let (superpage, giga) = (self.superpage(), self.st.cfg.geometry.giga());
+        let node = host.home(gfn);
+        // A giga page for one touch only where that cannot make the race closer.
+        if self.st.cfg.rules.giga
+            && cap >= giga
+            && self.debt() == 0
+            && let Some(frame) = self.cache().take(giga, node)
+        {
+            return Some((giga, frame));
+        }
+        if cap >= superpage
+            && let Some(frame) = self.cache().take(superpage, node)
+        {
+            return Some((superpage, frame));
+        }
+        let index = self.regions().index_of(gfn);
+        self.tie(index, node);
+        let around = self.around(host, gfn, leaf, largest, budget);
+        // Its own frame first: that is what lets the region become one leaf again.
+        for order in [around, Order::FRAME] {
+            let Some(run) = self.region(index).run() else {
+                break;
+            };
+            let base = Mfn::new(u64::from(run) << superpage.get());
+            let own = base.plus(self.page_of(gfn.align_down(order)));
+            if let Some(frame) = self.cache().take_at(own, order) {
+                return Some((order, frame));
+            }
+        }
+        [around, Order::FRAME].into_iter().find_map(|order| {
+            let frame = self.cache().take(order, node)?;
+            Some((order, frame))
+        })
+    }
+
+    /// Lays a region out on one machine run if most of it will be populated.
+    fn tie(&mut self, index: u32, node: crate::Node) {
+        let region = self.region(index);
+        let worth = u64::from(region.promises) * 2 >= self.st.cfg.geometry.size();
+        if self.st.cfg.rules.tie
+            && worth
+            && region.run().is_none()
+            && let Some(run) = self.cache().tie(node)
+            && let Some(r) = self.regions().get_mut(index)
+        {
+            r.set_run(Some(run));
+        }
+    }
+
+    /// The order to populate around a small touch: all of it has to be one promise.
+    fn around<H: Host + ?Sized>(
+        &self,
+        host: &H,
+        gfn: Gfn,
+        leaf: &Leaf,
+        largest: Order,
+        budget: &mut Budget,
+    ) -> Order {
+        let around = self.st.cfg.around.min(largest);
+        if around == Order::FRAME || leaf.order >= around {
+            return around.min(leaf.order);
+        }
+        let start = gfn.align_down(around);
+        if self.end_of(start, around.frames()).is_none() {
+            return Order::FRAME;
+        }
+        let uniform = (0..around.frames().get()).all(|i| {
+            budget.spend(1);
+            host.lookup(start.plus(i)).entry == leaf.entry
+        });
+        if uniform { around } else { Order::FRAME }
+    }
+
+    /// Maps a frame of the cache over a promise; how many frames are mapped. The rest of the
+    /// frame goes back.
+    pub(crate) fn map<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        order: Order,
+        frame: Frame<Zeroed>,
+        pattern: Pattern,
+    ) -> u64 {
+        let (mfn, word) = (frame.mfn(), self.st.cfg.word(pattern));
+        if word != 0 {
+            host.fill(mfn, order, word);
+        }
+        let (applied, complete) =
+            self.write(host, gfn, order, Entry::Promise(pattern), Entry::ram(mfn));
+        self.st.totals.populated += applied;
+        if !complete {
+            for (mfn, order) in Self::pieces(mfn.plus(applied), order.frames().get() - applied) {
+                let piece = if word == 0 {
+                    Frame::from_cache(mfn, order)
+                } else {
+                    match Frame::<crate::Dirty>::new(mfn, order) {
+                        Some(dirty) => dirty.cleared(host),
+                        None => continue,
+                    }
+                };
+                let index = self.regions().index_of(gfn);
+                self.stash(host, piece, Some(index));
+                self.settle_run(index);
+            }
+        }
+        if applied > 0 {
+            host.event(Event::Populated {
+                gfn,
+                mfn,
+                count: FrameCount::new(applied),
+            });
+        }
+        applied
+    }
+}

@@ -1,0 +1,169 @@
+//! Entries that belong to one huge page, in order and state, become one leaf, in place.
+//!
+//! Candidates are found without walking the table: each region counts its pages that lie on their
+//! own frame of one machine run, and whole regions carry markers for the aligned groups that
+//! continue each other's run. Only a candidate is verified against the table, because only the
+//! table knows the state of an entry.
+
+use crate::{Attr, Budget, DemandError, Entry, Event, Gfn, Host, Mfn, Order, Pattern, Pod};
+
+/// Result of a step over the whole map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoalesceStep {
+    /// The budget is used up; call again.
+    More,
+    /// The end of the map was reached.
+    Done,
+}
+
+impl Pod<'_> {
+    /// Looks for superpages and giga pages that can be made whole, after the host changed the
+    /// state of entries or an earlier attempt lacked budget. Populating does it on its own.
+    ///
+    /// # Errors
+    /// [`DemandError::Dying`] once the guest is being torn down.
+    pub fn coalesce_step<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        budget: &mut Budget,
+    ) -> Result<CoalesceStep, DemandError> {
+        let mut visited = false;
+        while self.st.coalesce_at < self.region_count() {
+            self.check_alive(host)?;
+            if visited && (budget.left() < self.region_cost() || host.should_yield()) {
+                return Ok(CoalesceStep::More);
+            }
+            visited = true;
+            budget.spend(1);
+            let index = self.st.coalesce_at;
+            self.st.coalesce_at += 1;
+            self.merge_promises(host, index, budget);
+            self.promote(host, index, budget);
+            while budget.left() > 0 && self.merge_loose(host) {
+                budget.spend(1);
+            }
+        }
+        self.st.coalesce_at = 0;
+        Ok(CoalesceStep::Done)
+    }
+
+    fn merge_loose<H: Host + ?Sized>(&mut self, host: &H) -> bool {
+        let Some(mfn) = self.cache().loose_frames().last() else {
+            return false;
+        };
+        let node = host.node_of(mfn);
+        self.cache().merge_one(node)
+    }
+
+    /// Makes one leaf of a region whose pages all lie on one run, then of the giga page.
+    pub(crate) fn promote<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        index: u32,
+        budget: &mut Budget,
+    ) {
+        if !self.st.cfg.rules.promote {
+            return;
+        }
+        let (start, size) = (self.regions().start(index), self.st.cfg.geometry.size());
+        let (order, region) = (self.superpage(), self.region(index));
+        let candidate = u64::from(region.in_place) == size && host.max_order(start) >= order;
+        if candidate
+            && !region.whole
+            && u64::from(budget.left()) >= size
+            && let Some(ram) = self.uniform(host, start, size, 1, budget)
+        {
+            self.join(host, start, order, ram);
+        }
+        let giga = self.st.cfg.geometry.giga();
+        let Some((first, run)) = self.regions().giga_run(index) else {
+            return;
+        };
+        let fan = self.st.cfg.geometry.fan().frames().get();
+        let start = self.regions().start(first);
+        let aligned = Mfn::new(u64::from(run) << order.get()).is_aligned(giga);
+        let allowed = self.st.cfg.rules.giga && host.max_order(start) >= giga && aligned;
+        if allowed
+            && u64::from(budget.left()) >= fan
+            && host.lookup(start).order < giga
+            && let Some(ram) = self.uniform(host, start, fan, size, budget)
+        {
+            self.join(host, start, giga, ram);
+        }
+    }
+
+    /// First frame and state, if `n` leaves of `step` frames continue one run in one state.
+    fn uniform<H: Host + ?Sized>(
+        &self,
+        host: &H,
+        start: Gfn,
+        n: u64,
+        step: u64,
+        budget: &mut Budget,
+    ) -> Option<(Mfn, Attr)> {
+        let Entry::Ram { mfn, attr } = host.lookup(start).at(start) else {
+            return None;
+        };
+        (0..n)
+            .all(|i| {
+                budget.spend(1);
+                let at = start.plus(i * step);
+                let leaf = host.lookup(at);
+                leaf.order.frames().get() >= step
+                    && leaf.at(at)
+                        == (Entry::Ram {
+                            mfn: mfn.plus(i * step),
+                            attr,
+                        })
+            })
+            .then_some((mfn, attr))
+    }
+
+    fn join<H: Host + ?Sized>(&mut self, host: &mut H, gfn: Gfn, order: Order, ram: (Mfn, Attr)) {
+        let entry = Entry::Ram {
+            mfn: ram.0,
+            attr: ram.1,
+        };
+        if self.write(host, gfn, order, entry, entry).1 {
+            self.st.totals.promoted += 1;
+            host.event(Event::Promoted { gfn, order });
+        }
+    }
+
+    /// Makes one promise of a region whose pages all are promises of one pattern, so that it
+    /// can be populated by a superpage again.
+    pub(crate) fn merge_promises<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        index: u32,
+        budget: &mut Budget,
+    ) {
+        let (start, size) = (self.regions().start(index), self.st.cfg.geometry.size());
+        let order = self.superpage();
+        if u64::from(self.region(index).promises) != size || u64::from(budget.left()) < size {
+            return;
+        }
+        let leaf = host.lookup(start);
+        let Entry::Promise(pattern) = leaf.entry else {
+            return;
+        };
+        if leaf.order < order && self.all_promised(host, start, size, pattern, budget) {
+            let entry = Entry::Promise(pattern);
+            self.write(host, start, order, entry, entry);
+        }
+    }
+
+    fn all_promised<H: Host + ?Sized>(
+        &self,
+        host: &H,
+        start: Gfn,
+        size: u64,
+        pattern: Pattern,
+        budget: &mut Budget,
+    ) -> bool {
+        (0..size).all(|i| {
+            budget.spend(1);
+            host.lookup(start.plus(i)).entry == Entry::Promise(pattern)
+        })
+    }
+}

@@ -1,0 +1,302 @@
+//! Moving one guest frame's entry to a hole: what a guest's balloon compaction asks for.
+//!
+//! The guest has a hole (a ballooned page) where it wants memory, and memory where it wants the
+//! hole. Doing it as one operation changes no count, so it works at the guest's limit, above it,
+//! and with no free frame in the host.
+
+use core::error::Error;
+use core::fmt;
+
+use crate::frame::Flushed;
+use crate::pod::Dying;
+use crate::reclaim::{Batch, Job};
+use crate::{
+    Backing, Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Mfn, NeedsFlush, Order, Pod,
+    Users, Zeroed,
+};
+
+/// Whether the content has to move along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The destination has to read what the source held.
+    Keep,
+    /// Nobody cares (balloon pages): the destination may get the frame that makes its
+    /// superpage whole again, zeroed.
+    Discard,
+}
+
+/// Why an entry was not moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RelocateError {
+    /// The guest is being torn down.
+    Dying,
+    /// A run is not on the map, not aligned, or the order is too large.
+    OutOfRange,
+    /// The destination is not all hole.
+    Occupied,
+    /// The source is not one run of RAM or promise.
+    NotMovable,
+    /// Somebody else uses the frame.
+    InUse,
+    /// No memory for a table; nothing was changed.
+    NoTableMemory,
+    /// Both are holes now: the table failed on the way there and on the way back. The frame
+    /// is back in the cache or with the host.
+    BothHoles,
+}
+
+impl fmt::Display for RelocateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dying => "guest is dying",
+            Self::OutOfRange => "run is not on the guest's map",
+            Self::Occupied => "destination is not a hole",
+            Self::NotMovable => "source is not one run of memory or promise",
+            Self::InUse => "frame has another user",
+            Self::NoTableMemory => "no memory for a table",
+            Self::BothHoles => "table failed twice, both runs are holes",
+        })
+    }
+}
+
+impl Error for RelocateError {}
+
+impl From<Dying> for RelocateError {
+    fn from(_: Dying) -> Self {
+        Self::Dying
+    }
+}
+
+impl Pod<'_> {
+    /// Moves the entry of `from` to the hole `to`; afterwards `from` is the hole.
+    ///
+    /// Splits at most the one leaf `from` lies in.
+    ///
+    /// # Errors
+    /// See [`RelocateError`]; all but `BothHoles` leave everything as it was.
+    pub fn relocate<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        from: Gfn,
+        to: Gfn,
+        order: Order,
+        content: Content,
+        budget: &mut Budget,
+    ) -> Result<(), RelocateError> {
+        let length = order.frames();
+        let on_map = self.end_of(from, length).is_some() && self.end_of(to, length).is_some();
+        let aligned = from.is_aligned(order) && to.is_aligned(order);
+        if !on_map || !aligned || order > self.superpage() || from == to {
+            return Err(RelocateError::OutOfRange);
+        }
+        self.check_alive(host)?;
+        let mut at = to;
+        while at.get() < to.get() + length.get() {
+            budget.spend(1);
+            let leaf = host.lookup(at);
+            if leaf.entry != Entry::Hole {
+                return Err(RelocateError::Occupied);
+            }
+            at = at.plus(leaf.room_from(at));
+        }
+        let source = host.lookup(from);
+        if source.order < order {
+            return Err(RelocateError::NotMovable);
+        }
+        match source.at(from) {
+            Entry::Hole | Entry::Special => Err(RelocateError::NotMovable),
+            promise @ Entry::Promise(_) => self.move_promise(host, from, to, order, promise),
+            Entry::Ram { mfn, .. } if host.users(mfn, order) != Users::None => {
+                Err(RelocateError::InUse)
+            }
+            ram @ Entry::Ram { mfn, attr } => {
+                let own = match content {
+                    Content::Discard => self.own_frame(host, to, order),
+                    Content::Keep => None,
+                };
+                let result = match own {
+                    Some(frame) => self.swap(host, (from, to, order), (mfn, attr), frame, budget),
+                    None => self.move_frame(host, (from, to, order), ram, mfn),
+                };
+                let index = self.regions().index_of(to);
+                self.promote(host, index, budget);
+                result
+            }
+        }
+    }
+
+    /// No frame is involved: the promise moves.
+    fn move_promise<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        from: Gfn,
+        to: Gfn,
+        order: Order,
+        promise: Entry,
+    ) -> Result<(), RelocateError> {
+        let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
+        if !complete {
+            self.undo(host, to, applied, promise);
+            return Err(RelocateError::NoTableMemory);
+        }
+        let (applied, complete) = self.write(host, from, order, promise, Entry::Hole);
+        if !complete {
+            for i in 0..applied {
+                self.write(host, from.plus(i), Order::FRAME, Entry::Hole, promise);
+            }
+            self.undo(host, to, order.frames().get(), promise);
+            return Err(RelocateError::NoTableMemory);
+        }
+        Ok(())
+    }
+
+    fn undo<H: Host + ?Sized>(&mut self, host: &mut H, gfn: Gfn, count: u64, was: Entry) {
+        for (at, order) in Self::pieces(Mfn::new(gfn.get()), count) {
+            self.write(host, Gfn::new(at.get()), order, was, Entry::Hole);
+        }
+    }
+
+    /// The frame that belongs at `to` in its region's machine run, if it can be had.
+    fn own_frame<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        to: Gfn,
+        order: Order,
+    ) -> Option<Frame<Zeroed>> {
+        let index = self.regions().index_of(to);
+        let run = self.region(index).run()?;
+        let base = Mfn::new(u64::from(run) << self.superpage().get());
+        let own = base.plus(self.page_of(to));
+        let cached = self.cache().take_at(own, order);
+        cached.or_else(|| host.alloc_at(own, order).map(|b| b.into_zeroed(host)))
+    }
+
+    /// The destination gets `frame`, the source's own goes where released frames go.
+    fn swap<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        (from, to, order): (Gfn, Gfn, Order),
+        ram: (Mfn, crate::Attr),
+        frame: Frame<Zeroed>,
+        budget: &mut Budget,
+    ) -> Result<(), RelocateError> {
+        let mut batch = Batch::EMPTY;
+        let mfn = frame.mfn();
+        let index = self.regions().index_of(to);
+        if !self.hold(host, &mut batch, from, order, ram, Job::Give(Entry::Hole)) {
+            self.return_own(host, frame, index);
+            return Err(RelocateError::NoTableMemory);
+        }
+        let entry = Entry::Ram { mfn, attr: ram.1 };
+        let (applied, complete) = self.write(host, to, order, Entry::Hole, entry);
+        if !complete {
+            host.thaw(from, order);
+            self.undo(host, to, applied, entry);
+            self.return_own(host, frame, index);
+            return Err(RelocateError::NoTableMemory);
+        }
+        host.event(Event::Populated {
+            gfn: to,
+            mfn,
+            count: order.frames(),
+        });
+        let settled = self.settle(host, &mut batch, budget);
+        if settled.kept > 0 {
+            // A user appeared while the source was being frozen: it keeps its frame.
+            let mut batch = Batch::EMPTY;
+            let ram = (mfn, ram.1);
+            self.hold(host, &mut batch, to, order, ram, Job::Give(Entry::Hole));
+            self.settle(host, &mut batch, budget);
+            return Err(RelocateError::InUse);
+        }
+        Ok(())
+    }
+
+    fn return_own<H: Host + ?Sized>(&mut self, host: &mut H, frame: Frame<Zeroed>, index: u32) {
+        if self.debt() > 0 {
+            self.stash(host, frame, Some(index));
+        } else {
+            host.free(Backing::Zeroed(frame));
+        }
+        self.settle_run(index);
+    }
+
+    fn move_frame<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        (from, to, order): (Gfn, Gfn, Order),
+        ram: Entry,
+        mfn: Mfn,
+    ) -> Result<(), RelocateError> {
+        if host.freeze(from, order).is_err() {
+            return Err(RelocateError::NoTableMemory);
+        }
+        let mut flushed = Flushed::new(host);
+        if host.users(mfn, order) != Users::None || self.check_alive(host).is_err() {
+            host.thaw(from, order);
+            self.split_noted(from, order);
+            self.check_alive(host)?;
+            return Err(RelocateError::InUse);
+        }
+        let (applied, complete) = self.write(host, from, order, ram, Entry::Hole);
+        if !complete {
+            for i in 0..applied {
+                let page = ram.advanced(i);
+                self.write(host, from.plus(i), Order::FRAME, Entry::Hole, page);
+            }
+            host.thaw(from, order);
+            return Err(RelocateError::NoTableMemory);
+        }
+        if !host.freeze_stops_reads() {
+            flushed = Flushed::new(host);
+        }
+        let (applied, complete) = self.write(host, to, order, Entry::Hole, ram);
+        if complete {
+            let count = order.frames();
+            host.event(Event::Unmapped {
+                gfn: from,
+                mfn,
+                count,
+                promised: false,
+            });
+            host.event(Event::Populated {
+                gfn: to,
+                mfn,
+                count,
+            });
+            return Ok(());
+        }
+        self.undo(host, to, applied, ram);
+        let (back, complete) = self.write(host, from, order, Entry::Hole, ram);
+        if complete {
+            return Err(RelocateError::NoTableMemory);
+        }
+        let lost = order.frames().get() - back;
+        host.event(Event::Unmapped {
+            gfn: from.plus(back),
+            mfn: mfn.plus(back),
+            count: FrameCount::new(lost),
+            promised: false,
+        });
+        for (mfn, order) in Self::pieces(mfn.plus(back), lost) {
+            let frame = Frame::<NeedsFlush>::unmapped(mfn, order).flushed(&flushed);
+            if self.debt() > 0 {
+                let zeroed = frame.cleared(host);
+                self.stash(host, zeroed, None);
+            } else {
+                host.free(Backing::Dirty(frame));
+            }
+        }
+        Err(RelocateError::BothHoles)
+    }
+
+    /// A freeze below superpage order may have split the leaf even if it was undone.
+    fn split_noted(&mut self, gfn: Gfn, order: Order) {
+        if order < self.superpage() {
+            let mut regions = self.regions();
+            let index = regions.index_of(gfn);
+            regions.set_whole(index, false);
+        }
+    }
+}
