@@ -36,6 +36,10 @@ pub(super) fn loom(workspace: &Workspace, runner: &mut Runner) -> Result<String>
     Ok(format!("{models} models in {packages} packages"))
 }
 
+/// Property tests look for the files of their past failures, which Miri's isolation forbids.
+const STACKED: &str = "-Zmiri-strict-provenance -Zmiri-disable-isolation";
+const TREE: &str = "-Zmiri-strict-provenance -Zmiri-disable-isolation -Zmiri-tree-borrows";
+
 /// The libraries' tests under Miri, once with each model of borrows.
 ///
 /// Tests that go through `bitvec` are undefined under stacked borrows by the crate's own doing: a package
@@ -47,8 +51,8 @@ pub(super) fn miri(workspace: &Workspace, runner: &mut Runner) -> Result<String>
     let toolchain = format!("+{NIGHTLY}");
     let folder = workspace.target().join("miri");
     shell.set_var("CARGO_TARGET_DIR", &folder);
-    // Property tests keep their failures in files; Miri's isolation forbids to look for the folder.
-    shell.set_var("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true");
+    // Miri is a few hundred times slower than the machine: a few cases of each property must do.
+    shell.set_var("PROPTEST_CASES", "4");
     let libraries = &selected(workspace.libraries());
     let skipped: Vec<&str> = workspace
         .libraries()
@@ -57,8 +61,8 @@ pub(super) fn miri(workspace: &Workspace, runner: &mut Runner) -> Result<String>
         .collect();
     let mut notes = Vec::new();
     for (model, flags, skip) in [
-        ("stacked", "-Zmiri-strict-provenance", skipped.as_slice()),
-        ("tree", "-Zmiri-strict-provenance -Zmiri-tree-borrows", &[]),
+        ("stacked", STACKED, skipped.as_slice()),
+        ("tree", TREE, &[]),
     ] {
         shell.set_var("MIRIFLAGS", flags);
         let output = runner.run(cmd!(
