@@ -49,6 +49,12 @@ impl PhysAddr {
 
 #[cfg(target_os = "none")]
 impl PhysAddr {
+    /// Where the memory behind a pointer is: memory is mapped one to one.
+    #[must_use]
+    pub fn of<T: ?Sized>(place: *const T) -> Self {
+        Self(place.cast::<u8>().expose_provenance() as u64)
+    }
+
     /// Where the byte is mapped: one to one.
     #[expect(
         clippy::cast_possible_truncation,

@@ -76,6 +76,12 @@ impl Mmio {
         self.bytes
     }
 
+    /// Where the region is mapped, for drivers with accessors of their own.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(self.base)
+    }
+
     /// Part of the region, `bytes` from `offset` on.
     ///
     /// # Errors
