@@ -1,2 +1,38 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Unsafe code: raw addresses in `dma` and `mmio`, nothing else.
+
+#[cfg(any(test, feature = "test-utils"))]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod balloon;
+mod bring_up;
+mod device;
+mod dma;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fake;
+mod mmio;
+pub mod pci;
+pub mod protocol;
+mod queues;
+mod ring;
+mod rings;
+
+pub use balloon::{Counters, VirtioBalloon, VirtioError};
+pub use bring_up::BringUpError;
+pub use device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
+pub use dma::{Dma, DmaRegion};
+pub use mmio::MmioWindow;
+pub use pci::MappedPci;
+pub use protocol::{
+    ConfigIo, Features, MissingQueue, Numbering, OPTIONAL, Policy, QueueId, QueueIndex, QueueMap,
+    REQUIRED, discover, wanted_features,
+};
+pub use queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
+pub use rings::{AttachError, Refused, Rings};
+
+/// A balloon on a modern PCI device, with up to `S` requests in flight a queue.
+pub type PciBalloon<const S: usize = 64> = VirtioBalloon<Rings<MappedPci, DmaRegion, S>>;

@@ -1,0 +1,480 @@
+//! A balloon device in the same process, for tests.
+//!
+//! [`FakeDevice`] is the registers and, through a [`FakeMemory`] shared with
+//! the driver, the device side of the rings. It does nothing by itself: a test
+//! takes requests, looks at them, answers them in any order, twice, wrongly or
+//! not at all. [`Profile`] makes it number and size its queues as a known
+//! device model does.
+//!
+//! ```
+//! use transport_virtio::fake::{self, Profile};
+//! use transport_virtio::{Features, Policy, QueueId};
+//!
+//! let qemu = Profile::qemu(Features::PAGE_REPORTING);
+//! let balloon = fake::bring_up::<16>(qemu, &Policy::new())?;
+//! assert_eq!(balloon.queues().map().index(QueueId::Reporting).unwrap().get(), 3);
+//! # Ok::<(), Box<dyn core::error::Error>>(())
+//! ```
+
+mod profile;
+
+pub use profile::Profile;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU16, Ordering, fence};
+
+use embedded_hal::delay::DelayNs;
+
+use crate::balloon::VirtioBalloon;
+use crate::bring_up::BringUpError;
+use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
+use crate::dma::Dma;
+use crate::protocol::{ConfigIo, Features, Policy, QueueId, QueueIndex};
+use crate::rings::{Refused, Rings};
+
+/// Memory of the process that plays shared memory; clones are the same memory.
+#[derive(Clone, Debug)]
+pub struct FakeMemory {
+    halves: Arc<[AtomicU16]>,
+}
+
+impl FakeMemory {
+    /// Far from any address of the process, so that mix-ups show.
+    const ADDRESS: u64 = 0x7_6543_0000;
+
+    /// Memory full of ones: who needs zeros has to clear it.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            halves: (0..bytes.div_ceil(2))
+                .map(|_| AtomicU16::new(u16::MAX))
+                .collect(),
+        }
+    }
+}
+
+impl Dma for FakeMemory {
+    fn address(&self) -> u64 {
+        Self::ADDRESS
+    }
+
+    fn len(&self) -> usize {
+        self.halves.len() * 2
+    }
+
+    fn load16(&self, offset: usize) -> u16 {
+        self.halves
+            .get(offset / 2)
+            .map_or(0, |half| half.load(Ordering::Relaxed))
+    }
+
+    fn store16(&self, offset: usize, value: u16) {
+        if let Some(half) = self.halves.get(offset / 2) {
+            half.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits not at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoDelay;
+
+impl DelayNs for NoDelay {
+    fn delay_ns(&mut self, _: u32) {}
+}
+
+/// A device and memory for queues of up to `S` descriptors.
+#[must_use]
+pub fn pair<const S: usize>(profile: Profile) -> (FakeDevice, FakeMemory) {
+    let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, S>::DMA_BYTES);
+    (FakeDevice::new(profile, memory.clone()), memory)
+}
+
+/// A balloon on a fake device.
+pub type FakeBalloon<const S: usize> = VirtioBalloon<Rings<FakeDevice, FakeMemory, S>>;
+
+/// Brings up a balloon on a device of this profile.
+///
+/// # Errors
+/// As [`VirtioBalloon::bring_up`].
+#[expect(
+    clippy::result_large_err,
+    reason = "a device with its history, in tests"
+)]
+pub fn bring_up<const S: usize>(
+    profile: Profile,
+    policy: &Policy,
+) -> Result<FakeBalloon<S>, Refused<BringUpError, FakeDevice, FakeMemory>> {
+    let (device, memory) = pair::<S>(profile);
+    VirtioBalloon::bring_up(device, memory, policy, &mut NoDelay)
+}
+
+/// One descriptor as the device reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// First byte.
+    pub address: u64,
+    /// Number of bytes.
+    pub len: u32,
+    /// Whether the device may write there.
+    pub writable: bool,
+}
+
+/// One request as the device reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// What an answer names it by.
+    pub head: u16,
+    /// Its descriptors in order.
+    pub descriptors: Vec<Descriptor>,
+}
+
+/// The device's half of one queue.
+#[derive(Clone, Copy, Debug, Default)]
+struct Queue {
+    size: u16,
+    at: Option<RingAddresses>,
+    /// The next available entry to read.
+    seen: u16,
+    used: u16,
+    /// The used index when the driver was last interrupted.
+    signalled: u16,
+    notified: u32,
+}
+
+/// A balloon device under the control of a test.
+#[derive(Debug)]
+pub struct FakeDevice<M = FakeMemory> {
+    memory: M,
+    profile: Profile,
+    status: DeviceStatus,
+    accepted: Features,
+    config: [u32; 4],
+    generation: u32,
+    queues: [Queue; 8],
+    interrupts: u32,
+    history: Vec<DeviceStatus>,
+    /// The device does not come out of reset.
+    pub stuck: bool,
+    /// The device refuses any choice of features.
+    pub picky: bool,
+    /// The configuration changes at every look.
+    pub restless: bool,
+}
+
+impl<M: Dma> FakeDevice<M> {
+    /// A device that has just been switched on.
+    #[must_use]
+    pub fn new(profile: Profile, memory: M) -> Self {
+        Self {
+            memory,
+            profile,
+            // As a previous kernel may have left it.
+            status: DeviceStatus::DRIVER_OK | DeviceStatus::ACKNOWLEDGE,
+            accepted: Features::empty(),
+            config: [0; 4],
+            generation: 0,
+            queues: [Queue::default(); 8],
+            interrupts: 0,
+            history: Vec::new(),
+            stuck: false,
+            picky: false,
+            restless: false,
+        }
+    }
+
+    /// What the device is like.
+    #[must_use]
+    pub const fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Every status the driver has written.
+    #[must_use]
+    pub fn history(&self) -> &[DeviceStatus] {
+        &self.history
+    }
+
+    /// The features the driver has accepted.
+    #[must_use]
+    pub const fn accepted(&self) -> Features {
+        self.accepted
+    }
+
+    /// Changes the target, in 4 KiB pages.
+    pub fn set_target(&mut self, pages: u32) {
+        self.config[0] = pages;
+        self.generation = self.generation.wrapping_add(1);
+        self.interrupts += 1;
+    }
+
+    /// The size the driver published, in 4 KiB pages.
+    #[must_use]
+    pub const fn actual(&self) -> u32 {
+        self.config[1]
+    }
+
+    /// Notifications received for a queue.
+    #[must_use]
+    pub fn notified(&self, queue: QueueId) -> u32 {
+        self.queue(queue).map_or(0, |queue| queue.notified)
+    }
+
+    /// Interrupts sent.
+    #[must_use]
+    pub const fn interrupts(&self) -> u32 {
+        self.interrupts
+    }
+
+    /// The size the driver gave a queue, zero if none.
+    #[must_use]
+    pub fn queue_size(&self, queue: QueueId) -> u16 {
+        self.queue(queue).map_or(0, |queue| queue.size)
+    }
+
+    fn queue(&self, queue: QueueId) -> Option<&Queue> {
+        self.queues.get(usize::from(self.profile.index(queue)?))
+    }
+
+    fn live(&mut self, queue: QueueId) -> Option<(&M, &mut Queue, RingAddresses, bool)> {
+        let index = usize::from(self.profile.index(queue)?);
+        let queue = self.queues.get_mut(index)?;
+        let at = queue.at?;
+        Some((
+            &self.memory,
+            queue,
+            at,
+            self.accepted.contains(Features::EVENT_IDX),
+        ))
+    }
+
+    /// The next request the driver made available.
+    ///
+    /// # Panics
+    /// If the driver's chain loops, which is what this kit is there to find.
+    pub fn take(&mut self, queue: QueueId) -> Option<Chain> {
+        let (memory, queue, at, event_idx) = self.live(queue)?;
+        let offset = |address: u64| usize::try_from(address - memory.address()).unwrap_or(0);
+        let (available, used) = (offset(at.driver), offset(at.device));
+        if memory.load16(available + 2) == queue.seen {
+            return None;
+        }
+        fence(Ordering::Acquire);
+        let entry = usize::from(queue.seen % queue.size);
+        let head = memory.load16(available + 4 + 2 * entry);
+        let mut descriptors = Vec::new();
+        let mut next = Some(head);
+        while let Some(index) = next {
+            assert!(
+                index < queue.size && descriptors.len() < queue.size.into(),
+                "chain loops"
+            );
+            let place = offset(at.descriptors) + 16 * usize::from(index);
+            let address =
+                u64::from(memory.load32(place)) | u64::from(memory.load32(place + 4)) << 32;
+            let flags = memory.load16(place + 12);
+            let len = memory.load32(place + 8);
+            descriptors.push(Descriptor {
+                address,
+                len,
+                writable: flags & 2 != 0,
+            });
+            next = (flags & 1 != 0).then(|| memory.load16(place + 14));
+        }
+        queue.seen = queue.seen.wrapping_add(1);
+        if event_idx {
+            // Notify us of the next one.
+            memory.store16(used + 4 + 8 * usize::from(queue.size), queue.seen);
+            fence(Ordering::SeqCst);
+        }
+        Some(Chain { head, descriptors })
+    }
+
+    /// Answers with any id and length, and interrupts if the driver wants it.
+    pub fn answer(&mut self, queue: QueueId, id: u32, len: u32) {
+        let Some((memory, queue, at, event_idx)) = self.live(queue) else {
+            return;
+        };
+        let offset = |address: u64| usize::try_from(address - memory.address()).unwrap_or(0);
+        let (available, used) = (offset(at.driver), offset(at.device));
+        let place = used + 4 + 8 * usize::from(queue.used % queue.size);
+        memory.store32(place, id);
+        memory.store32(place + 4, len);
+        queue.used = queue.used.wrapping_add(1);
+        fence(Ordering::Release);
+        memory.store16(used + 2, queue.used);
+        fence(Ordering::SeqCst);
+        let wanted = if event_idx {
+            let event = memory.load16(available + 4 + 2 * usize::from(queue.size));
+            let moved = queue.used.wrapping_sub(queue.signalled);
+            queue.used.wrapping_sub(event).wrapping_sub(1) < moved
+        } else {
+            memory.load16(available) & 1 == 0
+        };
+        if wanted {
+            queue.signalled = queue.used;
+            self.interrupts += 1;
+        }
+    }
+
+    /// Moves the used index without an entry, as no device may.
+    pub fn jump(&mut self, queue: QueueId, by: u16) {
+        let Some((memory, queue, at, _)) = self.live(queue) else {
+            return;
+        };
+        queue.used = queue.used.wrapping_add(by);
+        let used = usize::try_from(at.device - memory.address()).unwrap_or(0);
+        memory.store16(used + 2, queue.used);
+    }
+
+    /// Says on a device without event indices that notifications are not needed.
+    pub fn silence(&mut self, queue: QueueId, silent: bool) {
+        let Some((memory, _, at, _)) = self.live(queue) else {
+            return;
+        };
+        let used = usize::try_from(at.device - memory.address()).unwrap_or(0);
+        memory.store16(used, silent.into());
+    }
+
+    /// Takes and answers all that is available, in order.
+    pub fn serve(&mut self, queue: QueueId) -> Vec<Chain> {
+        let mut served = Vec::new();
+        while let Some(chain) = self.take(queue) {
+            self.answer(queue, chain.head.into(), 0);
+            served.push(chain);
+        }
+        served
+    }
+
+    /// The content of a descriptor within the shared memory.
+    #[must_use]
+    pub fn content(&self, descriptor: Descriptor) -> Vec<u8> {
+        let Some(offset) = descriptor.address.checked_sub(self.memory.address()) else {
+            return Vec::new();
+        };
+        let first = usize::try_from(offset).unwrap_or(usize::MAX);
+        let len = usize::try_from(descriptor.len).unwrap_or(0);
+        let byte = |at: usize| {
+            let [low, high] = self.memory.load16(at & !1).to_le_bytes();
+            if at & 1 == 0 { low } else { high }
+        };
+        (first..first.saturating_add(len).min(self.memory.len()))
+            .map(byte)
+            .collect()
+    }
+
+    /// The page numbers of a request on the inflate or deflate queue.
+    #[must_use]
+    pub fn pfns(&self, chain: &Chain) -> Vec<u32> {
+        let content: Vec<u8> = chain
+            .descriptors
+            .iter()
+            .flat_map(|&d| self.content(d))
+            .collect();
+        content
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|word| u32::from_le_bytes(*word))
+            .collect()
+    }
+}
+
+impl<M> ConfigIo for FakeDevice<M> {
+    fn config_len(&self) -> usize {
+        self.profile.config_len()
+    }
+
+    fn read_config(&mut self, offset: u16) -> u32 {
+        if usize::from(offset) + 4 > self.profile.config_len() {
+            return u32::MAX;
+        }
+        self.config
+            .get(usize::from(offset / 4))
+            .copied()
+            .unwrap_or(u32::MAX)
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32) {
+        if usize::from(offset) + 4 <= self.profile.config_len()
+            && let Some(word) = self.config.get_mut(usize::from(offset / 4))
+        {
+            *word = value;
+        }
+    }
+
+    fn generation(&mut self) -> u32 {
+        if self.restless {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.generation
+    }
+}
+
+impl<M: Dma> Device for FakeDevice<M> {
+    fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
+        self.profile.max_size(queue)
+    }
+
+    fn set_queue(
+        &mut self,
+        queue: QueueIndex,
+        size: u16,
+        at: RingAddresses,
+    ) -> Result<(), QueueRefused> {
+        let max = self.profile.max_size(queue);
+        let place = self
+            .queues
+            .get_mut(usize::from(queue.get()))
+            .ok_or(QueueRefused)?;
+        if !size.is_power_of_two() || size > max || place.at.is_some() {
+            return Err(QueueRefused);
+        }
+        *place = Queue {
+            size,
+            at: Some(at),
+            ..Queue::default()
+        };
+        Ok(())
+    }
+
+    fn notify(&mut self, queue: QueueIndex) {
+        if let Some(queue) = self.queues.get_mut(usize::from(queue.get())) {
+            queue.notified += 1;
+        }
+    }
+}
+
+impl<M: Dma> Handshake for FakeDevice<M> {
+    fn status(&mut self) -> DeviceStatus {
+        self.status
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.history.push(status);
+        if self.stuck {
+            return;
+        }
+        if status.is_empty() {
+            self.queues = [Queue::default(); 8];
+            self.accepted = Features::empty();
+        }
+        let offered = self.profile.offered().contains(self.accepted);
+        let refused = self.picky || !offered;
+        let refused = if refused {
+            DeviceStatus::FEATURES_OK
+        } else {
+            DeviceStatus::empty()
+        };
+        self.status = status.difference(refused);
+    }
+
+    fn offered_features(&mut self) -> Features {
+        self.profile.offered()
+    }
+
+    fn accept_features(&mut self, accepted: Features) {
+        self.accepted = accepted;
+    }
+}

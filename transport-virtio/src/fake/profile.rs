@@ -1,0 +1,158 @@
+//! How known device models number and size their queues.
+
+use crate::protocol::{Features, QueueId, QueueIndex};
+
+/// Queues, features and configuration space of a device model.
+///
+/// Facts from the models' sources; each constructor takes the balloon features
+/// the device is switched on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    offered: Features,
+    indices: [Option<u16>; QueueId::COUNT],
+    sizes: [u16; 8],
+    config_len: usize,
+}
+
+const GENERIC: Features = Features::VERSION_1
+    .union(Features::EVENT_IDX)
+    .union(Features::INDIRECT_DESC);
+
+impl Profile {
+    /// Queues at the specification's indices, absent ones left out.
+    #[must_use]
+    pub fn specification(offered: Features) -> Self {
+        let fixed = |queue: QueueId| {
+            let index = u16::try_from(queue.index()).ok();
+            index.filter(|_| offered.contains(queue.feature()))
+        };
+        Self::numbered(offered, QueueId::ALL.map(fixed), [64; QueueId::COUNT], 16)
+    }
+
+    /// In a row, statistics always among them, reporting with 32 entries.
+    #[must_use]
+    pub fn qemu(offered: Features) -> Self {
+        let offered = offered | Features::STATS_VQ;
+        Self::row(offered, [128, 128, 128, 1024, 32], 16)
+    }
+
+    /// In a row, 256 entries each, no poison value in the configuration.
+    #[must_use]
+    pub fn firecracker(offered: Features) -> Self {
+        Self::row(offered, [256; QueueId::COUNT], 12)
+    }
+
+    /// In a row without hinting; only the two sizes in the configuration.
+    #[must_use]
+    pub fn cloud_hypervisor(offered: Features) -> Self {
+        let offered = offered - Features::FREE_PAGE_HINT;
+        Self::row(offered, [128, 128, 128, 0, 32], 8)
+    }
+
+    /// In a row, two private queues for working sets at its end.
+    #[must_use]
+    pub fn crosvm(offered: Features) -> Self {
+        let private = Features::from_bits_retain(1 << 8);
+        let row = Self::row(
+            offered - Features::FREE_PAGE_HINT,
+            [128; QueueId::COUNT],
+            16,
+        );
+        let mut profile = Self {
+            offered: row.offered | private,
+            ..row
+        };
+        profile
+            .sizes
+            .iter_mut()
+            .filter(|size| **size == 0)
+            .take(2)
+            .for_each(|size| *size = 128);
+        profile
+    }
+
+    /// All five queues whatever is offered.
+    #[must_use]
+    pub fn libkrun(offered: Features) -> Self {
+        let all = Features::STATS_VQ | Features::FREE_PAGE_HINT | Features::PAGE_REPORTING;
+        Self::specification(offered | all)
+    }
+
+    /// The same device with another greatest size of a queue.
+    #[must_use]
+    pub fn with_size(mut self, queue: QueueId, size: u16) -> Self {
+        let index = self.index(queue).map(usize::from);
+        if let Some(place) = index.and_then(|index| self.sizes.get_mut(index)) {
+            *place = size;
+        }
+        self
+    }
+
+    /// The same device with so many bytes of configuration.
+    #[must_use]
+    pub const fn with_config(mut self, bytes: usize) -> Self {
+        self.config_len = bytes;
+        self
+    }
+
+    /// The same device without some features; the queues stay.
+    #[must_use]
+    pub const fn without(mut self, features: Features) -> Self {
+        self.offered = self.offered.difference(features);
+        self
+    }
+
+    /// All the feature bits the device offers.
+    #[must_use]
+    pub const fn offered(&self) -> Features {
+        self.offered
+    }
+
+    /// The number of a queue on this device.
+    #[must_use]
+    pub fn index(&self, queue: QueueId) -> Option<u16> {
+        self.indices.get(queue.index()).copied().flatten()
+    }
+
+    pub(super) fn max_size(&self, queue: QueueIndex) -> u16 {
+        self.sizes
+            .get(usize::from(queue.get()))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    pub(super) const fn config_len(&self) -> usize {
+        self.config_len
+    }
+
+    fn row(offered: Features, sizes: [u16; QueueId::COUNT], config_len: usize) -> Self {
+        let mut next = 0u16;
+        let indices = QueueId::ALL.map(|queue| {
+            offered.contains(queue.feature()).then(|| {
+                next += 1;
+                next - 1
+            })
+        });
+        Self::numbered(offered, indices, sizes, config_len)
+    }
+
+    fn numbered(
+        offered: Features,
+        indices: [Option<u16>; QueueId::COUNT],
+        by_queue: [u16; QueueId::COUNT],
+        config_len: usize,
+    ) -> Self {
+        let mut sizes = [0; 8];
+        for (index, size) in indices.into_iter().zip(by_queue) {
+            if let Some(place) = index.and_then(|index| sizes.get_mut(usize::from(index))) {
+                *place = size;
+            }
+        }
+        Self {
+            offered: offered | GENERIC,
+            indices,
+            sizes,
+            config_len,
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The registers of a modern PCI device, mapped by the kernel.
+
+use balloon_core::Signal;
+use bitflags::bitflags;
+
+use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
+use crate::mmio::MmioWindow;
+use crate::protocol::{ConfigIo, Features, QueueIndex};
+use crate::ring::words;
+
+// Offsets in the common structure.
+const DEVICE_FEATURE_SELECT: usize = 0;
+const DEVICE_FEATURE: usize = 4;
+const DRIVER_FEATURE_SELECT: usize = 8;
+const DRIVER_FEATURE: usize = 12;
+const CONFIG_VECTOR: usize = 16;
+const NUM_QUEUES: usize = 18;
+const DEVICE_STATUS: usize = 20;
+const CONFIG_GENERATION: usize = 21;
+const QUEUE_SELECT: usize = 22;
+const QUEUE_SIZE: usize = 24;
+const QUEUE_VECTOR: usize = 26;
+const QUEUE_ENABLE: usize = 28;
+const QUEUE_NOTIFY_OFF: usize = 30;
+const QUEUE_DESCRIPTORS: usize = 32;
+const QUEUE_DRIVER: usize = 40;
+const QUEUE_DEVICE: usize = 48;
+
+const NO_VECTOR: u16 = 0xffff;
+/// Queues a balloon can have, known and private ones.
+const MAX_QUEUES: usize = 8;
+
+/// Entries of the MSI-X table the device is to use.
+///
+/// The kernel programs and enables the table; vectors may be equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vectors {
+    /// For configuration changes.
+    pub config: u16,
+    /// For all queues.
+    pub queues: u16,
+}
+
+/// A modern virtio PCI device whose register structures are mapped.
+#[derive(Debug)]
+pub struct MappedPci {
+    common: MmioWindow,
+    notify: MmioWindow,
+    notify_multiplier: u32,
+    device: MmioWindow,
+    vectors: Option<Vectors>,
+    /// Where each queue is notified, in bytes of the notify window.
+    notify_at: [Option<usize>; MAX_QUEUES],
+}
+
+impl MappedPci {
+    /// A device with these structures, found by
+    /// [`PciLayout`](crate::pci::PciLayout) or by the kernel's own PCI code.
+    #[must_use]
+    pub const fn new(
+        common: MmioWindow,
+        notify: MmioWindow,
+        notify_multiplier: u32,
+        device: MmioWindow,
+    ) -> Self {
+        let notify_at = [None; MAX_QUEUES];
+        Self {
+            common,
+            notify,
+            notify_multiplier,
+            device,
+            vectors: None,
+            notify_at,
+        }
+    }
+
+    /// Uses MSI-X instead of the INTx line.
+    #[must_use]
+    pub const fn with_vectors(mut self, vectors: Vectors) -> Self {
+        self.vectors = Some(vectors);
+        self
+    }
+
+    fn select(&self, queue: QueueIndex) {
+        self.common.write16(QUEUE_SELECT, queue.get());
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        let [low, high] = words(value);
+        self.common.write32(offset, low);
+        self.common.write32(offset + 4, high);
+    }
+
+    /// Where the selected queue is notified, if that is within the window.
+    fn notify_offset(&self) -> Option<usize> {
+        let off = u32::from(self.common.read16(QUEUE_NOTIFY_OFF));
+        let at = usize::try_from(off.checked_mul(self.notify_multiplier)?).ok()?;
+        (at.checked_add(2)? <= self.notify.len()).then_some(at)
+    }
+}
+
+impl ConfigIo for MappedPci {
+    fn config_len(&self) -> usize {
+        self.device.len()
+    }
+
+    fn read_config(&mut self, offset: u16) -> u32 {
+        self.device.read32(offset.into())
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32) {
+        self.device.write32(offset.into(), value);
+    }
+
+    fn generation(&mut self) -> u32 {
+        self.common.read8(CONFIG_GENERATION).into()
+    }
+}
+
+impl Device for MappedPci {
+    fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
+        if queue.get() >= self.common.read16(NUM_QUEUES) || usize::from(queue.get()) >= MAX_QUEUES {
+            return 0;
+        }
+        self.select(queue);
+        self.common.read16(QUEUE_SIZE)
+    }
+
+    fn set_queue(
+        &mut self,
+        queue: QueueIndex,
+        size: u16,
+        at: RingAddresses,
+    ) -> Result<(), QueueRefused> {
+        self.select(queue);
+        self.common.write16(QUEUE_SIZE, size);
+        if let Some(vectors) = self.vectors {
+            self.common.write16(CONFIG_VECTOR, vectors.config);
+            self.common.write16(QUEUE_VECTOR, vectors.queues);
+            // A device without room for a vector answers with none.
+            if self.common.read16(CONFIG_VECTOR) == NO_VECTOR
+                || self.common.read16(QUEUE_VECTOR) == NO_VECTOR
+            {
+                return Err(QueueRefused);
+            }
+        }
+        self.write64(QUEUE_DESCRIPTORS, at.descriptors);
+        self.write64(QUEUE_DRIVER, at.driver);
+        self.write64(QUEUE_DEVICE, at.device);
+        let notify_at = self.notify_offset().ok_or(QueueRefused)?;
+        *self
+            .notify_at
+            .get_mut(usize::from(queue.get()))
+            .ok_or(QueueRefused)? = Some(notify_at);
+        self.common.write16(QUEUE_ENABLE, 1);
+        if self.common.read16(QUEUE_ENABLE) == 1 {
+            Ok(())
+        } else {
+            Err(QueueRefused)
+        }
+    }
+
+    fn notify(&mut self, queue: QueueIndex) {
+        if let Some(&Some(at)) = self.notify_at.get(usize::from(queue.get())) {
+            self.notify.write16(at, queue.get());
+        }
+    }
+}
+
+impl Handshake for MappedPci {
+    fn status(&mut self) -> DeviceStatus {
+        DeviceStatus::from_bits_retain(self.common.read8(DEVICE_STATUS))
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.common.write8(DEVICE_STATUS, status.bits());
+    }
+
+    fn offered_features(&mut self) -> Features {
+        self.common.write32(DEVICE_FEATURE_SELECT, 0);
+        let low = self.common.read32(DEVICE_FEATURE);
+        self.common.write32(DEVICE_FEATURE_SELECT, 1);
+        let high = self.common.read32(DEVICE_FEATURE);
+        Features::from_bits_retain(u64::from(high) << 32 | u64::from(low))
+    }
+
+    fn accept_features(&mut self, accepted: Features) {
+        for (select, word) in (0u32..).zip(words(accepted.bits())) {
+            self.common.write32(DRIVER_FEATURE_SELECT, select);
+            self.common.write32(DRIVER_FEATURE, word);
+        }
+    }
+}
+
+bitflags! {
+    /// Why a device raised its INTx line.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Interrupts: u8 {
+        /// Requests were answered.
+        const USED = 1;
+        /// The configuration changed.
+        const CONFIG = 2;
+    }
+}
+
+/// The interrupt status register: what an INTx handler needs, and no more.
+///
+/// Independent of the driver, so that a handler takes no lock.
+#[derive(Debug)]
+pub struct InterruptStatus {
+    window: MmioWindow,
+}
+
+impl InterruptStatus {
+    /// The register mapped from [`PciLayout::isr`](crate::pci::PciLayout::isr).
+    #[must_use]
+    pub const fn new(window: MmioWindow) -> Self {
+        Self { window }
+    }
+
+    /// Reads the register, which also lowers the line.
+    ///
+    /// Empty if another device on the line interrupted.
+    #[must_use]
+    pub fn read_acknowledge(&self) -> Interrupts {
+        Interrupts::from_bits_truncate(self.window.read8(0))
+    }
+
+    /// The whole INTx handler: acknowledges, tells the engine.
+    ///
+    /// Returns whether the device had raised the line; then wake whoever steps
+    /// the engine.
+    pub fn handle(&self, signal: &Signal) -> bool {
+        let raised = self.read_acknowledge();
+        if raised.contains(Interrupts::CONFIG) {
+            signal.config_changed();
+        }
+        if raised.contains(Interrupts::USED) {
+            signal.used();
+        }
+        !raised.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,17 @@
+//! The virtio-balloon wire protocol, without any I/O.
+//!
+//! Virtio 1.2 section 5.5 and what real devices make of it: feature bits,
+//! configuration space, queue numbering, request encoding. Everything here is
+//! a value or a pure function and builds on any target.
+
+mod config;
+mod features;
+mod numbering;
+mod wire;
+
+pub use config::{
+    ACTUAL, ConfigIo, HINT_COMMAND, MIN_CONFIG, NUM_PAGES, POISON_VALUE, Unstable, read_stable,
+};
+pub use features::{Features, OPTIONAL, Policy, REQUIRED, bulk_allowed, wanted_features};
+pub use numbering::{MissingQueue, Numbering, QueueId, QueueIndex, QueueMap, discover};
+pub use wire::{BULK_RUN, EncodeError, PFN_LIMIT, PFNS_PER_BUFFER, PfnArray};

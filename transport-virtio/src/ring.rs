@@ -1,0 +1,369 @@
+//! One split virtqueue (virtio 1.2 section 2.7), driver side.
+//!
+//! Who may believe what: the device reads descriptors and the available ring,
+//! and may scribble over all of the shared memory. So everything the driver
+//! needs to know about a request it keeps in private [`Shadow`] entries; from
+//! shared memory it reads only the used ring and the device's notification
+//! wishes, and takes each value as a claim to be checked.
+
+use core::sync::atomic::{Ordering, fence};
+
+use crate::dma::{Dma, halves};
+use crate::queues::{QueueCounters, QueueError, RequestId};
+
+const FLAG_NEXT: u16 = 1;
+const FLAG_WRITE: u16 = 2;
+/// In the available ring: no interrupt, please. In the used ring: no kick.
+const FLAG_SILENT: u16 = 1;
+
+/// Where the three areas of one queue start, in bytes of the shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Areas {
+    pub(crate) descriptors: usize,
+    pub(crate) available: usize,
+    pub(crate) used: usize,
+}
+
+impl Areas {
+    /// Places a queue of `size` at or after `from`; also where it ends.
+    pub(crate) const fn place(from: usize, size: usize) -> (Self, usize) {
+        let descriptors = from.next_multiple_of(16);
+        let available = descriptors + 16 * size;
+        // Flags, index, ring, used_event.
+        let used = (available + 6 + 2 * size).next_multiple_of(4);
+        // Flags, index, ring, avail_event.
+        (
+            Self {
+                descriptors,
+                available,
+                used,
+            },
+            used + 6 + 8 * size,
+        )
+    }
+}
+
+/// A piece of memory for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) address: u64,
+    pub(crate) len: u32,
+    pub(crate) writable: bool,
+}
+
+/// What the driver knows of a descriptor.
+#[derive(Clone, Copy, Debug)]
+struct Shadow {
+    /// The next of the chain, or of the free list.
+    next: u16,
+    role: Role,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Role {
+    Free,
+    /// First of a chain of `len` that carries a request.
+    Head {
+        request: RequestId,
+        len: u16,
+    },
+    /// Further along a chain.
+    Linked,
+}
+
+/// What [`Ring::kick`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kick {
+    /// There are new requests.
+    pub(crate) fresh: bool,
+    /// The device wants to be notified of them.
+    pub(crate) notify: bool,
+    /// As many answers as asked for are there already.
+    pub(crate) answered: bool,
+}
+
+/// The driver's half of a queue of at most `S` descriptors.
+#[derive(Debug)]
+pub(crate) struct Ring<const S: usize> {
+    areas: Areas,
+    size: u16,
+    event_idx: bool,
+    interrupts: bool,
+    broken: bool,
+    free_head: u16,
+    free: u16,
+    /// Requests the device has not answered.
+    in_flight: u16,
+    /// The available index as published.
+    published: u16,
+    /// The available index of the last kick.
+    kicked: u16,
+    /// The used index up to which answers were taken.
+    taken: u16,
+    shadow: [Shadow; S],
+}
+
+impl<const S: usize> Ring<S> {
+    /// A queue that does not exist.
+    pub(crate) const ABSENT: Self = Self {
+        areas: Areas {
+            descriptors: 0,
+            available: 0,
+            used: 0,
+        },
+        size: 0,
+        event_idx: false,
+        interrupts: false,
+        broken: false,
+        free_head: 0,
+        free: 0,
+        in_flight: 0,
+        published: 0,
+        kicked: 0,
+        taken: 0,
+        shadow: [Shadow {
+            next: 0,
+            role: Role::Free,
+        }; S],
+    };
+
+    /// An empty queue of `size` descriptors, a power of two up to `S`.
+    ///
+    /// The memory of its areas must be zero.
+    pub(crate) fn new(
+        memory: &impl Dma,
+        areas: Areas,
+        size: u16,
+        event_idx: bool,
+        interrupts: bool,
+    ) -> Self {
+        debug_assert!(size.is_power_of_two() && usize::from(size) <= S);
+        let mut ring = Self {
+            areas,
+            size,
+            event_idx,
+            interrupts,
+            free: size,
+            ..Self::ABSENT
+        };
+        for (next, shadow) in (1u16..).zip(&mut ring.shadow) {
+            shadow.next = next;
+        }
+        memory.store16(areas.available, if interrupts { 0 } else { FLAG_SILENT });
+        ring
+    }
+
+    pub(crate) const fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The descriptor the next request will start with.
+    pub(crate) const fn next_head(&self) -> Option<u16> {
+        if self.free == 0 {
+            None
+        } else {
+            Some(self.free_head)
+        }
+    }
+
+    /// Makes a chain of segments available.
+    pub(crate) fn submit(
+        &mut self,
+        memory: &impl Dma,
+        request: RequestId,
+        chain: impl ExactSizeIterator<Item = Segment>,
+    ) -> Result<(), QueueError> {
+        if self.broken {
+            return Err(QueueError::Broken);
+        }
+        let len = u16::try_from(chain.len()).map_err(|_| QueueError::TooLong)?;
+        if len == 0 || len > self.size {
+            return Err(QueueError::TooLong);
+        }
+        if len > self.free {
+            return Err(QueueError::Full);
+        }
+        let head = self.free_head;
+        let mut index = head;
+        for (left, segment) in (0..len).rev().zip(chain) {
+            let Some(shadow) = self.shadow.get_mut(usize::from(index)) else {
+                break;
+            };
+            shadow.role = Role::Linked;
+            let next = shadow.next;
+            let mut flags = if left > 0 { FLAG_NEXT } else { 0 };
+            flags |= if segment.writable { FLAG_WRITE } else { 0 };
+            let place = self.areas.descriptors + 16 * usize::from(index);
+            let [low, high] = words(segment.address);
+            memory.store32(place, low);
+            memory.store32(place + 4, high);
+            memory.store32(place + 8, segment.len);
+            memory.store16(place + 12, flags);
+            memory.store16(place + 14, if left > 0 { next } else { 0 });
+            index = next;
+        }
+        if let Some(shadow) = self.shadow.get_mut(usize::from(head)) {
+            shadow.role = Role::Head { request, len };
+        }
+        self.free_head = index;
+        self.free -= len;
+        self.in_flight += 1;
+        let entry = usize::from(self.published & (self.size - 1));
+        memory.store16(self.areas.available + 4 + 2 * entry, head);
+        self.published = self.published.wrapping_add(1);
+        // The device must not see the index before what it stands for.
+        fence(Ordering::Release);
+        memory.store16(self.areas.available + 2, self.published);
+        Ok(())
+    }
+
+    /// Asks for an interrupt after `wake_after` answers, and whether to notify.
+    pub(crate) fn kick(&mut self, memory: &impl Dma, wake_after: usize) -> Kick {
+        let nothing = Kick {
+            fresh: false,
+            notify: false,
+            answered: false,
+        };
+        if self.broken || self.in_flight == 0 {
+            return nothing;
+        }
+        let wanted = u16::try_from(wake_after)
+            .unwrap_or(u16::MAX)
+            .clamp(1, self.in_flight);
+        if self.event_idx {
+            // The interrupt comes when the entry of this index is written.
+            let event = if self.interrupts { wanted } else { 0 };
+            let event = self.taken.wrapping_add(event).wrapping_sub(1);
+            memory.store16(self.used_event(), event);
+        }
+        // Between publishing our wishes and reading the device's progress: it
+        // does the same in the opposite order, so one of us sees the other.
+        fence(Ordering::SeqCst);
+        let fresh = self.published != self.kicked;
+        let notify = fresh
+            && if self.event_idx {
+                passed(
+                    memory.load16(self.avail_event()),
+                    self.published,
+                    self.kicked,
+                )
+            } else {
+                memory.load16(self.areas.used) & FLAG_SILENT == 0
+            };
+        self.kicked = self.published;
+        let answers = memory.load16(self.areas.used + 2).wrapping_sub(self.taken);
+        Kick {
+            fresh,
+            notify,
+            answered: answers >= wanted,
+        }
+    }
+
+    /// The next answered request; looks at a bounded number of answers.
+    pub(crate) fn pop(
+        &mut self,
+        memory: &impl Dma,
+        counters: &mut QueueCounters,
+    ) -> Result<Option<RequestId>, QueueError> {
+        if self.broken {
+            return Err(QueueError::Broken);
+        }
+        if self.size == 0 {
+            return Ok(None);
+        }
+        let answers = memory.load16(self.areas.used + 2).wrapping_sub(self.taken);
+        if answers > self.size {
+            // More than were ever made available: no entry can be trusted.
+            self.broken = true;
+            counters.broken = counters.broken.wrapping_add(1);
+            return Err(QueueError::Broken);
+        }
+        // The entries must not be read before the index that covers them.
+        fence(Ordering::Acquire);
+        for _ in 0..answers {
+            let entry = usize::from(self.taken & (self.size - 1));
+            let place = self.areas.used + 4 + 8 * entry;
+            let id = memory.load32(place);
+            let written = memory.load32(place + 4);
+            self.taken = self.taken.wrapping_add(1);
+            let Some(request) = self.release(id) else {
+                counters.spurious_answers = counters.spurious_answers.wrapping_add(1);
+                continue;
+            };
+            counters.answers = counters.answers.wrapping_add(1);
+            if written != 0 {
+                counters.odd_lengths = counters.odd_lengths.wrapping_add(1);
+            }
+            return Ok(Some(request));
+        }
+        Ok(None)
+    }
+
+    /// Frees the chain that starts at `id`, if one does.
+    fn release(&mut self, id: u32) -> Option<RequestId> {
+        let head = u16::try_from(id).ok().filter(|&head| head < self.size)?;
+        let Role::Head { request, len } = self.shadow.get(usize::from(head))?.role else {
+            return None;
+        };
+        let mut tail = head;
+        let mut next = head;
+        for _ in 0..len {
+            tail = next;
+            let shadow = self.shadow.get_mut(usize::from(tail))?;
+            shadow.role = Role::Free;
+            next = shadow.next;
+        }
+        self.shadow.get_mut(usize::from(tail))?.next = self.free_head;
+        self.free_head = head;
+        self.free += len;
+        self.in_flight -= 1;
+        Some(request)
+    }
+
+    const fn used_event(&self) -> usize {
+        self.areas.available + 4 + 2 * self.size as usize
+    }
+
+    const fn avail_event(&self) -> usize {
+        self.areas.used + 4 + 8 * self.size as usize
+    }
+}
+
+/// Whether an index moving from `old` to `new` passed the entry `event`, on the
+/// circle of 65,536.
+const fn passed(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// The low and the high word of an address.
+pub(crate) const fn words(address: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+    [
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+    ]
+}
+
+/// Copies bytes to shared memory before their descriptor is published.
+pub(crate) fn store_bytes(memory: &impl Dma, offset: usize, bytes: &[u8]) {
+    let (chunks, tail) = bytes.as_chunks::<4>();
+    for (place, chunk) in (offset..).step_by(4).zip(chunks) {
+        memory.store32(place, u32::from_le_bytes(*chunk));
+    }
+    if !tail.is_empty() {
+        let mut last = [0; 4];
+        for (byte, value) in last.iter_mut().zip(tail) {
+            *byte = *value;
+        }
+        let place = offset + 4 * chunks.len();
+        for (place, half) in [place, place + 2]
+            .into_iter()
+            .zip(halves(u32::from_le_bytes(last)))
+        {
+            memory.store16(place, half);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,350 @@
+//! Our own virtqueues over a device's registers and memory shared with it.
+
+use core::fmt;
+
+use crate::device::{Device, RingAddresses};
+use crate::dma::Dma;
+use crate::protocol::{
+    ConfigIo, Features, MIN_CONFIG, Numbering, Policy, QueueId, QueueMap, discover,
+};
+use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
+use crate::ring::{Areas, Ring, Segment, store_bytes};
+use crate::{DmaRegion, MappedPci};
+
+/// Split virtqueues of at most `S` descriptors each, a power of two.
+///
+/// The shared memory holds the rings and a buffer of 1 KiB for each descriptor
+/// of the inflate and the deflate queue: [`DMA_BYTES`](Self::DMA_BYTES), 141 KiB
+/// for the default of 64, which lets 64 MiB be on their way at 4 KiB each.
+pub struct Rings<D = MappedPci, M = DmaRegion, const S: usize = 64> {
+    device: D,
+    memory: M,
+    map: QueueMap,
+    rings: [Ring<S>; QueueId::COUNT],
+    counters: QueueCounters,
+}
+
+/// A device could not be given its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The configuration space cannot hold a balloon.
+    #[error("the configuration space of {0} bytes has no room for the two sizes")]
+    ConfigTooSmall(usize),
+    /// The inflate or deflate queue does not exist.
+    #[error("the device has no {0:?} queue")]
+    MissingQueue(QueueId),
+    /// The device did not take a queue.
+    #[error("the device refused the {0:?} queue")]
+    QueueRefused(QueueId),
+    /// Less memory was provided than the queues need.
+    #[error("{0} bytes of shared memory are not enough")]
+    MemoryTooSmall(usize),
+    /// The device cannot reach the shared memory this way.
+    #[error("the shared memory is not aligned to 16 bytes for the device")]
+    MemoryMisaligned,
+}
+
+/// An operation failed; whoever owned device and memory gets them back.
+#[derive(Debug)]
+pub struct Refused<E, D, M> {
+    /// Why.
+    pub error: E,
+    /// The device.
+    pub device: D,
+    /// The shared memory.
+    pub memory: M,
+}
+
+impl<E: fmt::Display, D, M> fmt::Display for Refused<E, D, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<E: core::error::Error, D: fmt::Debug, M: fmt::Debug> core::error::Error for Refused<E, D, M> {}
+
+/// Where everything lies in the shared memory.
+struct Layout {
+    areas: [Areas; QueueId::COUNT],
+    inflate: usize,
+    deflate: usize,
+    len: usize,
+}
+
+impl Layout {
+    const fn of(size: usize) -> Self {
+        let mut areas = [Areas {
+            descriptors: 0,
+            available: 0,
+            used: 0,
+        }; QueueId::COUNT];
+        let mut end = 0;
+        let mut rest: &mut [Areas] = &mut areas;
+        while let Some((area, more)) = rest.split_first_mut() {
+            (*area, end) = Areas::place(end, size);
+            rest = more;
+        }
+        let inflate = end.next_multiple_of(16);
+        let deflate = inflate + size * MAX_BYTES;
+        Self {
+            areas,
+            inflate,
+            deflate,
+            len: deflate + size * MAX_BYTES,
+        }
+    }
+}
+
+impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
+    const LAYOUT: Layout = {
+        assert!(
+            S.is_power_of_two() && S <= 1 << 15,
+            "a power of two up to 32768"
+        );
+        Layout::of(S)
+    };
+
+    /// Bytes of shared memory the queues need, physically contiguous.
+    pub const DMA_BYTES: usize = Self::LAYOUT.len;
+
+    /// Gives a device with negotiated features its queues.
+    ///
+    /// Touches neither status nor feature registers: for kernels that drive
+    /// those themselves, between `FEATURES_OK` and `DRIVER_OK`. The others call
+    /// [`VirtioBalloon::bring_up`](crate::VirtioBalloon::bring_up).
+    ///
+    /// # Errors
+    /// Hands device and memory back; the device must then be reset, since it
+    /// may know some of the memory already.
+    pub fn attach(
+        mut device: D,
+        memory: M,
+        offered: Features,
+        negotiated: Features,
+        policy: &Policy,
+    ) -> Result<Self, Refused<AttachError, D, M>> {
+        match Self::set_up(&mut device, &memory, offered, negotiated, policy) {
+            Ok((map, rings)) => Ok(Self {
+                device,
+                memory,
+                map,
+                rings,
+                counters: QueueCounters::default(),
+            }),
+            Err(error) => Err(Refused {
+                error,
+                device,
+                memory,
+            }),
+        }
+    }
+
+    fn set_up(
+        device: &mut D,
+        memory: &M,
+        offered: Features,
+        negotiated: Features,
+        policy: &Policy,
+    ) -> Result<(QueueMap, [Ring<S>; QueueId::COUNT]), AttachError> {
+        let config = device.config_len();
+        if config < MIN_CONFIG {
+            return Err(AttachError::ConfigTooSmall(config));
+        }
+        if memory.len() < Self::DMA_BYTES {
+            return Err(AttachError::MemoryTooSmall(memory.len()));
+        }
+        if !memory.address().is_multiple_of(16) {
+            return Err(AttachError::MemoryMisaligned);
+        }
+        let map = discover(offered, negotiated, |index| device.max_queue_size(index))
+            .map_err(|missing| AttachError::MissingQueue(missing.0))?;
+        for place in (0..Self::DMA_BYTES).step_by(2) {
+            memory.store16(place, 0);
+        }
+        let mut rings = [Ring::ABSENT; QueueId::COUNT];
+        for ((queue, areas), ring) in QueueId::ALL
+            .into_iter()
+            .zip(Self::LAYOUT.areas)
+            .zip(&mut rings)
+        {
+            let Some(index) = map.index(queue) else {
+                continue;
+            };
+            let size = usable_size(device.max_queue_size(index), S);
+            if size == 0 {
+                return Err(AttachError::QueueRefused(queue));
+            }
+            let event_idx = negotiated.contains(Features::EVENT_IDX);
+            *ring = Ring::new(memory, areas, size, event_idx, policy.interrupts());
+            let at = |offset: usize| memory.address().wrapping_add(offset as u64);
+            let addresses = RingAddresses {
+                descriptors: at(areas.descriptors),
+                driver: at(areas.available),
+                device: at(areas.used),
+            };
+            device
+                .set_queue(index, size, addresses)
+                .map_err(|_| AttachError::QueueRefused(queue))?;
+        }
+        Ok((map, rings))
+    }
+
+    /// Which index each queue got, and by which numbering.
+    pub const fn map(&self) -> &QueueMap {
+        &self.map
+    }
+
+    /// How the device numbers its queues.
+    pub const fn numbering(&self) -> Numbering {
+        self.map.numbering
+    }
+
+    /// The registers.
+    pub const fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The registers, to change something.
+    pub const fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// Gives device and memory back, for instance after a reset.
+    ///
+    /// A device that still runs keeps access to the memory.
+    pub fn into_parts(self) -> (D, M) {
+        (self.device, self.memory)
+    }
+
+    fn ring(&mut self, queue: QueueId) -> Option<(&mut Ring<S>, &M, &mut QueueCounters)> {
+        let ring = self
+            .rings
+            .get_mut(queue.index())
+            .filter(|ring| ring.size() != 0)?;
+        Some((ring, &self.memory, &mut self.counters))
+    }
+}
+
+/// The greatest power of two that both sides can do.
+fn usable_size(max: u16, own: usize) -> u16 {
+    let limit = u16::try_from(own).unwrap_or(1 << 15).min(max);
+    limit.checked_ilog2().map_or(0, |log| 1 << log)
+}
+
+impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
+    fn capacity(&self, queue: QueueId) -> Capacity {
+        let descriptors = self
+            .rings
+            .get(queue.index())
+            .map_or(0, |ring| ring.size().into());
+        let requests = match queue {
+            QueueId::Inflate | QueueId::Deflate => descriptors,
+            QueueId::Statistics | QueueId::Hint | QueueId::Reporting => 0,
+        };
+        Capacity {
+            descriptors,
+            requests,
+        }
+    }
+
+    fn submit(
+        &mut self,
+        queue: QueueId,
+        request: RequestId,
+        body: Body<'_>,
+    ) -> Result<(), QueueError> {
+        let (ring, memory, _) = self.ring(queue).ok_or(QueueError::TooLong)?;
+        match body {
+            Body::Bytes(bytes) => {
+                let base = match queue {
+                    QueueId::Inflate => Self::LAYOUT.inflate,
+                    QueueId::Deflate => Self::LAYOUT.deflate,
+                    _ => return Err(QueueError::TooLong),
+                };
+                let head = ring.next_head().ok_or(QueueError::Full)?;
+                let len = u32::try_from(bytes.len()).map_err(|_| QueueError::TooLong)?;
+                if len == 0 || bytes.len() > MAX_BYTES {
+                    return Err(QueueError::TooLong);
+                }
+                // Each descriptor owns a buffer: free descriptor, free buffer.
+                let offset = base + usize::from(head) * MAX_BYTES;
+                store_bytes(memory, offset, bytes);
+                let address = memory.address().wrapping_add(offset as u64);
+                let segment = Segment {
+                    address,
+                    len,
+                    writable: false,
+                };
+                ring.submit(memory, request, core::iter::once(segment))
+            }
+            Body::Ranges(runs) => {
+                let len = |run: &balloon_core::Run| u32::try_from(run.count().bytes().get());
+                if runs.iter().any(|run| len(run).is_err()) {
+                    return Err(QueueError::TooLong);
+                }
+                let segments = runs.iter().map(|run| Segment {
+                    address: run.range().start().address(),
+                    len: len(run).unwrap_or(0),
+                    writable: true,
+                });
+                ring.submit(memory, request, segments)
+            }
+        }
+    }
+
+    fn kick(&mut self, queue: QueueId, wake_after: usize) -> bool {
+        let Some((ring, memory, counters)) = self.ring(queue) else {
+            return false;
+        };
+        let kick = ring.kick(memory, wake_after);
+        if kick.notify {
+            counters.kicks = counters.kicks.wrapping_add(1);
+            if let Some(index) = self.map.index(queue) {
+                self.device.notify(index);
+            }
+        } else if kick.fresh {
+            counters.kicks_saved = counters.kicks_saved.wrapping_add(1);
+        }
+        kick.answered
+    }
+
+    fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {
+        match self.ring(queue) {
+            Some((ring, memory, counters)) => ring.pop(memory, counters),
+            None => Ok(None),
+        }
+    }
+
+    fn counters(&self) -> QueueCounters {
+        self.counters
+    }
+}
+
+impl<D: Device, M, const S: usize> ConfigIo for Rings<D, M, S> {
+    fn config_len(&self) -> usize {
+        self.device.config_len()
+    }
+
+    fn read_config(&mut self, offset: u16) -> u32 {
+        self.device.read_config(offset)
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32) {
+        self.device.write_config(offset, value);
+    }
+
+    fn generation(&mut self) -> u32 {
+        self.device.generation()
+    }
+}
+
+impl<D, M, const S: usize> fmt::Debug for Rings<D, M, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rings")
+            .field("map", &self.map)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
