@@ -1,19 +1,24 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![forbid(unsafe_code)]
+// Only the models' cells, which loom checks, are unsafe.
+#![cfg_attr(not(loom), forbid(unsafe_code))]
 
 #[cfg(any(test, feature = "test-utils"))]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 mod backoff;
 mod bitmap;
 mod engine;
+mod events;
 mod ledger;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod migrate;
 mod policy;
+mod remap;
 mod run;
 mod shared;
 mod signal;
@@ -27,15 +32,19 @@ mod transport;
 mod units;
 
 pub use backoff::Delays;
-pub use engine::{Engine, MAX_RUNS};
+pub use engine::{Engine, MAX_RUNS, Need, Relieved, Resume};
+pub use events::Event;
 pub use ledger::{BitmapLedger, LedgerError, Ledgered, MAX_REGIONS};
 pub use migrate::{Migrate, Migration, Trade};
-pub use policy::{Budget, Policy};
+pub use policy::{Budget, OomRule, Policy, Unit, floor, page_table_reserve};
+pub use remap::RemapList;
 pub use run::{RangeSink, Run};
-pub use shared::Shared;
+pub use shared::{RESERVE_FRAMES, Shared};
 pub use signal::Signal;
-pub use slots::{Completer, Exhausted, Kind, Outcome, SlotId, Slots, WrongState};
+pub use slots::{
+    Claimed, Completer, Exhausted, InFlight, Kind, NotInFlight, Outcome, SlotId, Slots,
+};
 pub use source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
-pub use status::{Blocked, Counters, Progress, Status, Step};
+pub use status::{Blocked, Counters, Pace, Progress, Status, Step};
 pub use transport::{Capabilities, Limits, Request, Transport, TransportError, TransportErrorKind};
 pub use units::{Bytes, FRAME_SHIFT, FrameCount, FrameRange, Nanos, Order, Pfn};

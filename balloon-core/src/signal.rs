@@ -1,6 +1,6 @@
 //! What an interrupt handler may touch.
 
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Ordering, Site, at};
 
 /// Two wait-free flags between interrupt handlers and the stepping CPU.
 ///
@@ -33,27 +33,40 @@ impl Signal {
     /// The host changed its wishes: the target is to be read again.
     #[doc(alias = "config_changed_interrupt")]
     pub fn config_changed(&self) {
-        self.config.store(true, Ordering::Release);
+        raise(&self.config);
     }
 
     /// The host has answered requests.
     pub fn used(&self) {
-        self.used.store(true, Ordering::Release);
+        raise(&self.used);
     }
 
     /// Whether a step has something to look at.
+    ///
+    /// It orders nothing: the step that takes the flag sees what it was set for.
     #[must_use]
     pub fn pending(&self) -> bool {
-        self.config.load(Ordering::Acquire) || self.used.load(Ordering::Acquire)
+        self.config.load(Ordering::Relaxed) || self.used.load(Ordering::Relaxed)
     }
 
     /// Clears the flag, to be called *before* looking at the host: a change that
     /// comes later sets it again and is seen by the next step.
     pub(crate) fn take_config(&self) -> bool {
-        self.config.swap(false, Ordering::AcqRel)
+        take(&self.config)
     }
 
     pub(crate) fn take_used(&self) -> bool {
-        self.used.swap(false, Ordering::AcqRel)
+        take(&self.used)
     }
+}
+
+fn raise(flag: &AtomicBool) {
+    // A swap, not a store: of two handlers that raise the same flag at once both
+    // must be seen by the one step that takes it, and a store would cut the first
+    // off. Release: the step sees what the handler has seen.
+    flag.swap(true, at(Site::Raise, Ordering::Release));
+}
+
+fn take(flag: &AtomicBool) -> bool {
+    flag.swap(false, at(Site::Take, Ordering::Acquire))
 }

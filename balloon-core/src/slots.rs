@@ -4,26 +4,40 @@
 //! its answer has been dealt with:
 //!
 //! ```text
-//!        claim            launch              complete
-//!  free ──────► filling ─────────► in flight ─────────► done
-//!       ◄──────         ◄─────────                        │
-//!       release    ▲      revoke                          │
-//!                  └─────────────── answer ───────────────┘
+//!        claim             launch              complete            answer
+//!  free ──────► claimed ──────────► in flight ─────────► done ──────────► claimed
+//!       ◄──────         ◄──────────
+//!         drop            revoke
 //! ```
 //!
 //! Kinds never share slots and never wait for each other, so a free-page hint
 //! of a starting migration leaves while an inflation occupies all of its own
-//! slots. This is the only state that several CPUs touch: the engine claims,
-//! launches and takes answers; whoever sees the host's answer (the engine's own
-//! step, another CPU, an interrupt handler) completes. Every transition is one
-//! compare-and-swap on one word, so exactly one party wins each.
+//! slots.
 //!
-//! The word carries the outcome too; the frames of the request stay with the
-//! engine, its DMA bytes with the transport.
+//! At each moment a slot has one owner, and what its owner may do is what its
+//! type offers: a [`Claimed`] slot may be filled, launched, or dropped; one
+//! [`InFlight`] may be asked for its answer or revoked; neither can be launched
+//! or answered twice. Only the host's side names slots by number, because the
+//! numbers come from the host: [`Completer`] checks each.
+//!
+//! This is the only state that several CPUs touch. Whoever sees the host's
+//! answer (the engine's own step, another CPU, an interrupt handler) completes;
+//! where two may try, one compare-and-swap on one word decides. The word carries
+//! the outcome too; the frames of the request stay with the engine, its DMA
+//! bytes with the transport.
+//!
+//! # Models
+//!
+//! Every interleaving of fillers, completers, and cancellation is explored, with
+//! this very code, by
+//! `RUSTFLAGS="--cfg loom" cargo test -p balloon-core --profile loom --lib loom`.
 
 use core::fmt;
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::run::Run;
+use crate::source::GivePath;
+use crate::sync::{AtomicU32, Ordering, Site, at};
+use crate::transport::Request;
 use crate::units::FrameCount;
 
 /// What a request is about; each kind owns its own slots.
@@ -117,20 +131,17 @@ impl fmt::Display for Exhausted {
 
 impl core::error::Error for Exhausted {}
 
-/// The slot is not in the state the call needs; nothing was changed.
-///
-/// From [`Completer::complete`] it means that the host answered a request that
-/// was never made, or twice.
+/// No such request is in flight: the host made it up, or answered twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct WrongState;
+pub struct NotInFlight;
 
-impl fmt::Display for WrongState {
+impl fmt::Display for NotInFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the slot is not in the state this call needs")
+        f.write_str("no such request is in flight")
     }
 }
 
-impl core::error::Error for WrongState {}
+impl core::error::Error for NotInFlight {}
 
 /// `N` slots for each [`Kind`]; shared by reference between CPUs.
 #[derive(Debug)]
@@ -139,10 +150,14 @@ pub struct Slots<const N: usize> {
 }
 
 const FREE: u32 = 0;
-const FILLING: u32 = 1;
+const CLAIMED: u32 = 1;
 const IN_FLIGHT: u32 = 2;
-const DONE: u32 = 3;
-const STATE_BITS: u32 = 2;
+/// A completer looks at the request.
+const COMPLETING: u32 = 3;
+/// Answered; the outcome stands in the bits above.
+const DONE: u32 = 4;
+const STATE_BITS: u32 = 3;
+const STATE_MASK: u32 = (1 << STATE_BITS) - 1;
 const WHOLE: u32 = u32::MAX >> STATE_BITS;
 
 impl<const N: usize> Slots<N> {
@@ -165,75 +180,22 @@ impl<const N: usize> Slots<N> {
         }
     }
 
-    /// Free → filling: the caller owns the slot until it launches or releases it.
+    /// Free → claimed.
     ///
     /// # Errors
     /// [`Exhausted`] if no slot of this kind is free. Other kinds do not
     /// matter.
-    pub fn claim(&self, kind: Kind) -> Result<SlotId, Exhausted> {
+    pub fn claim(&self, kind: Kind) -> Result<Claimed<'_>, Exhausted> {
+        let words = self.words.get(kind.index()).into_iter().flatten();
         (0u16..)
-            .zip(self.of(kind))
-            // Acquire: pairs with the release that freed the slot, so that its
-            // content can be overwritten.
-            .find(|(_, word)| step(word, FREE, FILLING, Ordering::Acquire).is_ok())
-            .map(|(index, _)| SlotId(index))
+            .zip(words)
+            // Acquire: the last owner is done with the content before we write it.
+            .find(|(_, word)| swap(word, FREE, CLAIMED, at(Site::Claim, Ordering::Acquire)))
+            .map(|(index, word)| {
+                let slot = SlotId(index);
+                Claimed(Place { word, kind, slot })
+            })
             .ok_or(Exhausted(kind))
-    }
-
-    /// Filling → in flight; call it *before* the host can see the request.
-    ///
-    /// # Errors
-    /// [`WrongState`] if the slot was not being filled.
-    pub fn launch(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
-        // Release: whoever completes sees what was filled in.
-        step(
-            self.word(kind, slot)?,
-            FILLING,
-            IN_FLIGHT,
-            Ordering::Release,
-        )
-    }
-
-    /// Filling → free: the request is not made, or its answer is dealt with.
-    ///
-    /// # Errors
-    /// [`WrongState`] if the slot was not the caller's.
-    pub fn release(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
-        step(self.word(kind, slot)?, FILLING, FREE, Ordering::Release)
-    }
-
-    /// In flight → filling: the host refused the request, or can never answer
-    /// it any more (device reset).
-    ///
-    /// # Errors
-    /// [`WrongState`] if the answer came first: take it.
-    pub fn revoke(&self, kind: Kind, slot: SlotId) -> Result<(), WrongState> {
-        step(
-            self.word(kind, slot)?,
-            IN_FLIGHT,
-            FILLING,
-            Ordering::Acquire,
-        )
-    }
-
-    /// Done → filling, if the request is answered: what the host did.
-    ///
-    /// The caller owns the slot and its content until it [`release`]s it.
-    ///
-    /// [`release`]: Self::release
-    pub fn answer(&self, kind: Kind, slot: SlotId) -> Option<Outcome> {
-        let word = self.word(kind, slot).ok()?;
-        let value = word.load(Ordering::Relaxed);
-        if value & ((1 << STATE_BITS) - 1) != DONE {
-            return None;
-        }
-        // Acquire: pairs with the completer's release. Of two CPUs that saw the
-        // same answer one takes it.
-        step(word, value, FILLING, Ordering::Acquire).ok()?;
-        Some(match value >> STATE_BITS {
-            WHOLE => Outcome::Whole,
-            frames => Outcome::Partial(FrameCount::new(frames.into())),
-        })
     }
 
     /// The half for whoever sees the host's answers.
@@ -243,21 +205,123 @@ impl<const N: usize> Slots<N> {
             per_kind: N,
         }
     }
-
-    fn of(&self, kind: Kind) -> &[AtomicU32] {
-        self.words
-            .get(kind.index())
-            .map_or(&[], |words| words.as_slice())
-    }
-
-    fn word(&self, kind: Kind, slot: SlotId) -> Result<&AtomicU32, WrongState> {
-        self.of(kind).get(slot.index()).ok_or(WrongState)
-    }
 }
 
 impl<const N: usize> Default for Slots<N> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place<'a> {
+    word: &'a AtomicU32,
+    kind: Kind,
+    slot: SlotId,
+}
+
+/// A slot that is the holder's own, with whatever belongs to it.
+///
+/// Dropping it frees the slot.
+#[derive(Debug)]
+pub struct Claimed<'a>(Place<'a>);
+
+impl<'a> Claimed<'a> {
+    /// Whose slot it is.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Which of the kind's slots.
+    #[must_use]
+    pub const fn slot(&self) -> SlotId {
+        self.0.slot
+    }
+
+    /// Claimed → in flight; call it *before* the host can see the request.
+    pub fn launch(self) -> InFlight<'a> {
+        let place = self.0;
+        // Dropping would free it.
+        core::mem::forget(self);
+        // Release: whoever completes sees what was filled in. Nobody else
+        // changes the word of a claimed slot.
+        let release = at(Site::Launch, Ordering::Release);
+        place.word.store(IN_FLIGHT, release);
+        InFlight(place)
+    }
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the next claim.
+        let release = at(Site::Free, Ordering::Release);
+        self.0.word.store(FREE, release);
+    }
+}
+
+/// A slot whose request the host has, or is about to get.
+///
+/// Dropping it loses the slot: the host may still answer, so it is never free.
+#[must_use = "only its holder can take the answer"]
+#[derive(Debug)]
+pub struct InFlight<'a>(Place<'a>);
+
+impl<'a> InFlight<'a> {
+    /// Whose slot it is.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Which of the kind's slots.
+    #[must_use]
+    pub const fn slot(&self) -> SlotId {
+        self.0.slot
+    }
+
+    /// The request to submit; there is no other way to make one.
+    #[must_use]
+    pub const fn request<'r>(&self, path: GivePath, runs: &'r [Run]) -> Request<'r> {
+        Request {
+            kind: self.0.kind,
+            path,
+            slot: self.0.slot,
+            runs,
+        }
+    }
+
+    /// Done → claimed, if the request is answered: what the host did.
+    ///
+    /// # Errors
+    /// Hands the slot back if there is no answer yet.
+    pub fn answer(self) -> Result<(Claimed<'a>, Outcome), Self> {
+        // Acquire: pairs with the completer's release.
+        let word = self.0.word.load(at(Site::Answer, Ordering::Acquire));
+        if word & STATE_MASK != DONE {
+            return Err(self);
+        }
+        // The word stays as it is: only we could have changed it, and nobody
+        // else can do anything with an answered slot.
+        let outcome = match word >> STATE_BITS {
+            WHOLE => Outcome::Whole,
+            frames => Outcome::Partial(FrameCount::new(frames.into())),
+        };
+        Ok((Claimed(self.0), outcome))
+    }
+
+    /// In flight → claimed: the host refused the request, or can never answer
+    /// it any more (device reset).
+    ///
+    /// # Errors
+    /// Hands the slot back if the answer came first, or is just coming: take it.
+    pub fn revoke(self) -> Result<Claimed<'a>, Self> {
+        // Relaxed: what we find is our own launch, or it fails.
+        if swap(self.0.word, IN_FLIGHT, CLAIMED, Ordering::Relaxed) {
+            Ok(Claimed(self.0))
+        } else {
+            Err(self)
+        }
     }
 }
 
@@ -271,33 +335,54 @@ pub struct Completer<'a> {
 impl Completer<'_> {
     /// In flight → done.
     ///
+    /// Partial outcomes from 2^29 - 1 frames up read as [`Outcome::Whole`]: a
+    /// transport that answers partially limits its requests to fewer.
+    ///
     /// # Errors
-    /// [`WrongState`] if no such request is in flight: the host made it up, or
-    /// answered twice.
-    pub fn complete(self, kind: Kind, slot: SlotId, outcome: Outcome) -> Result<(), WrongState> {
+    /// [`NotInFlight`]; nothing was changed.
+    pub fn complete(self, kind: Kind, slot: SlotId, outcome: Outcome) -> Result<(), NotInFlight> {
+        self.complete_with(kind, slot, || outcome)
+    }
+
+    /// [`complete`](Self::complete) for who has to look at the request first.
+    ///
+    /// While `outcome` runs the slot is the caller's alone: what belongs to it
+    /// is as it was launched, and nobody else completes or reuses it.
+    ///
+    /// # Errors
+    /// [`NotInFlight`]; `outcome` was not called.
+    pub fn complete_with(
+        self,
+        kind: Kind,
+        slot: SlotId,
+        outcome: impl FnOnce() -> Outcome,
+    ) -> Result<(), NotInFlight> {
         if slot.index() >= self.per_kind {
-            return Err(WrongState);
+            return Err(NotInFlight);
         }
         let index = kind.index() * self.per_kind + slot.index();
-        let word = self.words.get(index).ok_or(WrongState)?;
-        let frames = match outcome {
+        let word = self.words.get(index).ok_or(NotInFlight)?;
+        // Acquire: pairs with the launch.
+        let acquire = at(Site::Complete, Ordering::Acquire);
+        if !swap(word, IN_FLIGHT, COMPLETING, acquire) {
+            return Err(NotInFlight);
+        }
+        let frames = match outcome() {
             Outcome::Whole => WHOLE,
             Outcome::Partial(done) => u32::try_from(done.get()).unwrap_or(WHOLE).min(WHOLE),
         };
-        // AcqRel: sees what was filled in, publishes the outcome.
-        step(
-            word,
-            IN_FLIGHT,
-            frames << STATE_BITS | DONE,
-            Ordering::AcqRel,
-        )
+        // Release: who takes the answer has the content to itself. Nobody else
+        // changes the word of a slot being completed.
+        let release = at(Site::Done, Ordering::Release);
+        word.store(frames << STATE_BITS | DONE, release);
+        Ok(())
     }
 }
 
-fn step(word: &AtomicU32, from: u32, to: u32, success: Ordering) -> Result<(), WrongState> {
+/// The decision where two may try: true for the one that wins.
+fn swap(word: &AtomicU32, from: u32, to: u32, success: Ordering) -> bool {
     word.compare_exchange(from, to, success, Ordering::Relaxed)
-        .map(drop)
-        .map_err(|_| WrongState)
+        .is_ok()
 }
 
 #[cfg(all(test, not(loom)))]

@@ -9,10 +9,14 @@ use core::fmt;
 use crate::run::Run;
 use crate::slots::{Completer, Kind, SlotId};
 use crate::source::GivePath;
-use crate::units::{FrameCount, Pfn};
+use crate::units::{FrameCount, Order, Pfn};
 
 /// One request: frames to be given by a path, or taken back.
+///
+/// Made by [`InFlight::request`](crate::InFlight::request): no request can be
+/// submitted whose slot is not in flight.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Request<'a> {
     /// What it is about, and whose slot it occupies.
     pub kind: Kind,
@@ -40,7 +44,10 @@ pub struct Limits {
 }
 
 /// What a transport can do, fixed once it is live.
+///
+/// Made by [`Capabilities::new`], then field by field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// Giving frame by frame.
     pub inflate: Limits,
@@ -51,6 +58,33 @@ pub struct Capabilities {
     /// Whether the host announces a changed target and answered requests by
     /// interrupt; if not, the engine asks to be stepped by the clock.
     pub interrupts: bool,
+    /// The block size the host maps the guest in and loses when a part is
+    /// given; [`Order::FRAME`] if it does not matter.
+    pub unit: Order,
+    /// Whether frames may not be used again before the host acknowledged their
+    /// return.
+    #[doc(alias = "VIRTIO_BALLOON_F_MUST_TELL_HOST")]
+    pub must_tell_host: bool,
+    /// Whether the host agrees to frames returning against the target when
+    /// memory is short.
+    #[doc(alias = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM")]
+    pub deflate_on_oom: bool,
+}
+
+impl Capabilities {
+    /// Giving and taking back frame by frame, with interrupts and nothing else.
+    #[must_use]
+    pub const fn new(inflate: Limits, deflate: Limits) -> Self {
+        Self {
+            inflate,
+            bulk: None,
+            deflate,
+            interrupts: true,
+            unit: Order::FRAME,
+            must_tell_host: true,
+            deflate_on_oom: false,
+        }
+    }
 }
 
 /// I/O to one balloon device or hypervisor.
@@ -98,6 +132,18 @@ pub trait Transport {
     /// # Errors
     /// When the host cannot be reached; requests stay in flight.
     fn kick(&mut self, wake_after: usize) -> Result<bool, Self::Error>;
+
+    /// The engine now gives frames in blocks of `unit`: after a downgrade to
+    /// 4 KiB, or an upgrade back.
+    ///
+    /// A transport that can tell its host does (Xen: a xenstore node).
+    ///
+    /// # Errors
+    /// When the host cannot be told; the engine goes on.
+    fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
+        let _ = unit;
+        Ok(())
+    }
 
     /// Completes the slots of answered requests, without waiting.
     ///
@@ -174,6 +220,10 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn kick(&mut self, wake_after: usize) -> Result<bool, Self::Error> {
         (**self).kick(wake_after)
+    }
+
+    fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
+        (**self).announce_unit(unit)
     }
 
     fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error> {

@@ -250,6 +250,16 @@ impl FrameRange {
         Self::new(Pfn(start), FrameCount(end.saturating_sub(start)))
     }
 
+    /// This range and the one that follows it without a gap.
+    #[must_use]
+    pub const fn joined(self, next: Self) -> Option<Self> {
+        if self.end().get() == next.start.get() {
+            Self::new(self.start, FrameCount(self.count.0 + next.count.0))
+        } else {
+            None
+        }
+    }
+
     /// Cuts after `count` frames: the head, and what is left of the range.
     ///
     /// `count` of zero gives no head, a `count` of the whole range no tail.

@@ -3,10 +3,11 @@
 use super::table::{Entry, MAX_RUNS};
 use super::{Engine, Io};
 use crate::run::RangeSink;
+use crate::slots::Kind;
 use crate::source::{Ask, FrameSource, GivePath, Ledger, Stop};
 use crate::status::Blocked;
 use crate::transport::{Capabilities, Limits, Transport};
-use crate::units::FrameCount;
+use crate::units::{FrameCount, Order};
 
 /// Mean run length in frames from which ranges beat a PFN array.
 ///
@@ -21,40 +22,60 @@ impl<const N: usize> Engine<N> {
         mut deficit: FrameCount,
         io: &mut Io<'_, T, S>,
     ) {
+        self.cool_until = self.cool_until.filter(|&until| io.now < until);
         if deficit.is_zero() {
             self.give.reset();
             return;
         }
-        if self.give.is_waiting(io.now) || !self.may_give(&io.caps, true) {
+        let held_off = self.cool_until.is_some() || self.give.is_waiting(io.now);
+        if held_off || !self.may_give(&io.caps, true) {
             return;
         }
+        self.expect_blocks();
+        // Why blocks are given up: what is left is less than one.
+        let mut shortage = Stop::Enough;
         while !deficit.is_zero() && self.may_give(&io.caps, false) {
             if !io.budget.spend() {
                 return;
             }
-            let Ok(slot) = self.shared.slots().claim(self.inflating.kind()) else {
+            let order = self.ask_order(deficit, &io.caps);
+            let Ok(claimed) = self.shared.slots().claim(Kind::Inflate) else {
                 return;
             };
-            let Some(entry) = self.inflating.entry_mut(slot) else {
+            let Some(entry) = self.inflating.entry_mut(claimed.slot()) else {
                 return;
             };
-            let stop = fill(entry, io.source, &io.caps, deficit);
+            let wish = Wish {
+                order,
+                keep: self.policy.keep,
+                frames: deficit.round_down(order),
+            };
+            let stop = fill(entry, io.source, &io.caps, wish);
             let frames = entry.frames();
             deficit = deficit.saturating_sub(frames);
-            if !self.send(self.inflating.kind(), slot, io) {
+            if !frames.is_zero() {
+                self.gave_in(order, shortage, io);
+            }
+            if !self.send(claimed, io) {
                 return;
             }
-            let reason = match stop {
-                Stop::Enough if !frames.is_zero() => {
-                    self.give.reset();
-                    continue;
-                }
-                Stop::Fragmented => Blocked::Fragmented,
-                Stop::Floor => Blocked::Floor,
-                Stop::Empty | Stop::Enough => Blocked::AllocatorEmpty,
-            };
-            self.give.fail(io.now, self.policy.retry, reason);
-            self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
+            if stop == Stop::Enough && !frames.is_zero() {
+                self.give.reset();
+                continue;
+            }
+            if self.blocks_ran_out(order) {
+                shortage = stop;
+                continue;
+            }
+            if deficit > self.policy.tolerance {
+                let reason = match stop {
+                    Stop::Fragmented => Blocked::Fragmented,
+                    Stop::Floor => Blocked::Floor,
+                    Stop::Empty | Stop::Enough => Blocked::AllocatorEmpty,
+                };
+                self.give.fail(io.now, self.policy.retry, reason);
+                self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
+            }
             return;
         }
     }
@@ -72,20 +93,23 @@ impl<const N: usize> Engine<N> {
     }
 }
 
+/// What one request should carry.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    order: Order,
+    keep: FrameCount,
+    frames: FrameCount,
+}
+
 /// Takes one request's worth of frames and chooses its path.
-fn fill(
-    entry: &mut Entry,
-    source: &mut impl FrameSource,
-    caps: &Capabilities,
-    deficit: FrameCount,
-) -> Stop {
+fn fill(entry: &mut Entry, source: &mut impl FrameSource, caps: &Capabilities, wish: Wish) -> Stop {
     let plain = caps.inflate;
     let Some(bulk) = caps.bulk else {
-        let stop = lay(entry, source, plain, deficit);
+        let stop = lay(entry, source, plain, wish);
         entry.seal(GivePath::Told, plain.run);
         return stop;
     };
-    let mut stop = lay(entry, source, bulk, deficit);
+    let mut stop = lay(entry, source, bulk, wish);
     let frames = entry.frames();
     let scattered = frames.get() < entry.runs().len() as u64 * BULK_MEAN_RUN;
     let fits_plain = frames <= plain.frames
@@ -99,26 +123,29 @@ fn fill(
     }
     if stop == Stop::Enough {
         // The few descriptors of the bulk path are full: fill up a PFN array.
-        stop = lay(entry, source, plain, deficit);
+        stop = lay(entry, source, plain, wish);
     }
     entry.seal(GivePath::Told, plain.run);
     stop
 }
 
-/// Takes frames until the entry holds `deficit` of them or one limit is met.
-fn lay(
-    entry: &mut Entry,
-    source: &mut impl FrameSource,
-    limits: Limits,
-    deficit: FrameCount,
-) -> Stop {
-    let wanted = deficit.min(limits.frames).saturating_sub(entry.frames());
+/// Takes frames until the entry holds what is wished for or one limit is met.
+fn lay(entry: &mut Entry, source: &mut impl FrameSource, limits: Limits, wish: Wish) -> Stop {
+    let most = limits.frames.round_down(wish.order);
+    let wanted = wish.frames.min(most).saturating_sub(entry.frames());
     let sink = RangeSink::new(entry.spare(limits.runs.min(MAX_RUNS)), wanted);
-    let mut sink = sink.with_longest_run(limits.run);
+    let mut sink = sink.with_longest_run(limits.run.round_down(wish.order));
     if sink.is_full() {
         return Stop::Enough;
     }
-    let stop = source.take(Ask::any(limits.below), &mut sink);
+    let stop = source.take(
+        Ask {
+            order: wish.order,
+            below: limits.below,
+            keep: wish.keep,
+        },
+        &mut sink,
+    );
     let laid = sink.into();
     entry.extend(laid);
     stop

@@ -14,22 +14,36 @@
 //!  target, used ──► answers → ledger ──► take → submit    ──► size, kick
 //!                   answers → source     recall → submit
 //! ```
+//!
+//! Beside the step: [`Engine::relieve`] for the out-of-memory path, and
+//! [`Engine::quiesce`] and [`Engine::resume`] around suspend and reset.
 
 mod give;
+mod host;
+mod lifecycle;
+mod relief;
+mod settle;
 mod table;
 mod take_back;
+mod unit;
 
 use crate::backoff::Backoff;
-use crate::policy::{Budget, Policy};
+use crate::events::{Event, Events};
+use crate::policy::{Budget, Policy, Unit};
 use crate::shared::Shared;
-use crate::slots::{Kind, SlotId};
-use crate::source::{Backing, FrameSource, GivePath, Ledger};
-use crate::status::{Blocked, Counters, Progress, Status, Step};
-use crate::transport::{Capabilities, Request, Transport, TransportError, TransportErrorKind};
-use crate::units::{FrameCount, Nanos};
+use crate::slots::Kind;
+use crate::source::{FrameSource, GivePath, Ledger};
+use crate::status::{Blocked, Counters, Pace, Progress, Status, Step};
+use crate::transport::{Capabilities, Transport};
+use crate::units::{FrameCount, Nanos, Order};
 
+pub use lifecycle::Resume;
+pub use relief::{Need, Relieved};
 pub use table::MAX_RUNS;
+
+use lifecycle::Mode;
 use table::Table;
+use unit::UnitState;
 
 /// A balloon with up to `N` requests in flight per direction.
 ///
@@ -40,9 +54,12 @@ use table::Table;
 pub struct Engine<const N: usize = 16> {
     shared: &'static Shared<N>,
     policy: Policy,
+    mode: Mode,
     target: Option<FrameCount>,
     /// The host may want something else by now.
     stale: bool,
+    /// No target is read before this moment.
+    next_read: Nanos,
     /// The size the host was told last.
     published: Option<FrameCount>,
     inflating: Table<N>,
@@ -53,9 +70,17 @@ pub struct Engine<const N: usize = 16> {
     host: Backoff,
     /// Waits for a source that does not take frames back.
     source: Backoff,
+    /// No inflation before this moment, after memory ran short.
+    cool_until: Option<Nanos>,
+    unit: UnitState,
     silent: bool,
     broken: bool,
     counters: Counters,
+    events: Events,
+    last: Progress,
+    /// When the balloon began to move, and the frames moved before.
+    started: (Nanos, FrameCount),
+    now: Nanos,
 }
 
 /// What one step works with.
@@ -77,17 +102,25 @@ impl<const N: usize> Engine<N> {
         Self {
             shared,
             policy,
+            mode: Mode::Running,
             target: None,
             stale: true,
+            next_read: Nanos::ZERO,
             published: None,
-            inflating: Table::new(Kind::Inflate),
-            deflating: Table::new(Kind::Deflate),
+            inflating: Table::new(),
+            deflating: Table::new(),
             give: Backoff::Ready,
             host: Backoff::Ready,
             source: Backoff::Ready,
+            cool_until: None,
+            unit: UnitState::new(),
             silent: false,
             broken: false,
             counters: Counters::ZERO,
+            events: Events::new(),
+            last: Progress::Idle,
+            started: (Nanos::ZERO, FrameCount::ZERO),
+            now: Nanos::ZERO,
         }
     }
 
@@ -102,30 +135,33 @@ impl<const N: usize> Engine<N> {
         now: Nanos,
         budget: Budget,
     ) -> Step {
-        let caps = transport.capabilities();
         let mut io = Io {
+            caps: transport.capabilities(),
             transport,
             source,
-            caps,
             now,
             budget,
         };
+        self.now = now;
         self.shared.signal().take_used();
-        let errors = self.counters.transport_errors;
+        let before = self.counters;
         let answered = self.collect(&mut io);
         self.observe_target(&mut io);
         self.settle(&mut io);
-        let requests = self.counters.requests;
-        self.approach_target(&mut io);
+        self.honour_relief_request(&mut io);
+        self.approach_goal(&mut io);
         // A synchronous host has answered by now; refused requests settle too.
         let late = self.collect(&mut io);
         self.settle(&mut io);
+        self.fill_reserve(&mut io);
         self.publish(&mut io);
-        let submitted = self.counters.requests != requests;
-        let early = (submitted || answered || late) && self.in_flight() > 0 && self.kick(&mut io);
-        if self.counters.transport_errors == errors && !self.host.is_waiting(now) {
+        let submitted = self.counters.requests != before.requests;
+        let rearm = (submitted || answered || late) && self.in_flight() > 0;
+        let early = rearm && self.kick(&mut io);
+        if self.counters.transport_errors == before.transport_errors && !self.host.is_waiting(now) {
             self.host.reset();
         }
+        self.observe_progress(io.source);
         Step {
             // Late answers leave room that nothing else will announce.
             more: io.budget.is_spent() || early || late || self.shared.signal().pending(),
@@ -138,233 +174,115 @@ impl<const N: usize> Engine<N> {
     #[must_use]
     pub fn status(&self, ledger: &impl Ledger) -> Status {
         let size = held(ledger);
-        let (inflating, deflating) = (self.inflating.frames(), self.deflating.frames());
-        let moving = !(inflating.is_zero() && deflating.is_zero());
-        let blocked = if self.broken {
-            Some(Blocked::DeviceBroken)
-        } else if self.silent {
-            Some(Blocked::DeviceSilent)
-        } else {
-            self.host
-                .reason()
-                .or(self.source.reason())
-                .or(self.give.reason())
-        };
-        let progress = match (self.target, blocked) {
-            (_, Some(blocked)) => Progress::Blocked(blocked),
-            (None, None) => Progress::Idle,
-            (Some(target), None) if target == size && !moving => Progress::Reached,
-            (Some(_), None) => Progress::Working,
-        };
-        let counters = self.counters;
+        let progress = self.progress(size);
+        let pace = (progress == Progress::Working).then(|| {
+            let goal = self.goal().unwrap_or(size);
+            let left = goal.saturating_sub(size).max(size.saturating_sub(goal));
+            let (since, before) = self.started;
+            let moved = self.moved().saturating_sub(before);
+            Pace::new(moved, self.now.saturating_sub(since), left)
+        });
         Status {
             target: self.target,
+            goal: self.goal(),
             size,
-            inflating,
-            deflating,
+            inflating: self.inflating.frames(),
+            deflating: self.deflating.frames(),
+            unit: self.unit.order(),
             progress,
-            counters,
+            pace,
+            counters: self.counters,
         }
     }
 
-    /// Reads the target if the host may have changed it.
-    fn observe_target<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
-        // Cleared before reading: a change that comes later is read again.
-        self.stale |= self.shared.signal().take_config() || !io.caps.interrupts;
-        if !self.stale || self.broken || self.host.is_waiting(io.now) {
-            return;
+    /// What happened since the last call, oldest first; eight events are kept.
+    pub fn take_event(&mut self) -> Option<Event> {
+        self.events.take()
+    }
+
+    /// The size to go for: the target, clamped and rounded.
+    fn goal(&self) -> Option<FrameCount> {
+        if self.mode.is_forgetting() {
+            return Some(FrameCount::ZERO);
         }
-        let read = io.transport.read_target();
-        let Some(target) = self.note(read, io.now) else {
-            return;
+        let clamped = self.target?.min(self.policy.max_size);
+        let unit = match self.policy.unit {
+            Unit::Whole(order) => order,
+            Unit::Frames | Unit::Adaptive => Order::FRAME,
         };
-        self.stale = false;
-        if self.target != Some(target) {
-            self.target = Some(target);
-            self.counters.target_changes = self.counters.target_changes.wrapping_add(1);
-            self.give.reset();
-        }
+        Some(clamped.round_down(self.policy.round_to.max(unit)))
     }
 
-    /// Starts what moves the balloon towards its target.
-    fn approach_target<T: Transport, S: FrameSource + Ledger>(&mut self, io: &mut Io<'_, T, S>) {
-        let Some(target) = self.target else { return };
-        if self.broken || self.host.is_waiting(io.now) {
+    /// Starts what moves the balloon towards its goal.
+    fn approach_goal<T: Transport, S: FrameSource + Ledger>(&mut self, io: &mut Io<'_, T, S>) {
+        let Some(goal) = self.goal() else { return };
+        if self.mode.is_quiesced() || self.broken || self.host.is_waiting(io.now) {
             return;
         }
         // Frames being taken back have left the ledger already.
         let expected = held(io.source).saturating_add(self.inflating.frames());
-        self.give(target.saturating_sub(expected), io);
+        self.give(goal.saturating_sub(expected), io);
         if !self.source.is_waiting(io.now) {
-            self.take_back(expected.saturating_sub(target), io);
+            self.take_back(expected.saturating_sub(goal), io);
+        }
+        if goal == expected {
+            self.look_for_upgrade(io);
         }
     }
 
-    /// Submits the sealed request of a claimed slot, or releases an empty one.
-    ///
-    /// False if the host does not take it: its frames wait to be settled.
-    fn send<T: Transport, S>(&mut self, kind: Kind, slot: SlotId, io: &mut Io<'_, T, S>) -> bool {
-        let slots = self.shared.slots();
-        let table = if kind == Kind::Inflate {
-            &mut self.inflating
+    fn progress(&self, size: FrameCount) -> Progress {
+        let moving = !(self.inflating.frames().is_zero() && self.deflating.frames().is_zero());
+        let Some(goal) = self.goal() else {
+            return self.obstacle().map_or(Progress::Idle, Progress::Blocked);
+        };
+        let missed = goal.saturating_sub(size).max(size.saturating_sub(goal));
+        if self.mode.is_quiesced() && !self.broken {
+            Progress::Quiesced
+        } else if let Some(reason) = self
+            .obstacle()
+            .filter(|_| moving || self.stale || missed > self.policy.tolerance)
+        {
+            Progress::Blocked(reason)
+        } else if moving {
+            Progress::Working
+        } else if missed.is_zero()
+            && self
+                .target
+                .is_some_and(|target| target > self.policy.max_size)
+        {
+            Progress::Blocked(Blocked::Floor)
+        } else if missed.is_zero() {
+            Progress::Reached
+        } else if missed <= self.policy.tolerance {
+            Progress::WithinTolerance
         } else {
-            &mut self.deflating
-        };
-        let empty = table
-            .entry(slot)
-            .is_none_or(|entry| entry.frames().is_zero());
-        let owned = if empty {
-            slots.release(kind, slot)
-        } else {
-            slots.launch(kind, slot)
-        };
-        debug_assert!(owned.is_ok(), "a claimed slot is the engine's own");
-        if empty {
-            return true;
-        }
-        let alone = self.in_flight() == 0;
-        let table = if kind == Kind::Inflate {
-            &mut self.inflating
-        } else {
-            &mut self.deflating
-        };
-        table.launched(slot, io.now);
-        let Some(entry) = table.entry(slot) else {
-            return false;
-        };
-        let request = Request {
-            kind,
-            path: entry.path(),
-            slot,
-            runs: entry.runs(),
-        };
-        let submitted = io.transport.submit(request, slots.completer());
-        let Err(error) = submitted else {
-            self.counters.requests = self.counters.requests.wrapping_add(1);
-            return true;
-        };
-        // An answer to a refused request would be taken as the truth.
-        if slots.revoke(kind, slot).is_ok() {
-            table.settle(slot, FrameCount::ZERO);
-        }
-        match error.kind() {
-            // Room comes with the next answer, which wakes us.
-            TransportErrorKind::Full if !alone => {}
-            _ => {
-                self.note::<(), _>(Err(error), io.now);
-            }
-        }
-        false
-    }
-
-    /// Looks for answers; true if there were any.
-    fn collect<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) -> bool {
-        let before = self.in_flight();
-        if before == 0 {
-            return false;
-        }
-        if !self.broken {
-            let reaped = io.transport.reap(self.shared.slots().completer());
-            self.note(reaped, io.now);
-        }
-        let counters = &mut self.counters;
-        self.inflating.collect(self.shared.slots(), |entry, done| {
-            counters.inflated = counters.inflated.saturating_add(done);
-            counters.useful = counters.useful.saturating_add(entry.populated().min(done));
-        });
-        self.deflating.collect(self.shared.slots(), |_, done| {
-            counters.deflated = counters.deflated.saturating_add(done);
-        });
-        let answered = self.in_flight() < before;
-        let overdue = |since: Nanos| io.now.saturating_sub(since) >= self.policy.silent_after;
-        self.silent = !answered && self.oldest().is_some_and(overdue);
-        answered
-    }
-
-    /// Puts the frames of answered and refused requests in their places.
-    fn settle<T, S: FrameSource + Ledger>(&mut self, io: &mut Io<'_, T, S>) {
-        let mut refused = false;
-        for kind in [Kind::Inflate, Kind::Deflate] {
-            let mut from = 0;
-            while let Some(slot) = self.table(kind).next_settling(from) {
-                if !io.budget.spend() {
-                    return;
-                }
-                refused |= !self.place(kind, slot, io.source);
-                from = slot.index() + 1;
-            }
-        }
-        if !refused {
-            self.source.reset();
-        } else if !self.source.is_waiting(io.now) {
-            self.source
-                .fail(io.now, self.policy.retry, Blocked::SourceRefused);
+            Progress::Working
         }
     }
 
-    /// Settles one request; false if the source keeps refusing some frames.
-    fn place(
-        &mut self,
-        kind: Kind,
-        slot: SlotId,
-        source: &mut (impl FrameSource + Ledger),
-    ) -> bool {
-        let slots = self.shared.slots();
-        match kind {
-            Kind::Inflate => self.inflating.place(slots, slot, |range, given, path| {
-                if given {
-                    source.store(range, path)
-                } else {
-                    source.put(range, Backing::Unknown)
-                }
-            }),
-            _ => self.deflating.place(slots, slot, |range, returned, path| {
-                if returned {
-                    source.put(range, Backing::Unpopulated)
-                } else {
-                    source.store(range, path)
-                }
-            }),
-        }
-    }
-
-    /// Tells the host the size if it changed.
-    fn publish<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
-        // Frames being deflated are the host's until it answers.
-        let size = held(io.source).saturating_add(self.deflating.in_flight_frames());
-        if self.broken || self.published == Some(size) || self.host.is_waiting(io.now) {
-            return;
-        }
-        let written = io.transport.write_actual(size);
-        if self.note(written, io.now).is_some() {
-            self.published = Some(size);
-        }
-    }
-
-    /// Makes requests visible and asks for the next signal; true if it is due
-    /// already.
-    fn kick<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) -> bool {
+    /// What keeps the balloon from moving.
+    fn obstacle(&self) -> Option<Blocked> {
         if self.broken {
-            return false;
+            return Some(Blocked::DeviceBroken);
         }
-        let kicked = io.transport.kick(self.in_flight().div_ceil(2));
-        self.note(kicked, io.now).unwrap_or(false)
+        let silent = self.silent.then_some(Blocked::DeviceSilent);
+        let cooling = self.cool_until.map(|_| Blocked::CoolDown);
+        silent
+            .or(self.host.reason())
+            .or(self.source.reason())
+            .or(cooling)
+            .or(self.give.reason())
     }
 
-    /// Books a transport's answer; `None` if it failed.
-    fn note<R, E: TransportError>(&mut self, result: Result<R, E>, now: Nanos) -> Option<R> {
-        let error = match result {
-            Ok(value) => return Some(value),
-            Err(error) => error.kind(),
-        };
-        self.counters.transport_errors = self.counters.transport_errors.wrapping_add(1);
-        if error == TransportErrorKind::Broken {
-            self.broken = true;
-        } else {
-            self.host.fail(now, self.policy.retry, Blocked::HostRefused);
-            self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
+    fn observe_progress(&mut self, ledger: &impl Ledger) {
+        let progress = self.progress(held(ledger));
+        if progress != self.last {
+            if progress == Progress::Working {
+                self.started = (self.now, self.moved());
+            }
+            self.last = progress;
+            self.events.push(Event::Progress(progress));
         }
-        None
     }
 
     fn wake_at<T, S>(&self, io: &Io<'_, T, S>) -> Option<Nanos> {
@@ -372,20 +290,26 @@ impl<const N: usize> Engine<N> {
             return None;
         }
         let poll = (!io.caps.interrupts).then(|| io.now.saturating_add(self.policy.poll));
+        let read = self.stale.then_some(self.next_read);
         let silence = self.oldest().filter(|_| !self.silent);
         let silence = silence.map(|since| since.saturating_add(self.policy.silent_after));
-        let deadlines = [
+        let retries = [
             self.give.deadline(),
             self.host.deadline(),
             self.source.deadline(),
         ];
         // A deadline that has passed waits for something else by now.
-        deadlines
+        let due = retries
             .into_iter()
-            .chain([poll, silence])
-            .flatten()
-            .filter(|&at| at > io.now)
-            .min()
+            .chain([poll, read, silence, self.cool_until])
+            .flatten();
+        due.filter(|&at| at > io.now).min()
+    }
+
+    fn moved(&self) -> FrameCount {
+        self.counters
+            .inflated
+            .saturating_add(self.counters.deflated)
     }
 
     const fn in_flight(&self) -> usize {
@@ -403,6 +327,13 @@ impl<const N: usize> Engine<N> {
         match kind {
             Kind::Inflate => &self.inflating,
             _ => &self.deflating,
+        }
+    }
+
+    const fn table_mut(&mut self, kind: Kind) -> &mut Table<N> {
+        match kind {
+            Kind::Inflate => &mut self.inflating,
+            _ => &mut self.deflating,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The frames of requests: which slot moves which runs, and how far it is.
 
 use crate::run::{RangeSink, Run, sort_and_merge};
-use crate::slots::{Kind, SlotId, Slots};
+use crate::slots::{Claimed, InFlight, SlotId};
 use crate::source::GivePath;
+use crate::transport::Request;
 use crate::units::{FrameCount, FrameRange, Nanos};
 
 /// Runs that one request can hold: a PFN array of 256 scattered frames.
@@ -19,14 +20,17 @@ pub(crate) struct Entry {
     phase: Phase,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Phase {
-    /// Not in use.
+    /// Not in use, or being filled.
     Empty,
     /// With the host since.
-    InFlight(Nanos),
+    InFlight(InFlight<'static>, Nanos),
     /// The host did the first so many frames; each is to be put in its place.
-    Settling(FrameCount),
+    Settling(
+        #[expect(dead_code, reason = "held for its drop, which frees the slot")] Claimed<'static>,
+        FrameCount,
+    ),
 }
 
 impl Entry {
@@ -68,10 +72,6 @@ impl Entry {
         self.frames
     }
 
-    pub(crate) const fn path(&self) -> GivePath {
-        self.path
-    }
-
     /// How many of the frames the host was believed to back when taken.
     pub(crate) const fn populated(&self) -> FrameCount {
         self.populated
@@ -80,7 +80,7 @@ impl Entry {
     /// The last frames not yet put in their place: a range, and whether the
     /// host did them.
     pub(crate) fn last(&self) -> Option<(FrameRange, bool)> {
-        let Phase::Settling(done) = self.phase else {
+        let Phase::Settling(_, done) = self.phase else {
             return None;
         };
         let range = self.runs().last()?.range();
@@ -110,7 +110,7 @@ impl Entry {
         self.frames = self.frames.saturating_sub(settled.count());
     }
 
-    const fn clear(&mut self) {
+    fn clear(&mut self) {
         self.len = 0;
         self.frames = FrameCount::ZERO;
         self.populated = FrameCount::ZERO;
@@ -136,10 +136,9 @@ impl From<RangeSink<'_>> for Laid {
     }
 }
 
-/// All requests of one kind; slot states live in [`Slots`], frames here.
+/// All requests of one kind: each entry holds the slot it occupies.
 #[derive(Debug)]
 pub(crate) struct Table<const N: usize> {
-    kind: Kind,
     entries: [Entry; N],
     told_in_flight: usize,
     bulk_in_flight: usize,
@@ -149,9 +148,8 @@ pub(crate) struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
-    pub(crate) const fn new(kind: Kind) -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
-            kind,
             entries: [const { Entry::EMPTY }; N],
             told_in_flight: 0,
             bulk_in_flight: 0,
@@ -159,10 +157,6 @@ impl<const N: usize> Table<N> {
             settling: 0,
             settling_frames: FrameCount::ZERO,
         }
-    }
-
-    pub(crate) const fn kind(&self) -> Kind {
-        self.kind
     }
 
     /// Requests with the host.
@@ -175,13 +169,6 @@ impl<const N: usize> Table<N> {
         match path {
             GivePath::Told => self.told_in_flight,
             GivePath::Bulk => self.bulk_in_flight,
-        }
-    }
-
-    const fn in_flight_mut(&mut self, path: GivePath) -> &mut usize {
-        match path {
-            GivePath::Told => &mut self.told_in_flight,
-            GivePath::Bulk => &mut self.bulk_in_flight,
         }
     }
 
@@ -200,8 +187,8 @@ impl<const N: usize> Table<N> {
             return None;
         }
         let since = |entry: &Entry| match entry.phase {
-            Phase::InFlight(since) => Some(since),
-            Phase::Empty | Phase::Settling(_) => None,
+            Phase::InFlight(_, since) => Some(since),
+            Phase::Empty | Phase::Settling(..) => None,
         };
         self.entries.iter().filter_map(since).min()
     }
@@ -214,54 +201,114 @@ impl<const N: usize> Table<N> {
         self.entries.get_mut(slot.index())
     }
 
-    /// The request is with the host from `now` on.
-    pub(crate) fn launched(&mut self, slot: SlotId, now: Nanos) {
-        if let Some(entry) = self.entries.get_mut(slot.index()) {
-            entry.phase = Phase::InFlight(now);
-            let path = entry.path;
-            self.in_flight_frames = self.in_flight_frames.saturating_add(entry.frames);
-            *self.in_flight_mut(path) += 1;
+    /// The sealed request of a slot is with the host from `now` on.
+    pub(crate) fn launch(&mut self, slot: Claimed<'static>, now: Nanos) -> Option<Request<'_>> {
+        let entry = self.entries.get_mut(slot.slot().index())?;
+        self.in_flight_frames = self.in_flight_frames.saturating_add(entry.frames);
+        match entry.path {
+            GivePath::Told => self.told_in_flight += 1,
+            GivePath::Bulk => self.bulk_in_flight += 1,
+        }
+        entry.phase = Phase::InFlight(slot.launch(), now);
+        match &entry.phase {
+            Phase::InFlight(slot, _) => Some(slot.request(entry.path, entry.runs())),
+            Phase::Empty | Phase::Settling(..) => None,
         }
     }
 
-    /// The host did the first `done` frames of a request, or none of one it
-    /// never saw.
-    pub(crate) fn settle(&mut self, slot: SlotId, done: FrameCount) {
-        if let Some(entry) = self.entries.get_mut(slot.index()) {
-            let was = core::mem::replace(&mut entry.phase, Phase::Settling(done));
-            let (path, frames) = (entry.path, entry.frames);
+    /// The host did the frames of a slot that was never in flight.
+    pub(crate) fn settle(&mut self, slot: Claimed<'static>, done: FrameCount) {
+        if let Some(entry) = self.entries.get_mut(slot.slot().index()) {
+            entry.phase = Phase::Settling(slot, done);
             self.settling += 1;
-            self.settling_frames = self.settling_frames.saturating_add(frames);
-            if matches!(was, Phase::InFlight(_)) {
-                *self.in_flight_mut(path) -= 1;
-                self.in_flight_frames = self.in_flight_frames.saturating_sub(frames);
-            }
+            self.settling_frames = self.settling_frames.saturating_add(entry.frames);
+        }
+    }
+
+    /// The host will never answer: it did the first `done` frames.
+    ///
+    /// If it has answered all the same, the answer counts and is collected.
+    pub(crate) fn revoke(&mut self, slot: SlotId, done: FrameCount) {
+        self.conclude(slot, |in_flight, _| {
+            in_flight.revoke().map(|claimed| (claimed, done))
+        });
+    }
+
+    /// The same for every request in flight.
+    pub(crate) fn revoke_all(&mut self, done: FrameCount) {
+        for slot in (0..N).filter_map(slot_id) {
+            self.revoke(slot, done);
         }
     }
 
     /// Moves answered requests to settling and shows each to `on_answer`, with
     /// the frames the host did.
-    pub(crate) fn collect(
-        &mut self,
-        slots: &Slots<N>,
-        mut on_answer: impl FnMut(&Entry, FrameCount),
-    ) {
+    pub(crate) fn collect(&mut self, mut on_answer: impl FnMut(&Entry, FrameCount)) {
         if self.in_flight() == 0 {
             return;
         }
         for slot in (0..N).filter_map(slot_id) {
-            let Some(entry) = self.entries.get(slot.index()) else {
-                break;
-            };
-            if !matches!(entry.phase, Phase::InFlight(_)) {
-                continue;
-            }
-            if let Some(outcome) = slots.answer(self.kind, slot) {
+            self.conclude(slot, |in_flight, entry| {
+                let (claimed, outcome) = in_flight.answer()?;
                 let done = outcome.frames(entry.frames);
                 on_answer(entry, done);
-                self.settle(slot, done);
-            }
+                Ok((claimed, done))
+            });
         }
+    }
+
+    /// In flight → settling, if `end` ends the flight.
+    fn conclude(
+        &mut self,
+        slot: SlotId,
+        end: impl FnOnce(
+            InFlight<'static>,
+            &Entry,
+        ) -> Result<(Claimed<'static>, FrameCount), InFlight<'static>>,
+    ) {
+        let Some(entry) = self.entries.get_mut(slot.index()) else {
+            return;
+        };
+        let (in_flight, since) = match core::mem::replace(&mut entry.phase, Phase::Empty) {
+            Phase::InFlight(in_flight, since) => (in_flight, since),
+            other => {
+                entry.phase = other;
+                return;
+            }
+        };
+        match end(in_flight, entry) {
+            Ok((claimed, done)) => {
+                self.in_flight_frames = self.in_flight_frames.saturating_sub(entry.frames);
+                match entry.path {
+                    GivePath::Told => self.told_in_flight -= 1,
+                    GivePath::Bulk => self.bulk_in_flight -= 1,
+                }
+                self.settle(claimed, done);
+            }
+            Err(in_flight) => entry.phase = Phase::InFlight(in_flight, since),
+        }
+    }
+
+    /// Puts the frames of a request with the host in their places before it is
+    /// answered; how many. A refusal leaves the rest to the answer.
+    pub(crate) fn empty(
+        &mut self,
+        slot: SlotId,
+        mut place: impl FnMut(FrameRange) -> Result<(), FrameRange>,
+    ) -> FrameCount {
+        let Some(entry) = self.entries.get_mut(slot.index()) else {
+            return FrameCount::ZERO;
+        };
+        let before = entry.frames;
+        while let Some(range) = entry.runs().last().map(|run| run.range()) {
+            if place(range).is_err() {
+                break;
+            }
+            entry.pop(range);
+        }
+        let placed = before.saturating_sub(entry.frames);
+        self.in_flight_frames = self.in_flight_frames.saturating_sub(placed);
+        placed
     }
 
     /// A settling request at or after `from`, if there is any.
@@ -272,7 +319,7 @@ impl<const N: usize> Table<N> {
         let settling = |&index: &usize| {
             self.entries
                 .get(index)
-                .is_some_and(|e| matches!(e.phase, Phase::Settling(_)))
+                .is_some_and(|e| matches!(e.phase, Phase::Settling(..)))
         };
         (from..N).find(settling).and_then(slot_id)
     }
@@ -283,7 +330,6 @@ impl<const N: usize> Table<N> {
     /// placed: the slot is free again. A refusal keeps what is left.
     pub(crate) fn place(
         &mut self,
-        slots: &Slots<N>,
         slot: SlotId,
         mut place: impl FnMut(FrameRange, bool, GivePath) -> Result<(), FrameRange>,
     ) -> bool {
@@ -297,10 +343,9 @@ impl<const N: usize> Table<N> {
             entry.pop(range);
             self.settling_frames = self.settling_frames.saturating_sub(range.count());
         }
+        // Drops the claim: the slot is free.
         entry.clear();
         self.settling -= 1;
-        let released = slots.release(self.kind, slot);
-        debug_assert!(released.is_ok(), "a settled slot is the engine's own");
         true
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Engine, Io};
 use crate::run::RangeSink;
+use crate::slots::{Claimed, Kind};
 use crate::source::{FrameSource, GivePath, Ledger};
 use crate::transport::Transport;
 use crate::units::FrameCount;
@@ -15,48 +16,85 @@ impl<const N: usize> Engine<N> {
         mut surplus: FrameCount,
         io: &mut Io<'_, T, S>,
     ) {
-        let most = io.caps.deflate.in_flight.min(N);
+        // One slot is left for relief, which may need it while all are in use.
+        let most = io.caps.deflate.in_flight.min(N.saturating_sub(1)).max(1);
         let burst = self.deflating.in_flight() < most / 2 + 1;
         while !surplus.is_zero() {
-            let bulk = !io.source.held(GivePath::Bulk).is_zero();
-            let path = if bulk { GivePath::Bulk } else { GivePath::Told };
-            if !bulk && (!burst || self.deflating.in_flight() >= most) {
+            let Some(path) = self.next_path(io.source) else {
+                return;
+            };
+            let told = path == GivePath::Told && !self.mode.is_forgetting();
+            if told && (!burst || self.deflating.in_flight() >= most) {
                 return;
             }
             if !io.budget.spend() {
                 return;
             }
-            let Ok(slot) = self.shared.slots().claim(self.deflating.kind()) else {
+            let Some((claimed, frames)) = self.recall(path, surplus, io) else {
                 return;
             };
-            let Some(entry) = self.deflating.entry_mut(slot) else {
-                return;
-            };
-            let limits = io.caps.deflate;
-            let wanted = if bulk {
-                surplus
+            let going = if told {
+                self.send(claimed, io)
             } else {
-                surplus.min(limits.frames)
+                self.reclaim(claimed, io.source)
             };
-            let sink = RangeSink::new(entry.spare(limits.runs), wanted);
-            let mut sink = sink.with_longest_run(limits.run);
-            io.source.recall(path, &mut sink);
-            let laid = sink.into();
-            entry.extend(laid);
-            entry.seal(path, limits.run);
-            let frames = entry.frames();
-            surplus = surplus.saturating_sub(frames);
-            let going = match path {
-                GivePath::Bulk => {
-                    self.deflating.settle(slot, frames);
-                    self.place(self.deflating.kind(), slot, io.source)
-                }
-                GivePath::Told => self.send(self.deflating.kind(), slot, io),
-            };
-            // Nothing recalled: what is missing is still on its way to the host.
             if !going || frames.is_zero() {
                 return;
             }
+            surplus = surplus.saturating_sub(frames);
         }
+        self.finish_forgetting();
+    }
+
+    /// The path whose frames come back cheapest; `None` if all that is missing
+    /// is still on its way to the host.
+    pub(super) fn next_path(&self, ledger: &impl Ledger) -> Option<GivePath> {
+        GivePath::ALL
+            .into_iter()
+            .find(|&path| !ledger.held(path).is_zero())
+    }
+
+    /// Ballooned → a claimed and sealed deflate slot, up to one request's worth.
+    pub(super) fn recall<T: Transport, S: FrameSource + Ledger>(
+        &mut self,
+        path: GivePath,
+        surplus: FrameCount,
+        io: &mut Io<'_, T, S>,
+    ) -> Option<(Claimed<'static>, FrameCount)> {
+        let claimed = self.shared.slots().claim(Kind::Deflate).ok()?;
+        let entry = self.deflating.entry_mut(claimed.slot())?;
+        let limits = io.caps.deflate;
+        let wanted = match path {
+            GivePath::Bulk => surplus,
+            GivePath::Told => surplus.min(limits.frames),
+        };
+        let sink = RangeSink::new(entry.spare(limits.runs), wanted);
+        let mut sink = match path {
+            GivePath::Bulk => sink,
+            GivePath::Told => sink.with_longest_run(limits.run),
+        };
+        io.source.recall(path, &mut sink);
+        let laid = sink.into();
+        entry.extend(laid);
+        entry.seal(path, limits.run);
+        let frames = entry.frames();
+        self.forget_whole_blocks();
+        Some((claimed, frames))
+    }
+
+    /// Frees the frames of a filled deflate slot without asking the host.
+    pub(super) fn reclaim(
+        &mut self,
+        claimed: Claimed<'static>,
+        source: &mut (impl FrameSource + Ledger),
+    ) -> bool {
+        let slot = claimed.slot();
+        let Some(entry) = self.deflating.entry(slot) else {
+            return false;
+        };
+        let frames = entry.frames();
+        self.counters.deflated = self.counters.deflated.saturating_add(frames);
+        self.deflating.settle(claimed, frames);
+        self.place(Kind::Deflate, slot, source)
     }
 }

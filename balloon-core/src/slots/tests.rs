@@ -5,68 +5,81 @@ static SLOTS: Slots<2> = Slots::new();
 #[test]
 fn a_slot_lives_through_one_request() {
     let slots = Slots::<1>::new();
-    let slot = slots.claim(Kind::Inflate).unwrap();
-    assert_eq!(slots.claim(Kind::Inflate), Err(Exhausted(Kind::Inflate)));
-    assert_eq!(slots.answer(Kind::Inflate, slot), None);
+    let claimed = slots.claim(Kind::Inflate).unwrap();
+    let slot = claimed.slot();
+    assert_eq!(
+        slots.claim(Kind::Inflate).unwrap_err(),
+        Exhausted(Kind::Inflate)
+    );
     let done = slots.completer();
     assert_eq!(
         done.complete(Kind::Inflate, slot, Outcome::Whole),
-        Err(WrongState)
+        Err(NotInFlight)
     );
-    slots.launch(Kind::Inflate, slot).unwrap();
-    assert_eq!(slots.launch(Kind::Inflate, slot), Err(WrongState));
-    assert_eq!(slots.release(Kind::Inflate, slot), Err(WrongState));
+    let waiting = claimed.launch().answer().expect_err("not answered");
     done.complete(Kind::Inflate, slot, Outcome::Partial(FrameCount::new(7)))
         .unwrap();
     assert_eq!(
         done.complete(Kind::Inflate, slot, Outcome::Whole),
-        Err(WrongState),
+        Err(NotInFlight),
         "twice"
     );
+    let waiting = waiting.revoke().expect_err("the answer came first");
+    let (claimed, outcome) = waiting.answer().expect("answered");
+    assert_eq!(outcome, Outcome::Partial(FrameCount::new(7)));
+    assert!(slots.claim(Kind::Inflate).is_err(), "still its taker's");
+    drop(claimed);
+    assert_eq!(slots.claim(Kind::Inflate).unwrap().slot(), slot);
+}
+
+#[test]
+fn a_revoked_slot_takes_no_answer() {
+    let slots = Slots::<1>::new();
+    let claimed = slots
+        .claim(Kind::Deflate)
+        .unwrap()
+        .launch()
+        .revoke()
+        .expect("unanswered");
+    let done = slots.completer();
     assert_eq!(
-        slots.revoke(Kind::Inflate, slot),
-        Err(WrongState),
-        "the answer came first"
+        done.complete(Kind::Deflate, claimed.slot(), Outcome::Whole),
+        Err(NotInFlight)
     );
-    let outcome = slots.answer(Kind::Inflate, slot);
-    assert_eq!(outcome, Some(Outcome::Partial(FrameCount::new(7))));
-    assert_eq!(slots.answer(Kind::Inflate, slot), None, "delivered once");
-    slots.release(Kind::Inflate, slot).unwrap();
-    assert_eq!(slots.claim(Kind::Inflate), Ok(slot));
 }
 
 #[test]
 fn kinds_share_nothing() {
-    while SLOTS.claim(Kind::Inflate).is_ok() {}
-    let slot = SLOTS
+    let inflations = [SLOTS.claim(Kind::Inflate), SLOTS.claim(Kind::Inflate)];
+    assert!(SLOTS.claim(Kind::Inflate).is_err());
+    let hint = SLOTS
         .claim(Kind::Hint)
-        .expect("a hint never waits for an inflation");
-    SLOTS.launch(Kind::Hint, slot).unwrap();
+        .expect("a hint never waits for an inflation")
+        .launch();
+    let slot = hint.slot();
     let done = SLOTS.completer();
     assert_eq!(
         done.complete(Kind::Inflate, slot, Outcome::Whole),
-        Err(WrongState)
+        Err(NotInFlight)
     );
     assert_eq!(
         done.complete(Kind::Report, slot, Outcome::Whole),
-        Err(WrongState)
+        Err(NotInFlight)
     );
     done.complete(Kind::Hint, slot, Outcome::Whole).unwrap();
-    assert_eq!(SLOTS.answer(Kind::Hint, slot), Some(Outcome::Whole));
+    assert!(hint.answer().is_ok());
+    drop(inflations);
 }
 
 #[test]
 fn slots_that_do_not_exist_are_refused() {
     let slots = Slots::<2>::new();
     for index in [2, 3, u16::MAX] {
-        let slot = SlotId::new(index);
-        for kind in [Kind::Inflate, Kind::Statistics] {
-            assert_eq!(slots.launch(kind, slot), Err(WrongState));
-            assert_eq!(
-                slots.completer().complete(kind, slot, Outcome::Whole),
-                Err(WrongState)
-            );
-            assert_eq!(slots.answer(kind, slot), None);
+        for kind in [Kind::Inflate, Kind::Statistics, Kind::Migrate] {
+            let answer = slots
+                .completer()
+                .complete(kind, SlotId::new(index), Outcome::Whole);
+            assert_eq!(answer, Err(NotInFlight));
         }
     }
 }
@@ -78,11 +91,11 @@ fn outcomes_never_exceed_what_was_asked() {
     assert_eq!(Outcome::Partial(FrameCount::new(3)).frames(asked).get(), 3);
     assert_eq!(Outcome::Partial(FrameCount::MAX).frames(asked), asked);
     let slots = Slots::<1>::new();
-    let slot = slots.claim(Kind::Report).unwrap();
-    slots.launch(Kind::Report, slot).unwrap();
+    let waiting = slots.claim(Kind::Report).unwrap().launch();
+    let most = Outcome::Partial(FrameCount::MAX);
     slots
         .completer()
-        .complete(Kind::Report, slot, Outcome::Partial(FrameCount::MAX))
+        .complete(Kind::Report, waiting.slot(), most)
         .unwrap();
-    assert_eq!(slots.answer(Kind::Report, slot), Some(Outcome::Whole));
+    assert_eq!(waiting.answer().unwrap().1, Outcome::Whole);
 }

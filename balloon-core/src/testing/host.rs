@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use crate::slots::{Completer, Kind, Outcome, SlotId};
 use crate::source::GivePath;
 use crate::transport::{Capabilities, Limits, Request, Transport, TransportErrorKind};
-use crate::units::{FrameCount, FrameRange, Pfn};
+use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 /// When and how the fake host answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct FakeHost {
     pub published: Vec<FrameCount>,
     /// How often the guest kicked.
     pub kicks: usize,
+    /// Units the guest announced, in order.
+    pub units: Vec<Order>,
     /// Rules the guest broke; empty for a correct one.
     pub breaches: Vec<String>,
     queue: VecDeque<Submitted>,
@@ -71,15 +73,11 @@ impl FakeHost {
         Self {
             target: FrameCount::ZERO,
             answers: Answers::Promptly,
-            capabilities: Capabilities {
-                inflate: plain,
-                bulk: None,
-                deflate: plain,
-                interrupts: true,
-            },
+            capabilities: Capabilities::new(plain, plain),
             fails: None,
             published: Vec::new(),
             kicks: 0,
+            units: Vec::new(),
             breaches: Vec::new(),
             queue: VecDeque::new(),
             owned: BTreeMap::new(),
@@ -293,6 +291,11 @@ impl Transport for FakeHost {
     fn kick(&mut self, _: usize) -> Result<bool, Self::Error> {
         self.kicks += 1;
         Ok(false)
+    }
+
+    fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
+        self.units.push(unit);
+        Ok(())
     }
 
     fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error> {

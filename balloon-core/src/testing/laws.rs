@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::run::{RangeSink, Run};
 use crate::slots::{Kind, Slots};
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
-use crate::transport::{Limits, Request, Transport};
+use crate::transport::{Limits, Transport};
 use crate::units::{FrameCount, FrameRange, Pfn};
 
 fn frames(runs: &[Run]) -> Vec<Pfn> {
@@ -118,52 +118,31 @@ pub fn check_transport_laws<T: Transport>(
     }
     for (kind, path, limits) in paths {
         let runs = request_runs(frames, limits);
-        let slot = slots.claim(kind).expect("a free slot");
-        slots.launch(kind, slot).expect("claimed");
-        let request = Request {
-            kind,
-            path,
-            slot,
-            runs: &runs,
-        };
+        let slot = slots.claim(kind).expect("a free slot").launch();
         transport
-            .submit(request, slots.completer())
+            .submit(slot.request(path, &runs), slots.completer())
             .expect("within the limits");
         transport.kick(1).expect("a live host");
-        let mut answer = None;
+        let mut waiting = Some(slot);
         for _ in 0..1000 {
             pump(transport);
             transport.reap(slots.completer()).expect("a live host");
-            answer = slots.answer(kind, slot);
-            if answer.is_some() {
+            waiting = waiting.and_then(|slot| slot.answer().err());
+            if waiting.is_none() {
                 break;
             }
         }
         assert!(
-            answer.is_some(),
+            waiting.is_none(),
             "the {kind:?} by {path:?} was never answered"
         );
-        assert!(transport.reap(slots.completer()).is_ok());
-        assert_eq!(slots.answer(kind, slot), None, "answered twice");
-        slots.release(kind, slot).expect("the answer was taken");
         // Beyond the limits: refused, and nothing is in flight.
-        let slot = slots.claim(kind).expect("a free slot");
-        slots.launch(kind, slot).expect("claimed");
+        let slot = slots.claim(kind).expect("a free slot").launch();
         let beyond = vec![runs.first().copied().expect("a run"); limits.runs + 1];
-        let request = Request {
-            kind,
-            path,
-            slot,
-            runs: &beyond,
-        };
-        assert!(
-            transport.submit(request, slots.completer()).is_err(),
-            "beyond the limits"
-        );
-        slots
-            .revoke(kind, slot)
-            .expect("a refused request is not answered");
-        slots.release(kind, slot).expect("revoked");
+        let refused = transport.submit(slot.request(path, &beyond), slots.completer());
+        assert!(refused.is_err(), "beyond the limits");
+        assert!(transport.reap(slots.completer()).is_ok());
+        assert!(slot.revoke().is_ok(), "a refused request is not answered");
     }
     transport
         .write_actual(FrameCount::ZERO)

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::run::RangeSink;
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
-use crate::units::{FrameCount, FrameRange, Pfn};
+use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 /// Frames `first..first + count`, all free, lowest handed out last.
 ///
@@ -17,6 +17,7 @@ pub struct FakeSource {
     free: Vec<Pfn>,
     in_hand: BTreeSet<Pfn>,
     ballooned: BTreeMap<Pfn, GivePath>,
+    held: [u64; 2],
     /// Frames `take` leaves in the allocator.
     pub floor: FrameCount,
     /// `put` and `store` refuse.
@@ -34,6 +35,7 @@ impl FakeSource {
             free: all.frames().collect(),
             in_hand: BTreeSet::new(),
             ballooned: BTreeMap::new(),
+            held: [0; 2],
             floor: FrameCount::ZERO,
             refuses: false,
             short: FrameCount::MAX,
@@ -66,6 +68,11 @@ impl FakeSource {
         self.free.pop()
     }
 
+    /// Returns a frame that [`allocate`](Self::allocate) handed out.
+    pub fn free_allocated(&mut self, pfn: Pfn) {
+        self.free.push(pfn);
+    }
+
     /// Whether the frame is ballooned, and by which path.
     #[must_use]
     pub fn ballooned(&self, pfn: Pfn) -> Option<GivePath> {
@@ -89,12 +96,56 @@ impl FakeSource {
             !self.ballooned.keys().any(|p| self.in_hand.contains(p)),
             "a ballooned frame is in hand"
         );
+        let held = [GivePath::Told, GivePath::Bulk].map(|path| self.held(path).get());
+        assert_eq!(
+            held.iter().sum::<u64>(),
+            self.ballooned.len() as u64,
+            "miscounted"
+        );
         let known = (free.len() + self.in_hand.len() + self.ballooned.len()) as u64;
         assert_eq!(
             known + used.get(),
             self.all.count().get(),
             "a frame is lost"
         );
+    }
+
+    /// Whole aligned blocks, lowest first.
+    fn take_blocks(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        let free: BTreeSet<Pfn> = self.free.iter().copied().collect();
+        let size = ask.order.frames();
+        let floor = self.floor.max(ask.keep);
+        for &start in free.iter().filter(|pfn| pfn.is_aligned(ask.order)) {
+            if out.wanted() < size {
+                return Stop::Enough;
+            }
+            if self.free().saturating_sub(size) < floor {
+                return Stop::Floor;
+            }
+            let block = FrameRange::new(start, size).filter(|block| block.end() <= ask.below);
+            let Some(block) = block.filter(|block| block.frames().all(|pfn| free.contains(&pfn)))
+            else {
+                continue;
+            };
+            if out.push(block, Backing::Populated).is_ok() {
+                self.free
+                    .retain(|&pfn| pfn < block.start() || pfn >= block.end());
+                self.in_hand.extend(block.frames());
+            }
+        }
+        if free.is_empty() {
+            Stop::Empty
+        } else {
+            Stop::Fragmented
+        }
+    }
+
+    const fn held_mut(&mut self, path: GivePath) -> &mut u64 {
+        let [told, bulk] = &mut self.held;
+        match path {
+            GivePath::Told => told,
+            GivePath::Bulk => bulk,
+        }
     }
 
     fn owns(&self, range: FrameRange) -> bool {
@@ -104,6 +155,9 @@ impl FakeSource {
 
 impl FrameSource for FakeSource {
     fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        if ask.order > Order::FRAME {
+            return self.take_blocks(ask, out);
+        }
         let mut taken = FrameCount::ZERO;
         let mut passed = Vec::new();
         let stop = loop {
@@ -170,6 +224,7 @@ impl Ledger for FakeSource {
         for pfn in range.frames() {
             self.in_hand.remove(&pfn);
             self.ballooned.insert(pfn, path);
+            *self.held_mut(path) += 1;
         }
         Ok(())
     }
@@ -188,13 +243,18 @@ impl Ledger for FakeSource {
                 break;
             }
             self.ballooned.remove(&range.start());
+            *self.held_mut(path) -= 1;
             self.in_hand.insert(range.start());
         }
         Stop::Enough
     }
 
     fn held(&self, path: GivePath) -> FrameCount {
-        FrameCount::new(self.ballooned.values().filter(|&&p| p == path).count() as u64)
+        let [told, bulk] = self.held;
+        FrameCount::new(match path {
+            GivePath::Told => told,
+            GivePath::Bulk => bulk,
+        })
     }
 
     fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
@@ -205,6 +265,7 @@ impl Ledger for FakeSource {
         self.ballooned
             .retain(|&pfn, _| pfn < range.start() || pfn >= range.end());
         self.in_hand.extend(range.frames());
+        *self.held_mut(path) -= range.count().get();
         Ok(())
     }
 

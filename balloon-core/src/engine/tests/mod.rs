@@ -5,9 +5,19 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Answers, FakeHost, FakeSource};
-use crate::units::{FrameRange, Pfn};
+use crate::transport::TransportErrorKind;
+use crate::units::{FrameRange, Order, Pfn};
+
+mod pressure;
+mod units;
 
 const N: usize = 4;
+
+/// Targets count at once: time stands still in most tests.
+const POLICY: Policy = Policy {
+    min_read_interval: Nanos::ZERO,
+    ..Policy::DEFAULT
+};
 
 /// An engine between a fake host and a fake allocator, with a clock.
 struct Rig {
@@ -21,11 +31,15 @@ struct Rig {
 
 impl Rig {
     fn new(host: FakeHost, frames: u64) -> Self {
+        Self::with_policy(host, frames, POLICY)
+    }
+
+    fn with_policy(host: FakeHost, frames: u64, policy: Policy) -> Self {
         // One engine per test lives as long as the program.
         let shared: &'static Shared<N> = Box::leak(Box::default());
         let all = FrameRange::new(Pfn::new(0x100), FrameCount::new(frames)).expect("some frames");
         Self {
-            engine: Box::new(Engine::new(shared, Policy::DEFAULT)),
+            engine: Box::new(Engine::new(shared, policy)),
             shared,
             host,
             source: FakeSource::new(all),
@@ -41,9 +55,10 @@ impl Rig {
         self.source.check(self.used);
         assert!(self.host.breaches.is_empty(), "{:?}", self.host.breaches);
         let status = self.status();
+        let moving = status.inflating.saturating_add(status.deflating);
         assert_eq!(
             self.source.in_hand(),
-            status.inflating.saturating_add(status.deflating)
+            moving.saturating_add(self.shared.reserved())
         );
         step
     }

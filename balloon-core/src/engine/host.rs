@@ -1,0 +1,116 @@
+//! Talking to the host: what it wants, what it is told, what it refuses.
+
+use super::{Engine, Io, held};
+use crate::events::Event;
+use crate::slots::Claimed;
+use crate::source::Ledger;
+use crate::status::Blocked;
+use crate::transport::{Transport, TransportError, TransportErrorKind};
+use crate::units::{FrameCount, Nanos};
+
+impl<const N: usize> Engine<N> {
+    /// Reads the target if the host may have changed it.
+    pub(super) fn observe_target<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) {
+        // Cleared before reading: a change that comes later is read again.
+        self.stale |= self.shared.signal().take_config() || !io.caps.interrupts;
+        if !self.stale || self.broken || self.host.is_waiting(io.now) || io.now < self.next_read {
+            return;
+        }
+        self.next_read = io.now.saturating_add(self.policy.min_read_interval);
+        let read = io.transport.read_target();
+        let Some(target) = self.note(read, io.now) else {
+            return;
+        };
+        self.stale = false;
+        if self.target != Some(target) {
+            self.target = Some(target);
+            self.counters.target_changes = self.counters.target_changes.wrapping_add(1);
+            self.events.push(Event::Target(target));
+            self.give.reset();
+        }
+    }
+
+    /// Submits the sealed request of a slot; frees the slot if it is empty.
+    ///
+    /// False if the host does not take it: its frames wait to be settled.
+    pub(super) fn send<T: Transport, S>(
+        &mut self,
+        claimed: Claimed<'static>,
+        io: &mut Io<'_, T, S>,
+    ) -> bool {
+        let (kind, slot) = (claimed.kind(), claimed.slot());
+        let alone = self.in_flight() == 0;
+        let completer = self.shared.slots().completer();
+        let table = self.table_mut(kind);
+        if table
+            .entry(slot)
+            .is_none_or(|entry| entry.frames().is_zero())
+        {
+            return true;
+        }
+        let Some(request) = table.launch(claimed, io.now) else {
+            return false;
+        };
+        let Err(error) = io.transport.submit(request, completer) else {
+            self.counters.requests = self.counters.requests.wrapping_add(1);
+            return true;
+        };
+        table.revoke(slot, FrameCount::ZERO);
+        match error.kind() {
+            // Room comes with the next answer, which wakes us.
+            TransportErrorKind::Full if !alone => {}
+            _ => {
+                self.note::<(), _>(Err(error), io.now);
+            }
+        }
+        false
+    }
+
+    /// Tells the host the size if it changed.
+    pub(super) fn publish<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
+        // Frames being deflated are the host's until it answers. After a reset it
+        // has none, whatever is left to take back.
+        let size = if self.mode.is_forgetting() {
+            FrameCount::ZERO
+        } else {
+            held(io.source).saturating_add(self.deflating.in_flight_frames())
+        };
+        if self.broken || self.published == Some(size) || self.host.is_waiting(io.now) {
+            return;
+        }
+        let written = io.transport.write_actual(size);
+        if self.note(written, io.now).is_some() {
+            self.published = Some(size);
+        }
+    }
+
+    /// Makes requests visible and asks for the next signal; true if it is due
+    /// already.
+    pub(super) fn kick<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) -> bool {
+        if self.broken {
+            return false;
+        }
+        let kicked = io.transport.kick(self.in_flight().div_ceil(2));
+        self.note(kicked, io.now).unwrap_or(false)
+    }
+
+    /// Books a transport's answer; `None` if it failed.
+    pub(super) fn note<R, E: TransportError>(
+        &mut self,
+        result: Result<R, E>,
+        now: Nanos,
+    ) -> Option<R> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error.kind(),
+        };
+        self.counters.transport_errors = self.counters.transport_errors.wrapping_add(1);
+        if error == TransportErrorKind::Broken {
+            self.broken = true;
+        } else {
+            self.host.fail(now, self.policy.retry, Blocked::HostRefused);
+            self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
+        }
+        None
+    }
+}

@@ -1,0 +1,86 @@
+//! Suspend, snapshot, migration, device reset: stop, drain, go on.
+
+use super::Engine;
+use crate::backoff::Backoff;
+use crate::units::FrameCount;
+
+/// Whether frames move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Running,
+    /// Nothing new starts; what is in flight is settled.
+    Quiesced,
+    /// The device was reset: it has forgotten what it was given, so all of it
+    /// comes back without a request, and only then the target counts.
+    Forgetting,
+}
+
+impl Mode {
+    pub(super) const fn is_quiesced(self) -> bool {
+        matches!(self, Self::Quiesced)
+    }
+
+    pub(super) const fn is_forgetting(self) -> bool {
+        matches!(self, Self::Forgetting)
+    }
+}
+
+/// What happened to the host's end while the engine was quiesced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The host remembers what it was given: a snapshot, a migration, a
+    /// cancelled suspend.
+    Kept,
+    /// The device was reset or replaced; requests in flight are void.
+    ///
+    /// The size is published as zero first, every ballooned frame returns to
+    /// the allocator with unknown backing, then the target is followed anew.
+    Reset,
+}
+
+impl<const N: usize> Engine<N> {
+    /// Starts nothing new from here on.
+    ///
+    /// Keep stepping until [`is_drained`](Self::is_drained), then suspend.
+    pub fn quiesce(&mut self) {
+        if self.mode == Mode::Running {
+            self.mode = Mode::Quiesced;
+        }
+    }
+
+    /// Whether no frame is between the guest and its host.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.inflating.frames().is_zero() && self.deflating.frames().is_zero()
+    }
+
+    /// Goes on, reading the target anew.
+    pub fn resume(&mut self, how: Resume) {
+        self.stale = true;
+        self.published = None;
+        self.silent = false;
+        self.give = Backoff::Ready;
+        self.host = Backoff::Ready;
+        match how {
+            Resume::Kept => {
+                if self.mode == Mode::Quiesced {
+                    self.mode = Mode::Running;
+                }
+            }
+            Resume::Reset => {
+                self.broken = false;
+                self.mode = Mode::Forgetting;
+                // Requests in flight are void: their frames are the guest's.
+                self.inflating.revoke_all(FrameCount::ZERO);
+                self.deflating.revoke_all(FrameCount::MAX);
+            }
+        }
+    }
+
+    /// Ends forgetting once nothing of the old balloon is left.
+    pub(super) fn finish_forgetting(&mut self) {
+        if self.mode == Mode::Forgetting && self.is_drained() {
+            self.mode = Mode::Running;
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Relief, cool-down, reserve; quiesce and reset.
+
+use super::*;
+use crate::events::Event;
+use crate::policy::OomRule;
+use crate::source::Backing;
+
+impl Rig {
+    fn relieve(&mut self, need: Need) -> Relieved {
+        let relieved = self
+            .engine
+            .relieve(&mut self.host, &mut self.source, need, self.now);
+        self.source.check(self.used);
+        assert!(self.host.breaches.is_empty(), "{:?}", self.host.breaches);
+        relieved
+    }
+}
+
+fn oom_host(mut host: FakeHost) -> FakeHost {
+    host.capabilities.deflate_on_oom = true;
+    host.capabilities.must_tell_host = false;
+    host
+}
+
+#[test]
+fn relief_returns_frames_at_once_and_inflation_pauses() {
+    for host in [FakeHost::plain(), FakeHost::bulk()] {
+        let mut rig = Rig::new(oom_host(host), 1000);
+        rig.inflate_to(1000);
+        let relieved = rig.relieve(Need::frames(FrameCount::new(100)));
+        assert_eq!(
+            relieved,
+            Relieved {
+                usable: FrameCount::new(100),
+                coming: FrameCount::ZERO
+            }
+        );
+        assert_eq!(rig.source.free().get(), 100);
+        let step = rig.run();
+        assert_eq!((rig.size(), rig.host.actual().get()), (900, 900));
+        assert_eq!(rig.status().progress, Progress::Blocked(Blocked::CoolDown));
+        rig.now = step.wake_at.expect("the end of the cool-down");
+        rig.run();
+        rig.assert_reached(1000);
+    }
+}
+
+#[test]
+fn a_host_that_must_be_told_first_keeps_frames_until_it_was() {
+    let mut host = oom_host(FakeHost::plain());
+    host.capabilities.must_tell_host = true;
+    let mut rig = Rig::new(host, 1000);
+    rig.inflate_to(1000);
+    let relieved = rig.relieve(Need::frames(FrameCount::new(10)));
+    assert_eq!(
+        relieved,
+        Relieved {
+            usable: FrameCount::ZERO,
+            coming: FrameCount::new(10)
+        }
+    );
+    assert_eq!(rig.source.free().get(), 0);
+    rig.run();
+    assert_eq!(rig.source.free().get(), 10);
+}
+
+#[test]
+fn relief_finds_a_slot_while_a_deflation_uses_all_it_may() {
+    let mut rig = Rig::new(oom_host(FakeHost::plain()), 5000);
+    rig.inflate_to(5000);
+    rig.host.answers = Answers::WhenTold;
+    rig.set_target(0);
+    rig.step(Budget::LARGE);
+    assert!(rig.status().deflating.get() > 256);
+    assert_eq!(
+        rig.relieve(Need::frames(FrameCount::new(50))).usable.get(),
+        50
+    );
+    rig.host.answers = Answers::Promptly;
+    rig.run();
+    rig.assert_reached(0);
+}
+
+#[test]
+fn without_the_feature_only_surplus_returns() {
+    for (rule, target, expected) in [
+        (OomRule::Surplus, 900, 100),
+        (OomRule::Surplus, 1000, 0),
+        (OomRule::Literal, 900, 0),
+    ] {
+        let policy = Policy {
+            oom_rule: rule,
+            ..POLICY
+        };
+        let mut host = FakeHost::bulk();
+        host.capabilities.must_tell_host = false;
+        let mut rig = Rig::with_policy(host, 1000, policy);
+        rig.inflate_to(1000);
+        // The host lowers its target; memory runs short before the step.
+        rig.set_target(target);
+        rig.source.refuses = true;
+        rig.step(Budget::LARGE);
+        rig.source.refuses = false;
+        let relieved = rig.relieve(Need::frames(FrameCount::new(500)));
+        let deflating = rig.status().deflating;
+        let allowed = expected - u64::min(expected, deflating.get());
+        assert_eq!(relieved.usable.get(), allowed, "{rule:?} at {target}");
+    }
+}
+
+#[test]
+fn relief_can_ask_for_one_aligned_run() {
+    for host in [FakeHost::plain(), FakeHost::bulk()] {
+        let mut rig = Rig::new(oom_host(host), 4096);
+        rig.inflate_to(4096);
+        let relieved = rig.relieve(Need::run(FrameCount::new(512), Order::SUPERPAGE));
+        assert_eq!(relieved.usable.get(), 512);
+        let run = FrameRange::new(Pfn::new(512), FrameCount::new(512)).unwrap();
+        rig.source.take_at(run).expect("just these frames are free");
+        rig.source.put(run, Backing::Populated).unwrap();
+        let none = rig.relieve(Need::run(FrameCount::new(8192), Order::FRAME));
+        assert_eq!(none, Relieved::default(), "part of a run is no run");
+    }
+}
+
+#[test]
+fn relief_asked_for_behind_the_engines_back_is_honoured_by_the_next_step() {
+    let mut rig = Rig::new(oom_host(FakeHost::bulk()), 1000);
+    rig.inflate_to(1000);
+    rig.shared.request_relief(FrameCount::new(30));
+    assert!(rig.shared.signal().pending(), "whoever waits steps");
+    rig.step(Budget::SMALL);
+    assert_eq!(rig.source.free().get(), 30);
+    assert_eq!(rig.status().counters.relieved.get(), 30);
+}
+
+#[test]
+fn the_reserve_is_had_without_the_engine_and_refilled() {
+    let policy = Policy {
+        reserve: FrameCount::new(5),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, policy);
+    rig.run();
+    assert_eq!(rig.shared.reserved().get(), 5);
+    let frame = rig.shared.take_reserve().expect("a reserved frame");
+    rig.source
+        .put(frame, Backing::Populated)
+        .expect("it is the taker's");
+    rig.run();
+    assert_eq!(rig.shared.reserved().get(), 5);
+    rig.inflate_to(1000);
+    assert_eq!(rig.size(), 995, "reserved frames are not given");
+    for _ in 0..5 {
+        let frame = rig.shared.take_reserve().unwrap();
+        rig.source.put(frame, Backing::Populated).unwrap();
+    }
+    assert_eq!(rig.shared.take_reserve(), None);
+}
+
+#[test]
+fn quiescing_drains_and_freezes() {
+    let mut host = FakeHost::plain();
+    host.answers = Answers::WhenTold;
+    let mut rig = Rig::new(host, 2000);
+    rig.set_target(600);
+    rig.step(Budget::LARGE);
+    rig.engine.quiesce();
+    assert!(!rig.engine.is_drained());
+    rig.set_target(100);
+    rig.step(Budget::LARGE);
+    rig.host.answers = Answers::Promptly;
+    rig.shared.signal().used();
+    rig.run();
+    assert!(rig.engine.is_drained());
+    assert_eq!(rig.status().progress, Progress::Quiesced);
+    assert_eq!(
+        (rig.size(), rig.host.actual().get()),
+        (600, 600),
+        "counts are reported"
+    );
+    assert_eq!(
+        rig.relieve(Need::frames(FrameCount::ONE)),
+        Relieved::default()
+    );
+    rig.engine.resume(Resume::Kept);
+    rig.run();
+    rig.assert_reached(100);
+}
+
+#[test]
+fn after_a_reset_everything_returns_and_the_target_counts_anew() {
+    for answers in [Answers::Promptly, Answers::WhenTold] {
+        let mut rig = Rig::new(FakeHost::plain(), 2000);
+        rig.inflate_to(500);
+        rig.host.answers = answers;
+        rig.set_target(900);
+        rig.step(Budget::LARGE);
+        // The device is replaced by a new one that knows nothing.
+        rig.host = FakeHost::plain();
+        rig.host.target = FrameCount::new(300);
+        rig.engine.resume(Resume::Reset);
+        rig.step(Budget::SMALL);
+        assert_eq!(
+            rig.host.published.first(),
+            Some(&FrameCount::ZERO),
+            "zero comes first"
+        );
+        assert_eq!(
+            rig.host.requests(),
+            0,
+            "nothing is told to a host that knows nothing"
+        );
+        rig.run();
+        rig.run();
+        rig.assert_reached(300);
+    }
+}
+
+#[test]
+fn a_reset_mends_a_broken_device() {
+    let mut rig = Rig::new(FakeHost::plain(), 1000);
+    rig.inflate_to(100);
+    rig.host.answers = Answers::WhenTold;
+    rig.set_target(400);
+    rig.step(Budget::LARGE);
+    rig.host.fails = Some(TransportErrorKind::Broken);
+    rig.run_once();
+    rig.host = FakeHost::plain();
+    rig.host.target = FrameCount::new(50);
+    rig.engine.resume(Resume::Reset);
+    rig.run();
+    rig.run();
+    rig.assert_reached(50);
+}
+
+#[test]
+fn events_tell_the_story() {
+    let mut rig = Rig::new(FakeHost::bulk(), 1000);
+    rig.inflate_to(100);
+    let mut events = Vec::new();
+    while let Some(event) = rig.engine.take_event() {
+        events.push(event);
+    }
+    assert_eq!(events.first(), Some(&Event::Target(FrameCount::new(100))));
+    assert_eq!(events.last(), Some(&Event::Progress(Progress::Reached)));
+}

@@ -1,0 +1,185 @@
+//! Blocks, rounding, tolerance, clamps.
+
+use super::*;
+use crate::events::Event;
+use crate::source::Stop;
+
+fn superpage_host() -> FakeHost {
+    let mut host = FakeHost::bulk();
+    host.capabilities.unit = Order::SUPERPAGE;
+    host
+}
+
+const ADAPTIVE: Policy = Policy {
+    unit: Unit::Adaptive,
+    ..POLICY
+};
+
+/// Whole blocks in a row, then a region with every other frame in use.
+fn mixed(rig: &mut Rig) {
+    let all = FrameRange::new(Pfn::new(0x200), FrameCount::new(0x800)).expect("frames");
+    rig.source = FakeSource::new(all);
+    let mut used = Vec::new();
+    // The allocator hands out its highest frame first.
+    for _ in 0..0x400 {
+        used.push(rig.source.allocate().expect("free frames"));
+    }
+    for pfn in used.iter().filter(|pfn| pfn.get() % 2 == 0) {
+        rig.source.free_allocated(*pfn);
+    }
+    rig.used = FrameCount::new(0x200);
+}
+
+#[test]
+fn blocks_are_given_whole_until_there_are_none_then_a_downgrade_is_announced() {
+    let mut rig = Rig::with_policy(superpage_host(), 1, ADAPTIVE);
+    mixed(&mut rig);
+    rig.inflate_to(0x400);
+    assert_eq!(rig.status().counters.downgrades, 0);
+    assert_eq!(rig.status().unit, Order::SUPERPAGE);
+    assert!(rig.host.units.is_empty());
+    rig.inflate_to(0x600);
+    rig.assert_reached(0x600);
+    let status = rig.status();
+    assert_eq!((status.counters.downgrades, status.unit), (1, Order::FRAME));
+    assert_eq!(rig.host.units, [Order::FRAME], "the host is told");
+    let mut events = core::iter::from_fn(|| rig.engine.take_event());
+    assert!(events.any(|event| matches!(
+        event,
+        Event::Downgraded {
+            from: Order::SUPERPAGE,
+            reason: Stop::Fragmented
+        }
+    )));
+}
+
+#[test]
+fn the_unit_returns_once_all_given_blocks_are_whole_again() {
+    let mut rig = Rig::with_policy(superpage_host(), 1, ADAPTIVE);
+    mixed(&mut rig);
+    rig.inflate_to(0x410);
+    // The kernel frees the rest; all is taken back, then given anew.
+    rig.inflate_to(0);
+    assert_eq!(
+        rig.status().counters.upgrades,
+        1,
+        "an empty balloon has no broken block"
+    );
+    assert_eq!(rig.host.units, [Order::FRAME, Order::SUPERPAGE]);
+    rig.inflate_to(0x400);
+    assert_eq!(rig.status().unit, Order::SUPERPAGE);
+}
+
+#[test]
+fn a_strict_unit_leaves_what_is_no_block() {
+    let policy = Policy {
+        unit: Unit::Whole(Order::SUPERPAGE),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(superpage_host(), 1, policy);
+    mixed(&mut rig);
+    rig.inflate_to(0x600);
+    assert_eq!(rig.size(), 0x400);
+    assert_eq!(
+        rig.status().progress,
+        Progress::Blocked(Blocked::Fragmented)
+    );
+    assert_eq!(rig.status().counters.downgrades, 0);
+}
+
+#[test]
+fn targets_are_rounded_where_the_policy_says() {
+    let policy = Policy {
+        round_to: Order::SUPERPAGE,
+        unit: Unit::Adaptive,
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(superpage_host(), 4096, policy);
+    rig.inflate_to(1023);
+    assert_eq!(rig.status().goal, Some(FrameCount::new(512)));
+    rig.assert_reached(512);
+    assert_eq!(
+        rig.status().target,
+        Some(FrameCount::new(1023)),
+        "as the host said it"
+    );
+}
+
+#[test]
+fn a_target_is_clamped_and_the_clamp_is_named() {
+    let policy = Policy {
+        max_size: FrameCount::new(600),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, policy);
+    let step = rig.inflate_to(u64::MAX);
+    assert_eq!(rig.size(), 600);
+    assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Floor));
+    assert_eq!(step.wake_at, None, "nothing to retry");
+}
+
+#[test]
+fn frames_kept_for_page_tables_are_never_given() {
+    let policy = Policy {
+        keep: FrameCount::new(40),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(FakeHost::plain(), 1000, policy);
+    rig.inflate_to(1000);
+    assert_eq!(rig.source.free().get(), 40);
+    assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Floor));
+}
+
+#[test]
+fn a_miss_within_tolerance_is_no_reason_to_retry() {
+    let policy = Policy {
+        tolerance: FrameCount::new(16),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(FakeHost::plain(), 1000, policy);
+    let step = rig.inflate_to(1010);
+    assert_eq!(rig.status().progress, Progress::WithinTolerance);
+    assert_eq!(step.wake_at, None);
+    let step = rig.inflate_to(1017);
+    assert_eq!(
+        rig.status().progress,
+        Progress::Blocked(Blocked::AllocatorEmpty)
+    );
+    assert!(step.wake_at.is_some());
+}
+
+#[test]
+fn a_host_that_keeps_changing_its_mind_is_read_at_a_bounded_rate() {
+    let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, Policy::DEFAULT);
+    let mut steps = 0u64;
+    while rig.now < Nanos::from_secs(1) {
+        rig.set_target(steps % 1000);
+        let step = rig.step(Budget::LARGE);
+        assert!(!step.more || rig.status().deflating.get() + rig.status().inflating.get() == 0);
+        rig.now = rig.now.saturating_add(Nanos::from_millis(1));
+        steps += 1;
+    }
+    assert!(rig.status().counters.target_changes <= 100);
+    // The last word counts, without another interrupt.
+    rig.host.target = FrameCount::new(77);
+    rig.now = rig.run().wake_at.unwrap_or(rig.now);
+    rig.run();
+    rig.assert_reached(rig.status().target.unwrap().get());
+}
+
+#[test]
+fn the_pace_is_published_while_frames_move() {
+    let mut rig = Rig::new(FakeHost::plain(), 256 * 40);
+    rig.host.answers = Answers::WhenTold;
+    rig.set_target(256 * 40);
+    rig.step(Budget::LARGE);
+    for _ in 0..10 {
+        rig.now = rig.now.saturating_add(Nanos::from_millis(100));
+        rig.host.answer(1, rig.shared.slots().completer());
+        rig.step(Budget::LARGE);
+    }
+    let pace = rig.status().pace.expect("working");
+    assert_eq!(pace.per_second.get(), 2560);
+    assert_eq!(pace.left.get(), 256 * 30);
+    assert_eq!(pace.remaining, Some(Nanos::from_secs(3)));
+}

@@ -1,0 +1,149 @@
+//! In which blocks frames are given: 2 MiB where the host maps so, 4 KiB where
+//! nothing else is left.
+//!
+//! Giving 4 KiB out of a block costs the host its large mapping. Falling back
+//! is therefore an event of its own, counted and announced, never silent; and
+//! it ends as soon as every given block is whole again.
+
+use super::relief::next_held;
+use super::{Engine, Io, held};
+use crate::events::Event;
+use crate::policy::Unit;
+use crate::source::{Ledger, Stop};
+use crate::transport::{Capabilities, Transport};
+use crate::units::{FrameCount, Order, Pfn};
+
+/// The unit in force.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnitState {
+    order: Order,
+    /// Some given frame may be part of a broken block.
+    downgraded: bool,
+    /// The source had no whole block when last asked.
+    blocks_gone: bool,
+    /// How far the ledger was found to hold whole blocks only.
+    whole_below: Pfn,
+    /// Frames seen on the way: a ledger that cannot look shows none.
+    seen: FrameCount,
+}
+
+impl UnitState {
+    pub(super) const fn new() -> Self {
+        Self {
+            order: Order::FRAME,
+            downgraded: false,
+            blocks_gone: false,
+            whole_below: Pfn::new(0),
+            seen: FrameCount::ZERO,
+        }
+    }
+
+    pub(super) const fn order(self) -> Order {
+        self.order
+    }
+}
+
+impl<const N: usize> Engine<N> {
+    /// The smallest block to ask for to give `deficit` frames.
+    ///
+    /// Whole blocks first even after a downgrade: each one given spares another.
+    pub(super) fn ask_order(&mut self, deficit: FrameCount, caps: &Capabilities) -> Order {
+        match self.policy.unit {
+            Unit::Frames => Order::FRAME,
+            Unit::Whole(order) => order,
+            Unit::Adaptive if self.unit.blocks_gone || deficit < caps.unit.frames() => Order::FRAME,
+            Unit::Adaptive => caps.unit,
+        }
+    }
+
+    /// Whole blocks may be there again: a new burst asks for them.
+    pub(super) const fn expect_blocks(&mut self) {
+        self.unit.blocks_gone = false;
+    }
+
+    /// The source had no block of `order`: true if smaller ones may be asked for.
+    pub(super) fn blocks_ran_out(&mut self, order: Order) -> bool {
+        let may_fall_back = self.policy.unit == Unit::Adaptive && order > Order::FRAME;
+        self.unit.blocks_gone |= may_fall_back;
+        may_fall_back
+    }
+
+    /// Notes in which blocks frames were just given, and says so if it is news.
+    pub(super) fn gave_in<T: Transport, S>(
+        &mut self,
+        order: Order,
+        reason: Stop,
+        io: &mut Io<'_, T, S>,
+    ) {
+        let from = io.caps.unit;
+        let fell_back = self.policy.unit == Unit::Adaptive && order < from;
+        if fell_back && !self.unit.downgraded {
+            self.unit.downgraded = true;
+            self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
+            self.events.push(Event::Downgraded { from, reason });
+            self.announce(order, io);
+        }
+        if !self.unit.downgraded || fell_back {
+            self.unit.order = order;
+        }
+        self.forget_whole_blocks();
+    }
+
+    /// Given frames are about to change: what was found whole may not be.
+    pub(super) const fn forget_whole_blocks(&mut self) {
+        self.unit.whole_below = Pfn::new(0);
+        self.unit.seen = FrameCount::ZERO;
+    }
+
+    /// Looks whether all given frames make whole blocks again, a budget's worth
+    /// of runs at a time.
+    pub(super) fn look_for_upgrade<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
+        const RUNS_PER_UNIT: usize = 64;
+        if !self.unit.downgraded || self.unit.whole_below == Pfn::LIMIT {
+            return;
+        }
+        while io.budget.spend() {
+            for _ in 0..RUNS_PER_UNIT {
+                let Some((range, _)) = next_held(io.source, self.unit.whole_below) else {
+                    if self.unit.seen == held(io.source) {
+                        self.upgrade(io);
+                    }
+                    self.unit.whole_below = Pfn::LIMIT;
+                    return;
+                };
+                let mut end = range.end();
+                // A neighbour given by the other path belongs to the same block.
+                while !end.is_aligned(io.caps.unit) {
+                    match next_held(io.source, end) {
+                        Some((next, _)) if next.start() == end => end = next.end(),
+                        _ => break,
+                    }
+                }
+                if !range.start().is_aligned(io.caps.unit) || !end.is_aligned(io.caps.unit) {
+                    // Broken blocks: look again once the balloon has changed.
+                    self.unit.whole_below = Pfn::LIMIT;
+                    return;
+                }
+                self.unit.seen = self
+                    .unit
+                    .seen
+                    .saturating_add(FrameCount::new(end.get() - range.start().get()));
+                self.unit.whole_below = end;
+            }
+        }
+    }
+
+    fn upgrade<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) {
+        self.unit.downgraded = false;
+        let order = io.caps.unit;
+        self.unit.order = order;
+        self.counters.upgrades = self.counters.upgrades.wrapping_add(1);
+        self.events.push(Event::Upgraded(order));
+        self.announce(order, io);
+    }
+
+    fn announce<T: Transport, S>(&mut self, unit: Order, io: &mut Io<'_, T, S>) {
+        let told = io.transport.announce_unit(unit);
+        self.note(told, io.now);
+    }
+}
