@@ -8,9 +8,11 @@ extern crate alloc;
 mod command;
 mod frame_set;
 mod options;
+mod watch;
 mod workload;
 
 pub use command::Command;
 pub use frame_set::{FrameSet, TooSmall};
 pub use options::{Fill, OptionError, Options, Percent};
+pub use watch::{Watch, WatchLog};
 pub use workload::{Damage, Filled, Freed, Ram, Workload, WorkloadError, word_of};

@@ -1,13 +1,17 @@
 //! The kernel proper: owns the machine, obeys the host, sleeps in between.
 
+mod balloon;
+#[expect(unsafe_code, reason = "maps the device and gives it memory")]
+mod device;
 mod memory;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 mod ram;
 
 use buddy_alloc::Zone;
-use guest_rt::{BootInfo, LineBuffer, console, exit_success, interrupts, println};
+use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
 use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
 
+use balloon::{Balloon, News};
 use memory::Memory;
 use ram::PhysicalRam;
 
@@ -20,6 +24,9 @@ struct Kernel {
     zone: Zone<'static>,
     workload: Workload<'static>,
     ram: PhysicalRam,
+    balloon: Option<Balloon>,
+    /// Halts that the balloon's interrupt or its timer ended.
+    balloon_wakeups: u64,
 }
 
 fn main(mut boot: BootInfo) -> ! {
@@ -29,6 +36,13 @@ fn main(mut boot: BootInfo) -> ! {
         Err(error) => panic!("command line `{}`: {error}", line.as_str()),
     };
     let ram_kib = boot.ram().bytes() / 1024;
+    let balloon = match Balloon::start(&mut boot, options.bulk) {
+        Ok(balloon) => Some(balloon),
+        Err(error) => {
+            println!("@status {error}");
+            None
+        }
+    };
     let Memory { zone, held } = match memory::take_over(&mut boot) {
         Ok(memory) => memory,
         Err(error) => panic!("memory: {error}"),
@@ -37,16 +51,8 @@ fn main(mut boot: BootInfo) -> ! {
     #[expect(unsafe_code, reason = "here the frames get their owner")]
     let ram = unsafe { PhysicalRam::new() };
     let workload = Workload::new(held, options.keep);
-    let mut kernel = Kernel {
-        zone,
-        workload,
-        ram,
-    };
-    println!(
-        "@ready ram={ram_kib} managed={}",
-        kernel.zone.stats().managed.get()
-    );
-    defmt::info!("managed {=u64} frames", kernel.zone.stats().managed.get());
+    let mut kernel = Kernel { zone, workload, ram, balloon, balloon_wakeups: 0 };
+    println!("@ready ram={ram_kib} managed={}", kernel.zone.stats().managed.get());
     if options.fill == Fill::All {
         kernel.fill();
         kernel.free();
@@ -67,7 +73,55 @@ impl Kernel {
                     }
                 }
             }
-            interrupts::idle_unless(console::has_input);
+            if self.step_balloon() {
+                continue;
+            }
+            let balloon_calls = || Balloon::called() || timer::went_off();
+            if interrupts::idle_unless(|| console::has_input() || balloon_calls())
+                && balloon_calls()
+            {
+                self.balloon_wakeups += 1;
+            }
+        }
+    }
+
+    /// One step of the balloon; whether there is more to do at once.
+    fn step_balloon(&mut self) -> bool {
+        timer::take_went_off();
+        let Some(balloon) = &mut self.balloon else { return false };
+        let step = balloon.step(&mut self.zone);
+        match step.wake_at {
+            Some(at) => timer::arm(Instant::from_nanos(at.get())),
+            None => timer::disarm(),
+        }
+        if let Some(news) = balloon.news(&self.zone) {
+            self.tell(news);
+        }
+        step.more
+    }
+
+    /// Passes news on, and checks that all went well: whoever gave or got
+    /// memory has to prove that the rest is as it was.
+    fn tell(&mut self, news: News) {
+        match news {
+            News::Reached { actual, target } => {
+                println!("@balloon actual={} target={}", actual.get(), target.get());
+                defmt::info!("balloon reached {=u64} frames", actual.get());
+            }
+            News::Blocked { reason, actual } => {
+                println!("@status blocked: {reason}; actual={}", actual.get());
+                defmt::warn!("balloon blocked: {}", reason);
+            }
+            News::Moving => {
+                println!("@status moving again");
+                return;
+            }
+        }
+        self.verify();
+        let lost = self.lost();
+        if lost != 0 {
+            println!("@lost frames={lost}");
+            defmt::error!("{=i64} frames are lost", lost);
         }
     }
 
@@ -92,36 +146,55 @@ impl Kernel {
 
     fn free(&mut self) {
         let freed = must(self.workload.free(&mut self.zone));
-        println!(
-            "@freed frames={} kept={}",
-            freed.frames.get(),
-            freed.kept.get()
-        );
+        println!("@freed frames={} kept={}", freed.frames.get(), freed.kept.get());
     }
 
+    /// Checks the kept frames, and that frames which came back can be used.
     fn verify(&mut self) {
-        let checked = self.workload.verify(&self.ram);
-        match checked {
-            Ok(frames) => println!("@verify ok frames={}", frames.get()),
-            Err(damage) => tell_damage(damage),
+        let kept = self.workload.verify(&self.ram);
+        let returned = self.balloon.as_mut().map(|balloon| balloon.log().take_returned());
+        let returned = returned.into_iter().flatten();
+        let tried = self.workload.try_returned(returned, &mut self.zone, &mut self.ram);
+        match (kept, tried) {
+            (Ok(kept), Ok(tried)) => {
+                println!("@verify ok frames={} returned={}", kept.get(), tried.get());
+            }
+            (Err(damage), _) => tell_damage("kept", damage),
+            (_, Err(damage)) => tell_damage("returned", damage),
         }
     }
 
-    fn stats(&self) {
+    /// Frames that nobody has any more, or, below zero, that two have: the
+    /// allocator's count against the workload's and the balloon's own.
+    fn lost(&self) -> i64 {
         let stats = self.zone.stats();
-        let lost = stats.managed.get() - stats.free.get() - self.workload.held().get();
+        let balloon = self.balloon.as_ref().map_or(0, |balloon| {
+            let status = balloon.status(&self.zone);
+            status.size.get() + status.inflating.get() + status.deflating.get()
+        });
+        let known = stats.free.get() + self.workload.held().get() + balloon;
+        stats.managed.get().cast_signed() - known.cast_signed()
+    }
+
+    fn stats(&mut self) {
+        let free = self.zone.free_frames().get();
+        let (lost, wakeups, balloon_wakeups) =
+            (self.lost(), interrupts::wakeups(), self.balloon_wakeups);
+        let (kicks, ranges, ballooned) = self.balloon.as_mut().map_or((0, 0, 0), |balloon| {
+            let size = balloon.status(&self.zone).size.get();
+            (balloon.kicks(), balloon.log().ranges_given(), size)
+        });
         println!(
-            "@stats wakeups={} balloon_wakeups=0 kicks=0 ranges=0 interrupts={} free={} ballooned=0 lost={lost}",
-            interrupts::wakeups(),
+            "@stats wakeups={wakeups} balloon_wakeups={balloon_wakeups} kicks={kicks} \
+             ranges={ranges} interrupts={} free={free} ballooned={ballooned} lost={lost}",
             interrupts::taken(),
-            stats.free.get(),
         );
     }
 }
 
-fn tell_damage(damage: Damage) {
-    println!("@verify FAIL {damage}");
-    defmt::error!("{=u64} frames are damaged", damage.bad);
+fn tell_damage(whose: &str, damage: Damage) {
+    println!("@verify FAIL {whose} {damage}");
+    defmt::error!("{=u64} {=str} frames are damaged", damage.bad, whose);
 }
 
 /// An allocator that breaks its word is the end of this kernel.

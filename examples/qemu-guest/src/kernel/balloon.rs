@@ -1,0 +1,124 @@
+//! The balloon of this kernel: engine, transport, and what there is to tell
+//! about them.
+
+use balloon_core::{Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status};
+use balloon_core::Step;
+use buddy_alloc::Zone;
+use guest_rt::{BootInfo, now};
+use qemu_guest::{Watch, WatchLog};
+use spin::{Mutex, MutexGuard};
+
+use super::device::{self, DeviceError, Transport};
+
+/// Requests in flight per direction: half of them are submitted with one kick.
+pub(super) const REQUESTS: usize = 128;
+
+/// What the interrupt handler touches.
+pub(super) static SHARED: Shared<REQUESTS> = Shared::new();
+
+/// Too large for a stack; locked once, for the kernel's whole life.
+static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, Policy::DEFAULT));
+
+/// A running balloon.
+pub(super) struct Balloon {
+    engine: MutexGuard<'static, Engine<REQUESTS>>,
+    transport: Transport,
+    log: WatchLog,
+    told: Told,
+}
+
+/// Something the host waits to hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// The balloon has the size the host wants.
+    Reached { actual: FrameCount, target: FrameCount },
+    /// Nothing moves any more.
+    Blocked { reason: Blocked, actual: FrameCount },
+    /// What blocked it is gone.
+    Moving,
+}
+
+/// What the host was told last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    target: FrameCount,
+    inflated: FrameCount,
+    deflated: FrameCount,
+    blocked: Option<Blocked>,
+}
+
+impl Balloon {
+    /// Finds the device and starts it.
+    pub(super) fn start(boot: &mut BootInfo, bulk: bool) -> Result<Self, DeviceError> {
+        let transport = device::start(boot, bulk)?;
+        defmt::info!("negotiated {=u64:#x}", transport.negotiated().bits());
+        // An empty balloon is no news.
+        let zero = FrameCount::ZERO;
+        let told = Told { target: zero, inflated: zero, deflated: zero, blocked: None };
+        Ok(Self { engine: ENGINE.lock(), transport, log: WatchLog::new(), told })
+    }
+
+    /// Whether the device has called.
+    pub(super) fn called() -> bool {
+        SHARED.signal().pending()
+    }
+
+    /// Does a bounded piece of work.
+    pub(super) fn step(&mut self, zone: &mut Zone<'_>) -> Step {
+        let now = Nanos::new(now().as_nanos());
+        let mut source = Watch::new(zone, &mut self.log);
+        self.engine.step(&mut self.transport, &mut source, now, Budget::LARGE)
+    }
+
+    /// Where it stands.
+    pub(super) fn status(&self, zone: &Zone<'_>) -> Status {
+        self.engine.status(zone)
+    }
+
+    /// What changed since the last call that the host should hear of.
+    pub(super) fn news(&mut self, zone: &Zone<'_>) -> Option<News> {
+        let status = self.status(zone);
+        let counters = status.counters;
+        match status.progress {
+            Progress::Reached => {
+                let target = status.target?;
+                let told = Told {
+                    target,
+                    inflated: counters.inflated,
+                    deflated: counters.deflated,
+                    blocked: None,
+                };
+                let news = self.told != told;
+                self.told = told;
+                news.then_some(News::Reached { actual: status.size, target })
+            }
+            // What is on its way still gets there, unless the device is at fault.
+            Progress::Blocked(reason)
+                if !matches!(reason, Blocked::DeviceSilent | Blocked::DeviceBroken)
+                    && status.inflating.get() + status.deflating.get() > 0 =>
+            {
+                None
+            }
+            Progress::Blocked(reason) => {
+                let news = self.told.blocked != Some(reason);
+                self.told.blocked = Some(reason);
+                news.then_some(News::Blocked { reason, actual: status.size })
+            }
+            _ => {
+                let news = self.told.blocked.is_some();
+                self.told.blocked = None;
+                news.then_some(News::Moving)
+            }
+        }
+    }
+
+    /// What passed between the allocator and the balloon.
+    pub(super) const fn log(&mut self) -> &mut WatchLog {
+        &mut self.log
+    }
+
+    /// Notifications sent to the device.
+    pub(super) fn kicks(&self) -> u32 {
+        self.transport.counters().queues.kicks
+    }
+}
