@@ -92,13 +92,12 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             in_flight: queues.capacity(queue).requests,
             below: PFN_LIMIT,
         };
-        let capabilities = Capabilities {
-            inflate: told(QueueId::Inflate),
-            bulk: bulk_limits(queues.capacity(QueueId::Reporting).descriptors)
-                .filter(|_| bulk_allowed(negotiated, policy)),
-            deflate: told(QueueId::Deflate),
-            interrupts: policy.interrupts(),
-        };
+        let mut capabilities = Capabilities::new(told(QueueId::Inflate), told(QueueId::Deflate));
+        capabilities.bulk = bulk_limits(queues.capacity(QueueId::Reporting).descriptors)
+            .filter(|_| bulk_allowed(negotiated, policy));
+        capabilities.interrupts = policy.interrupts();
+        capabilities.must_tell_host = negotiated.contains(Features::MUST_TELL_HOST);
+        capabilities.deflate_on_oom = negotiated.contains(Features::DEFLATE_ON_OOM);
         Self {
             queues,
             negotiated,
