@@ -98,7 +98,6 @@ impl Pod<'_> {
             let end = (start.get() + size).min(self.st.cfg.max.get());
             let record = self.region(index);
             let (mut promises, mut resident, mut in_place) = (0, 0, 0);
-            let mut whole = false;
             let mut at = start;
             while at.get() < end {
                 let leaf = host.lookup(at);
@@ -113,10 +112,9 @@ impl Pod<'_> {
                     }
                     Entry::Ram { mfn, .. } => {
                         resident += room;
-                        whole = leaf.order >= self.superpage();
                         if leaf.order >= self.st.cfg.geometry.giga() {
                             add(&mut census.gigas, count);
-                        } else if whole {
+                        } else if leaf.order >= self.superpage() {
                             add(&mut census.superpages, count);
                         } else {
                             add(&mut census.small, count);
@@ -138,7 +136,7 @@ impl Pod<'_> {
             let same = u64::from(record.promises) == promises
                 && u64::from(record.resident) == resident
                 && u64::from(record.in_place) == in_place
-                && (!record.whole || whole)
+                && (!record.whole || in_place == size)
                 && (record.run().is_none() || in_place > 0);
             if !same {
                 return Err(AuditError::Region(start));

@@ -27,6 +27,8 @@ mod release;
 mod relocate;
 mod ring;
 pub mod scan;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod sim;
 mod stats;
 mod sweep;
 mod teardown;

@@ -37,6 +37,11 @@ impl Pod<'_> {
             budget.spend(1);
             let index = self.st.coalesce_at;
             self.st.coalesce_at += 1;
+            let start = self.regions().start(index);
+            if self.region(index).whole && host.lookup(start).order < self.superpage() {
+                // The host split the leaf on its own.
+                self.regions().set_whole(index, false);
+            }
             self.merge_promises(host, index, budget);
             self.promote(host, index, budget);
             while budget.left() > 0 && self.merge_loose(host) {
@@ -124,7 +129,8 @@ impl Pod<'_> {
             mfn: ram.0,
             attr: ram.1,
         };
-        if self.write(host, gfn, order, entry, entry).1 {
+        let complete = self.write(host, gfn, order, entry, entry).1;
+        if complete && host.lookup(gfn).order >= order {
             self.st.totals.promoted += 1;
             host.event(Event::Promoted { gfn, order });
         }

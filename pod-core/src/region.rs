@@ -18,7 +18,8 @@ pub struct Region {
     pub(crate) resident: u16,
     /// RAM pages that lie on their own frame of `run`.
     pub(crate) in_place: u16,
-    /// One leaf of superpage order or larger.
+    /// Written as one run of superpage order or larger, and not split since: one leaf, where
+    /// the table has such leaves.
     pub(crate) whole: bool,
     /// Every page was seen non-zero, and the host is watching for writes.
     pub(crate) barren: bool,

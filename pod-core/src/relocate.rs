@@ -137,24 +137,41 @@ impl Pod<'_> {
     ) -> Result<(), RelocateError> {
         let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
         if !complete {
-            self.undo(host, to, applied, promise);
+            self.undo(host, to, applied, promise, Entry::Hole);
             return Err(RelocateError::NoTableMemory);
         }
         let (applied, complete) = self.write(host, from, order, promise, Entry::Hole);
         if !complete {
-            for i in 0..applied {
-                self.write(host, from.plus(i), Order::FRAME, Entry::Hole, promise);
-            }
-            self.undo(host, to, order.frames().get(), promise);
+            self.undo(host, from, applied, Entry::Hole, promise);
+            self.undo(host, to, order.frames().get(), promise, Entry::Hole);
             return Err(RelocateError::NoTableMemory);
         }
         Ok(())
     }
 
-    fn undo<H: Host + ?Sized>(&mut self, host: &mut H, gfn: Gfn, count: u64, was: Entry) {
-        for (at, order) in Self::pieces(Mfn::new(gfn.get()), count) {
-            self.write(host, Gfn::new(at.get()), order, was, Entry::Hole);
+    /// Writes back what was just written, leaf by leaf: that needs no memory and cannot fail.
+    /// How many frames from the start have the entry again.
+    fn undo<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        count: u64,
+        was: Entry,
+        now: Entry,
+    ) -> u64 {
+        let mut done = 0;
+        while done < count {
+            let at = gfn.plus(done);
+            let room = host.lookup(at).room_from(at).min(count - done);
+            let order = Order::fitting(at.get(), room, Order::MAX);
+            let (applied, complete) =
+                self.write(host, at, order, was.advanced(done), now.advanced(done));
+            done += applied;
+            if !complete {
+                break;
+            }
         }
+        done
     }
 
     /// The frame that belongs at `to` in its region's machine run, if it can be had.
@@ -192,7 +209,7 @@ impl Pod<'_> {
         let (applied, complete) = self.write(host, to, order, Entry::Hole, entry);
         if !complete {
             host.thaw(from, order);
-            self.undo(host, to, applied, entry);
+            self.undo(host, to, applied, entry, Entry::Hole);
             self.return_own(host, frame, index);
             return Err(RelocateError::NoTableMemory);
         }
@@ -241,10 +258,7 @@ impl Pod<'_> {
         }
         let (applied, complete) = self.write(host, from, order, ram, Entry::Hole);
         if !complete {
-            for i in 0..applied {
-                let page = ram.advanced(i);
-                self.write(host, from.plus(i), Order::FRAME, Entry::Hole, page);
-            }
+            self.undo(host, from, applied, Entry::Hole, ram);
             host.thaw(from, order);
             return Err(RelocateError::NoTableMemory);
         }
@@ -267,9 +281,9 @@ impl Pod<'_> {
             });
             return Ok(());
         }
-        self.undo(host, to, applied, ram);
-        let (back, complete) = self.write(host, from, order, Entry::Hole, ram);
-        if complete {
+        self.undo(host, to, applied, ram, Entry::Hole);
+        let back = self.undo(host, from, order.frames().get(), Entry::Hole, ram);
+        if back == order.frames().get() {
             return Err(RelocateError::NoTableMemory);
         }
         let lost = order.frames().get() - back;

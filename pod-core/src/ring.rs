@@ -37,7 +37,7 @@ impl Lane {
         }
     }
 
-    #[cfg(any(test, feature = "test-utils"))]
+    #[cfg(test)]
     pub(crate) const fn depth(&self) -> u8 {
         self.depth
     }

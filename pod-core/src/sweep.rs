@@ -55,7 +55,8 @@ pub enum ReclaimStep {
 }
 
 impl Pod<'_> {
-    /// Sweeps a part of the guest for filled pages, for idle time.
+    /// Sweeps a part of the guest for filled pages, for idle time. Frames the promises do not
+    /// need go back to the host first.
     ///
     /// # Errors
     /// [`DemandError::Dying`] once the guest is being torn down.
@@ -64,6 +65,8 @@ impl Pod<'_> {
         host: &mut H,
         budget: &mut Budget,
     ) -> Result<ReclaimStep, DemandError> {
+        self.check_alive(host)?;
+        self.trim(host, budget);
         Ok(match self.sweep(host, budget)? {
             Swept::Found(frames) => ReclaimStep::Found(FrameCount::new(frames)),
             Swept::More => ReclaimStep::More,
