@@ -11,6 +11,7 @@ extern crate std;
 
 mod backoff;
 mod bitmap;
+mod compact;
 mod engine;
 mod events;
 mod ledger;
@@ -32,6 +33,10 @@ mod transport;
 mod units;
 
 pub use backoff::Delays;
+pub use compact::{
+    Compactor, Fragmentation, Isolated, MeanWalk, MigrateError, Migrated, Migrations, NotBallooned,
+    Report, Ticket, TooFewWords, WalkCost, WalkLevels, compactor_words,
+};
 pub use engine::{Engine, MAX_RUNS, Need, Relieved, Resume};
 pub use events::Event;
 pub use ledger::{BitmapLedger, LedgerError, Ledgered, MAX_REGIONS};

@@ -1,6 +1,6 @@
 //! Talking to the host: what it wants, what it is told, what it refuses.
 
-use super::{Engine, Io, held};
+use super::{Engine, Io};
 use crate::events::Event;
 use crate::slots::Claimed;
 use crate::source::Ledger;
@@ -39,7 +39,7 @@ impl<const N: usize> Engine<N> {
         io: &mut Io<'_, T, S>,
     ) -> bool {
         let (kind, slot) = (claimed.kind(), claimed.slot());
-        let alone = self.in_flight() == 0;
+        let alone = self.in_flight() + self.migrating.requests == 0;
         let completer = self.shared.slots().completer();
         let table = self.table_mut(kind);
         if table
@@ -73,7 +73,8 @@ impl<const N: usize> Engine<N> {
         let size = if self.mode.is_forgetting() {
             FrameCount::ZERO
         } else {
-            held(io.source).saturating_add(self.deflating.in_flight_frames())
+            self.size(io.source)
+                .saturating_add(self.deflating.in_flight_frames())
         };
         if self.broken || self.published == Some(size) || self.host.is_waiting(io.now) {
             return;

@@ -51,7 +51,9 @@ impl<const N: usize> Engine<N> {
     /// Whether no frame is between the guest and its host.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.inflating.frames().is_zero() && self.deflating.frames().is_zero()
+        self.inflating.frames().is_zero()
+            && self.deflating.frames().is_zero()
+            && self.migrating.drained
     }
 
     /// Goes on, reading the target anew.

@@ -21,6 +21,7 @@
 mod give;
 mod host;
 mod lifecycle;
+mod migrating;
 mod relief;
 mod settle;
 mod table;
@@ -38,7 +39,9 @@ use crate::transport::{Capabilities, Transport};
 use crate::units::{FrameCount, Nanos, Order};
 
 pub use lifecycle::Resume;
+pub(crate) use migrating::Migrating;
 pub use relief::{Need, Relieved};
+pub(crate) use table::Entry;
 pub use table::MAX_RUNS;
 
 use lifecycle::Mode;
@@ -64,6 +67,8 @@ pub struct Engine<const N: usize = 16> {
     published: Option<FrameCount>,
     inflating: Table<N>,
     deflating: Table<N>,
+    /// Frames in hand because of migrations.
+    migrating: Migrating,
     /// Waits for free frames.
     give: Backoff,
     /// Waits for a host that refuses.
@@ -109,6 +114,7 @@ impl<const N: usize> Engine<N> {
             published: None,
             inflating: Table::new(),
             deflating: Table::new(),
+            migrating: Migrating::NONE,
             give: Backoff::Ready,
             host: Backoff::Ready,
             source: Backoff::Ready,
@@ -173,7 +179,7 @@ impl<const N: usize> Engine<N> {
     /// [`step`](Self::step).
     #[must_use]
     pub fn status(&self, ledger: &impl Ledger) -> Status {
-        let size = held(ledger);
+        let size = self.size(ledger);
         let progress = self.progress(size);
         let pace = (progress == Progress::Working).then(|| {
             let goal = self.goal().unwrap_or(size);
@@ -220,7 +226,9 @@ impl<const N: usize> Engine<N> {
             return;
         }
         // Frames being taken back have left the ledger already.
-        let expected = held(io.source).saturating_add(self.inflating.frames());
+        let expected = held(io.source)
+            .saturating_add(self.inflating.frames())
+            .saturating_add(self.migrating.coming);
         self.give(goal.saturating_sub(expected), io);
         if !self.source.is_waiting(io.now) {
             self.take_back(expected.saturating_sub(goal), io);
@@ -275,7 +283,7 @@ impl<const N: usize> Engine<N> {
     }
 
     fn observe_progress(&mut self, ledger: &impl Ledger) {
-        let progress = self.progress(held(ledger));
+        let progress = self.progress(self.size(ledger));
         if progress != self.last {
             if progress == Progress::Working {
                 self.started = (self.now, self.moved());

@@ -34,7 +34,7 @@ pub(crate) enum Phase {
 }
 
 impl Entry {
-    const EMPTY: Self = Self {
+    pub(crate) const EMPTY: Self = Self {
         runs: [Run::ZERO; MAX_RUNS],
         len: 0,
         frames: FrameCount::ZERO,
@@ -72,6 +72,10 @@ impl Entry {
         self.frames
     }
 
+    pub(crate) const fn path(&self) -> GivePath {
+        self.path
+    }
+
     /// How many of the frames the host was believed to back when taken.
     pub(crate) const fn populated(&self) -> FrameCount {
         self.populated
@@ -83,6 +87,11 @@ impl Entry {
         let Phase::Settling(_, done) = self.phase else {
             return None;
         };
+        self.last_of(done)
+    }
+
+    /// The same if the host did the first `done` frames.
+    pub(crate) fn last_of(&self, done: FrameCount) -> Option<(FrameRange, bool)> {
         let range = self.runs().last()?.range();
         let before = self.frames.saturating_sub(range.count());
         let head = done.saturating_sub(before);
@@ -110,7 +119,7 @@ impl Entry {
         self.frames = self.frames.saturating_sub(settled.count());
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.frames = FrameCount::ZERO;
         self.populated = FrameCount::ZERO;

@@ -8,8 +8,12 @@
 
 mod host;
 mod laws;
+mod second_stage;
 mod source;
+mod trader;
 
 pub use host::{Answers, FakeHost};
 pub use laws::{check_frame_source_laws, check_ledger_laws, check_transport_laws};
+pub use second_stage::SecondStage;
 pub use source::FakeSource;
+pub use trader::{FakeTrader, Fault};

@@ -1,0 +1,220 @@
+//! Migrations that the kernel asks for: isolate, migrate, put back.
+//!
+//! A kernel whose own compactor wants a range clear calls this for ballooned
+//! frames in it, as it would for any movable page:
+//!
+//! 1. [`Compactor::isolate`]: the frame leaves the ledger, so nothing else moves
+//!    it meanwhile;
+//! 2. [`Compactor::migrate`] with a frame of the kernel's in its stead, then
+//!    [`Compactor::step`] until [`Compactor::finish`] has an answer (at once where
+//!    the host is a hypercall); or
+//! 3. [`Compactor::put_back`].
+
+use core::fmt;
+
+use super::Compactor;
+use super::lane::{Client, Lane, Phase};
+use crate::engine::{Engine, Entry};
+use crate::migrate::Migrate;
+use crate::run::RangeSink;
+use crate::source::{Backing, FrameSource, GivePath, Ledger};
+use crate::units::{FrameCount, FrameRange, Nanos, Pfn};
+
+/// A ballooned frame that only its holder can move; still the host's.
+///
+/// Dropping it keeps the frame out of the ledger for good: put it back.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an isolated frame is migrated or put back"]
+pub struct Isolated {
+    frame: FrameRange,
+    path: GivePath,
+}
+
+impl Isolated {
+    /// The frame.
+    #[must_use]
+    pub const fn frame(&self) -> Pfn {
+        self.frame.start()
+    }
+}
+
+/// The frame is not ballooned, or moves already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NotBallooned;
+
+impl fmt::Display for NotBallooned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the frame is not in the ledger")
+    }
+}
+
+impl core::error::Error for NotBallooned {}
+
+/// Why a migration did not start; nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// All batches are under way: step and try again.
+    Busy,
+    /// The engine is quiesced, or the device broken.
+    Stopped,
+    /// The ledger cannot remember `new`, or the host cannot name it.
+    NotEligible,
+}
+
+impl fmt::Display for MigrateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => "every batch is under way",
+            Self::Stopped => "the balloon is quiesced or its device broken",
+            Self::NotEligible => "the new frame cannot be ballooned",
+        })
+    }
+}
+
+impl core::error::Error for MigrateError {}
+
+/// A migration under way, to be asked about with [`Compactor::finish`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the answer says whose the frames are"]
+pub struct Ticket(usize);
+
+/// Whose the two frames are now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Migrated {
+    /// `old` is the kernel's, `new` is ballooned.
+    Done,
+    /// As before: `old` is ballooned and in the ledger, `new` is the kernel's.
+    Unchanged,
+    /// Both are ballooned and in the ledger; the balloon is one frame larger.
+    BothHoles,
+    /// Both are the kernel's; the balloon is one frame smaller.
+    BothUsable,
+}
+
+impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
+    /// Takes a ballooned frame out of the ledger.
+    ///
+    /// # Errors
+    /// [`NotBallooned`], also from a ledger that cannot recall by place.
+    pub fn isolate<const N: usize>(
+        &mut self,
+        engine: &mut Engine<N>,
+        ledger: &mut impl Ledger,
+        old: Pfn,
+    ) -> Result<Isolated, NotBallooned> {
+        let frame = FrameRange::single(old).ok_or(NotBallooned)?;
+        let held = GivePath::ALL.into_iter();
+        let path = held
+            .into_iter()
+            .find(|&path| ledger.recall_at(frame, path).is_ok());
+        let path = path.ok_or(NotBallooned)?;
+        self.isolated = self.isolated.saturating_add(FrameCount::ONE);
+        self.book(engine);
+        Ok(Isolated { frame, path })
+    }
+
+    /// Returns an isolated frame to the ledger, ballooned as before.
+    ///
+    /// # Errors
+    /// Hands it back if the ledger refuses it (now).
+    pub fn put_back<const N: usize>(
+        &mut self,
+        engine: &mut Engine<N>,
+        ledger: &mut impl Ledger,
+        isolated: Isolated,
+    ) -> Result<(), Isolated> {
+        if ledger.store(isolated.frame, isolated.path).is_err() {
+            return Err(isolated);
+        }
+        self.isolated = self.isolated.saturating_sub(FrameCount::ONE);
+        self.book(engine);
+        Ok(())
+    }
+
+    /// Makes an isolated frame usable and gives `new` in its stead.
+    ///
+    /// `new` must be the caller's alone and in hand in the sense of the source:
+    /// taken by [`FrameSource::take_at`], or any frame of the kernel's if the
+    /// ledger keeps a bitmap of its own. On success `old` is in hand likewise.
+    ///
+    /// # Errors
+    /// Hands the isolated frame back if the migration did not start.
+    pub fn migrate<T: Migrate, S: FrameSource + Ledger, const N: usize>(
+        &mut self,
+        engine: &mut Engine<N>,
+        transport: &mut T,
+        source: &mut S,
+        isolated: Isolated,
+        new: Pfn,
+        now: Nanos,
+    ) -> Result<Ticket, (MigrateError, Isolated)> {
+        if !engine.may_migrate() {
+            return Err((MigrateError::Stopped, isolated));
+        }
+        let caps = transport.capabilities();
+        let eligible = FrameRange::single(new)
+            .filter(|new| new.end() <= caps.inflate.below && *new != isolated.frame)
+            // Asked before the host: a refusal later would leave it in hand.
+            .filter(|&new| source.store(new, GivePath::Told).is_ok())
+            .filter(|&new| source.recall_at(new, GivePath::Told).is_ok());
+        let Some(new) = eligible else {
+            return Err((MigrateError::NotEligible, isolated));
+        };
+        let Some(at) = self.lanes.iter().position(Lane::is_idle) else {
+            return Err((MigrateError::Busy, isolated));
+        };
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return Err((MigrateError::Busy, isolated));
+        };
+        lay(&mut lane.olds.entry, isolated.frame, isolated.path);
+        lay(&mut lane.news.entry, new, GivePath::Told);
+        lane.begin(Client::Kernel, transport.migration());
+        self.isolated = self.isolated.saturating_sub(FrameCount::ONE);
+        let mut io = super::Io {
+            engine,
+            transport,
+            source,
+            caps,
+            now,
+            budget: crate::policy::Budget::SMALL,
+        };
+        self.advance(&mut io);
+        if self.in_flight() > 0 {
+            let kicked = io.transport.kick(1);
+            io.engine.note_transport(kicked);
+        }
+        self.book(io.engine);
+        Ok(Ticket(at))
+    }
+
+    /// What became of a migration, once it is settled.
+    ///
+    /// # Errors
+    /// Hands the ticket back while it is under way: step first.
+    pub fn finish(&mut self, ticket: Ticket) -> Result<Migrated, Ticket> {
+        let lane = self.lanes.get_mut(ticket.0);
+        let Some(lane) = lane.filter(|lane| matches!(lane.phase, Phase::Answered)) else {
+            return Err(ticket);
+        };
+        lane.phase = Phase::Idle;
+        let (given, taken) = (!lane.tally.given.is_zero(), !lane.tally.taken.is_zero());
+        Ok(match (given, taken) {
+            (true, true) => Migrated::Done,
+            (false, false) => Migrated::Unchanged,
+            (true, false) => Migrated::BothHoles,
+            (false, true) => Migrated::BothUsable,
+        })
+    }
+}
+
+fn lay(entry: &mut Entry, frame: FrameRange, path: GivePath) {
+    let mut sink = RangeSink::new(entry.spare(1), FrameCount::ONE);
+    let laid = sink.push(frame, Backing::Unknown);
+    debug_assert!(laid.is_ok(), "an idle batch has room for one frame");
+    let laid = sink.into();
+    entry.extend(laid);
+    entry.seal(path, FrameCount::ONE);
+}

@@ -1,0 +1,468 @@
+//! Compaction: holes move to the end, contiguous 2 MiB blocks appear.
+//!
+//! Ballooned frames scattered over memory break up what is left of it. They are
+//! the most movable frames there are: nothing of theirs has to be kept. A
+//! [`Compactor`] trades them for free frames elsewhere ([`Migrate`]), on its own
+//! plan within a [`Budget`] or frame by frame as the kernel's own compactor
+//! wants. It is stepped beside the [`Engine`] with the same transport and source.
+//!
+//! # Why the two do not collide
+//!
+//! * A frame moves only through the doors of the source and the ledger, which
+//!   both borrow exclusively. A frame that one of them has in hand is neither
+//!   free nor ballooned, so the other cannot take it.
+//! * A request occupies a slot that its maker claimed; each takes only the
+//!   answers of its own.
+//! * The engine's arithmetic counts the frames that migrations have in hand
+//!   ([`Engine`] sees what the host has and what will be ballooned in the end),
+//!   so a migration looks like no change of size. A failure that leaves the
+//!   balloon larger or smaller is an ordinary distance from the target, which
+//!   the engine closes.
+//!
+//! # What a failure leaves
+//!
+//! Trades are made or not, pair by pair. In two steps, a host that refuses the
+//! first request changes nothing. If it refuses the second, both frames are
+//! holes ([`Migration::GiveFirst`](crate::Migration::GiveFirst)) or both usable ([`Migration::TakeFirst`](crate::Migration::TakeFirst));
+//! that is counted and, for the kernel's own migrations, said of the pair. A
+//! domain that owns more than an enforced target gets nothing back, so there two
+//! steps end with both as holes, on the way to where the target wants it anyway.
+
+mod block;
+mod kernel;
+mod lane;
+mod plan;
+mod report;
+
+use core::fmt;
+
+use crate::backoff::Backoff;
+use crate::engine::{Engine, Entry, Migrating};
+use crate::migrate::Migrate;
+use crate::policy::Budget;
+use crate::run::RangeSink;
+use crate::source::{Backing, FrameSource, GivePath, Ledger};
+use crate::status::{Blocked, Step};
+use crate::transport::{Capabilities, Limits, TransportErrorKind};
+use crate::units::{FrameCount, FrameRange, Nanos};
+
+pub use kernel::{Isolated, MigrateError, Migrated, NotBallooned, Ticket};
+pub use report::{Fragmentation, MeanWalk, Report, WalkCost, WalkLevels};
+
+use block::Map;
+use lane::{Advance, Client, Lane, Phase, Tally};
+use plan::Plan;
+
+/// The storage holds fewer words than [`compactor_words`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TooFewWords;
+
+impl fmt::Display for TooFewWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the storage is smaller than `compactor_words` asks for")
+    }
+}
+
+impl core::error::Error for TooFewWords {}
+
+/// Words of storage a [`Compactor`] of this zone takes: one for each 2 MiB.
+#[must_use]
+pub const fn compactor_words(zone: FrameRange) -> u64 {
+    plan::words_of(zone)
+}
+
+/// What migrations did since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub struct Migrations {
+    /// Pairs that changed places.
+    pub migrated: FrameCount,
+    /// Pairs left as they were.
+    pub unchanged: FrameCount,
+    /// Pairs whose frames are both holes now.
+    pub both_holes: FrameCount,
+    /// Pairs whose frames are both usable now.
+    pub both_usable: FrameCount,
+    /// Requests the host refused or carried out in part; wraps.
+    pub refusals: u32,
+}
+
+/// Moves holes; see the [module](self).
+///
+/// At most `L` batches of [`MAX_RUNS`](crate::MAX_RUNS) pairs are under way, each
+/// in about 4 KiB of plain state. `M` yields one `u32` for each 2 MiB of the
+/// zone ([`compactor_words`]).
+#[derive(Debug)]
+pub struct Compactor<M, const L: usize = 2> {
+    plan: Plan<M>,
+    lanes: [Lane; L],
+    isolated: FrameCount,
+    /// Waits for a host that refuses.
+    host: Backoff,
+    /// Waits for a source that does not take frames back.
+    source: Backoff,
+    stopping: bool,
+    counters: Migrations,
+}
+
+/// What one step works with.
+struct Io<'a, T, S, const N: usize> {
+    engine: &'a mut Engine<N>,
+    transport: &'a mut T,
+    source: &'a mut S,
+    caps: Capabilities,
+    now: Nanos,
+    budget: Budget,
+}
+
+impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
+    /// A compactor of one zone, at rest.
+    ///
+    /// # Errors
+    /// [`TooFewWords`].
+    pub fn new(words: M, zone: FrameRange) -> Result<Self, TooFewWords> {
+        Ok(Self {
+            plan: Plan::new(words, zone).ok_or(TooFewWords)?,
+            lanes: [const { Lane::IDLE }; L],
+            isolated: FrameCount::ZERO,
+            host: Backoff::Ready,
+            source: Backoff::Ready,
+            stopping: false,
+            counters: Migrations::default(),
+        })
+    }
+
+    /// Begins a round: survey, plan, moves, survey.
+    ///
+    /// A round under way goes on; it is false then.
+    pub fn start(&mut self) -> bool {
+        let idle = !self.is_running();
+        if idle {
+            self.stopping = false;
+            self.host.reset();
+            self.plan.start();
+        }
+        idle
+    }
+
+    /// Ends the round early: what is with the host is settled, then surveyed.
+    pub const fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether a round is under way.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.plan.is_idle()
+    }
+
+    /// Whether no migration has a frame in hand: safe to suspend.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.isolated.is_zero() && self.lanes.iter().all(Lane::is_empty)
+    }
+
+    /// The last round, or the one under way; complete once it is over.
+    #[must_use]
+    pub const fn report(&self) -> Report {
+        self.plan.report()
+    }
+
+    /// What migrations did since the start.
+    #[must_use]
+    pub const fn counters(&self) -> Migrations {
+        self.counters
+    }
+
+    /// Does a bounded piece of work and says when to come back.
+    ///
+    /// `engine` must be the same one each time, and serve no other compactor;
+    /// `transport` and `source` as for [`Engine::step`]. Step both whenever the
+    /// host signals.
+    pub fn step<T: Migrate, S: FrameSource + Ledger, const N: usize>(
+        &mut self,
+        engine: &mut Engine<N>,
+        transport: &mut T,
+        source: &mut S,
+        now: Nanos,
+        budget: Budget,
+    ) -> Step {
+        let caps = transport.capabilities();
+        let mut io = Io {
+            engine,
+            transport,
+            source,
+            caps,
+            now,
+            budget,
+        };
+        self.reap(&mut io);
+        let mut submitted = self.advance(&mut io);
+        let starting = self.may_start(&io);
+        while starting && self.may_start(&io) && self.start_batch(&mut io) {
+            submitted |= self.advance(&mut io);
+        }
+        let in_flight = self.in_flight();
+        let early = submitted && in_flight > 0 && io.transport.kick(1).unwrap_or(false);
+        self.book(io.engine);
+        Step {
+            more: early || (io.budget.is_spent() && self.may_start(&io)),
+            wake_at: self.wake_at(&io),
+        }
+    }
+
+    /// Whether the plan may go on now.
+    fn may_start<T, S, const N: usize>(&self, io: &Io<'_, T, S, N>) -> bool {
+        self.is_running() && io.engine.may_migrate() && !self.host.is_waiting(io.now)
+    }
+
+    fn reap<T: Migrate, S, const N: usize>(&mut self, io: &mut Io<'_, T, S, N>) {
+        if self.in_flight() == 0 || io.engine.is_broken() {
+            return;
+        }
+        let reaped = io.transport.reap(io.engine.shared().slots().completer());
+        io.engine.note_transport(reaped);
+    }
+
+    /// Gets every batch as far as it goes; true if something was asked of the
+    /// host.
+    fn advance<T: Migrate, S: FrameSource + Ledger, const N: usize>(
+        &mut self,
+        io: &mut Io<'_, T, S, N>,
+    ) -> bool {
+        let slots = io.engine.shared().slots();
+        let (mut submitted, mut stuck) = (false, false);
+        for lane in &mut self.lanes {
+            loop {
+                if io.engine.is_forgetting() {
+                    lane.void();
+                } else if io.engine.is_broken() && matches!(lane.phase, Phase::Ready(_)) {
+                    break;
+                }
+                let submits = matches!(lane.phase, Phase::Ready(_));
+                let step = lane.advance(slots, io.transport, io.source, io.now);
+                submitted |= submits && step == Advance::Moved;
+                if let Some(kind) = lane.refused.take() {
+                    self.counters.refusals = self.counters.refusals.wrapping_add(1);
+                    if kind == TransportErrorKind::Broken {
+                        io.engine.note_transport::<(), _>(Err(kind));
+                    } else if !self.host.is_waiting(io.now) {
+                        let delays = io.engine.policy().retry;
+                        self.host.fail(io.now, delays, Blocked::HostRefused);
+                    }
+                }
+                match step {
+                    Advance::Moved => {}
+                    Advance::Waits => break,
+                    Advance::Stuck => {
+                        stuck = true;
+                        break;
+                    }
+                    Advance::Over(tally) => {
+                        self.counters.add(tally);
+                        let migrated = tally.given.min(tally.taken);
+                        if lane.client == Client::Plan {
+                            self.plan.count_move(migrated);
+                        }
+                        if !migrated.is_zero() && migrated == tally.pairs {
+                            self.host.reset();
+                        }
+                    }
+                }
+            }
+        }
+        if !stuck {
+            self.source.reset();
+        } else if !self.source.is_waiting(io.now) {
+            self.source
+                .fail(io.now, io.engine.policy().retry, Blocked::SourceRefused);
+        }
+        submitted
+    }
+
+    /// Plans on and starts one more batch; false if none can start now.
+    fn start_batch<T: Migrate, S: FrameSource + Ledger, const N: usize>(
+        &mut self,
+        io: &mut Io<'_, T, S, N>,
+    ) -> bool {
+        if !self.plan.prepare(io.source, &mut io.budget) || !self.plan.is_moving() {
+            return false;
+        }
+        let busy = self
+            .lanes
+            .iter()
+            .any(|lane| !lane.is_idle() && lane.client == Client::Plan);
+        if self.stopping && !busy {
+            self.stopping = false;
+            self.plan.finish();
+            return true;
+        }
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.is_idle()) else {
+            return false;
+        };
+        if self.stopping {
+            return false;
+        }
+        let Ok(next) = self.plan.next_source(io.source, &mut io.budget) else {
+            return false;
+        };
+        let Some((holes, path)) = next.filter(|_| !self.plan.is_out_of_targets()) else {
+            // What is in flight may come back as holes and free frames.
+            if !busy {
+                self.plan.finish();
+            }
+            return !busy;
+        };
+        lay_news(&mut lane.news.entry, &mut self.plan, &holes, path, io);
+        if lane.news.entry.frames().is_zero() {
+            return !io.budget.is_spent();
+        }
+        lay_olds(
+            &mut lane.olds.entry,
+            lane.news.entry.frames(),
+            holes,
+            path,
+            io,
+        );
+        lane.begin(Client::Plan, io.transport.migration());
+        true
+    }
+
+    fn in_flight(&self) -> usize {
+        self.lanes
+            .iter()
+            .filter(|lane| lane.in_flight_since().is_some())
+            .count()
+    }
+
+    /// Tells the engine which frames are in hand.
+    fn book<const N: usize>(&self, engine: &mut Engine<N>) {
+        let mut with_host = self.isolated;
+        let mut coming = self.isolated;
+        for lane in &self.lanes {
+            let (host, later) = lane.account();
+            with_host = with_host.saturating_add(host);
+            coming = coming.saturating_add(later);
+        }
+        engine.set_migrating(Migrating {
+            with_host,
+            coming,
+            requests: self.in_flight(),
+            drained: self.is_drained(),
+        });
+    }
+
+    fn wake_at<T, S, const N: usize>(&self, io: &Io<'_, T, S, N>) -> Option<Nanos> {
+        if io.engine.is_broken() {
+            return None;
+        }
+        let policy = io.engine.policy();
+        let waits = self.in_flight() > 0 && !io.caps.interrupts;
+        let poll = waits.then(|| io.now.saturating_add(policy.poll));
+        // No slot or no room: an answer to somebody else makes some.
+        let unsent = self
+            .lanes
+            .iter()
+            .any(|lane| matches!(lane.phase, Phase::Ready(_)));
+        let retry = unsent.then(|| io.now.saturating_add(policy.retry.first));
+        let host = self.host.deadline().filter(|_| self.is_running());
+        let due = [poll, retry, host, self.source.deadline()]
+            .into_iter()
+            .flatten();
+        due.filter(|&at| at > io.now).min()
+    }
+}
+
+impl Migrations {
+    fn add(&mut self, tally: Tally) {
+        let Tally {
+            pairs,
+            given,
+            taken,
+        } = tally;
+        let more = |sum: &mut FrameCount, frames| *sum = sum.saturating_add(frames);
+        more(&mut self.migrated, given.min(taken));
+        more(&mut self.unchanged, pairs.saturating_sub(given.max(taken)));
+        more(&mut self.both_holes, given.saturating_sub(taken));
+        more(&mut self.both_usable, taken.saturating_sub(given));
+    }
+}
+
+/// What both sides of a batch must fit into.
+fn limits(caps: &Capabilities) -> Limits {
+    let (give, take) = (caps.inflate, caps.deflate);
+    Limits {
+        frames: give.frames.min(take.frames),
+        runs: give.runs.min(take.runs),
+        run: give.run.min(take.run),
+        ..give
+    }
+}
+
+/// Takes free frames from the end of the zone, as many as there are holes.
+fn lay_news<M: AsMut<[u32]>, T, S: FrameSource + Ledger, const N: usize>(
+    news: &mut Entry,
+    plan: &mut Plan<M>,
+    holes: &Map,
+    path: GivePath,
+    io: &mut Io<'_, T, S, N>,
+) {
+    let limits = limits(&io.caps);
+    let wanted = limits
+        .frames
+        .min(FrameCount::new(holes.held(path).count().into()));
+    let sink = RangeSink::new(news.spare(limits.runs), wanted);
+    let mut sink = sink.with_longest_run(limits.run);
+    while !sink.is_full() {
+        let Some(part) = plan.target(&mut io.budget) else {
+            break;
+        };
+        let mut map = Map::read(io.source, part);
+        while let Some(range) = map.pop_last_free(sink.wanted()) {
+            // What the host cannot name, or the source keeps, is passed over.
+            if range.end() <= limits.below
+                && let Ok(backing) = io.source.take_at(range)
+            {
+                let laid = sink.push(range, backing);
+                debug_assert!(laid.is_ok(), "no longer than wanted");
+            }
+            if sink.is_full() {
+                break;
+            }
+        }
+        if map.free.count() == 0 {
+            plan.pass_target();
+        }
+    }
+    let laid = sink.into();
+    news.extend(laid);
+    news.seal(GivePath::Told, limits.run);
+}
+
+/// Takes `wanted` holes out of the ledger.
+fn lay_olds<T, S: Ledger, const N: usize>(
+    olds: &mut Entry,
+    wanted: FrameCount,
+    mut holes: Map,
+    path: GivePath,
+    io: &mut Io<'_, T, S, N>,
+) {
+    let limits = limits(&io.caps);
+    let sink = RangeSink::new(olds.spare(limits.runs), wanted);
+    let mut sink = sink.with_longest_run(limits.run);
+    while !sink.is_full()
+        && let Some(range) = holes.pop_first_held(path, sink.wanted())
+    {
+        if io.source.recall_at(range, path).is_ok() {
+            let laid = sink.push(range, Backing::Unpopulated);
+            debug_assert!(laid.is_ok(), "no longer than wanted");
+        }
+    }
+    let laid = sink.into();
+    olds.extend(laid);
+    olds.seal(path, limits.run);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;
