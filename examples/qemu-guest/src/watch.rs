@@ -20,7 +20,10 @@ impl WatchLog {
     /// Nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { ranges_given: 0, returned: HistoryBuf::new() }
+        Self {
+            ranges_given: 0,
+            returned: HistoryBuf::new(),
+        }
     }
 
     /// Ranges of contiguous frames that went to the host.
@@ -116,7 +119,8 @@ mod tests {
         let span = buddy_alloc::FrameRange::between(Frame::new(0), Frame::new(1024));
         let mut metadata = vec![0; Config::new().metadata_words(span)];
         let mut zone = Zone::new(span, Config::new(), &mut metadata).unwrap();
-        zone.add_range(span, buddy_alloc::Backing::Populated).unwrap();
+        zone.add_range(span, buddy_alloc::Backing::Populated)
+            .unwrap();
         let mut log = WatchLog::new();
         let mut watch = Watch::new(&mut zone, &mut log);
 

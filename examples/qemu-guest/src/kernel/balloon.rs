@@ -1,8 +1,8 @@
 //! The balloon of this kernel: engine, transport, and what there is to tell
 //! about them.
 
-use balloon_core::{Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status};
 use balloon_core::Step;
+use balloon_core::{Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status};
 use buddy_alloc::Zone;
 use guest_rt::{BootInfo, now};
 use qemu_guest::{Watch, WatchLog};
@@ -31,7 +31,10 @@ pub(super) struct Balloon {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// The balloon has the size the host wants.
-    Reached { actual: FrameCount, target: FrameCount },
+    Reached {
+        actual: FrameCount,
+        target: FrameCount,
+    },
     /// Nothing moves any more.
     Blocked { reason: Blocked, actual: FrameCount },
     /// What blocked it is gone.
@@ -54,8 +57,18 @@ impl Balloon {
         defmt::info!("negotiated {=u64:#x}", transport.negotiated().bits());
         // An empty balloon is no news.
         let zero = FrameCount::ZERO;
-        let told = Told { target: zero, inflated: zero, deflated: zero, blocked: None };
-        Ok(Self { engine: ENGINE.lock(), transport, log: WatchLog::new(), told })
+        let told = Told {
+            target: zero,
+            inflated: zero,
+            deflated: zero,
+            blocked: None,
+        };
+        Ok(Self {
+            engine: ENGINE.lock(),
+            transport,
+            log: WatchLog::new(),
+            told,
+        })
     }
 
     /// Whether the device has called.
@@ -67,7 +80,8 @@ impl Balloon {
     pub(super) fn step(&mut self, zone: &mut Zone<'_>) -> Step {
         let now = Nanos::new(now().as_nanos());
         let mut source = Watch::new(zone, &mut self.log);
-        self.engine.step(&mut self.transport, &mut source, now, Budget::LARGE)
+        self.engine
+            .step(&mut self.transport, &mut source, now, Budget::LARGE)
     }
 
     /// Where it stands.
@@ -90,7 +104,10 @@ impl Balloon {
                 };
                 let news = self.told != told;
                 self.told = told;
-                news.then_some(News::Reached { actual: status.size, target })
+                news.then_some(News::Reached {
+                    actual: status.size,
+                    target,
+                })
             }
             // What is on its way still gets there, unless the device is at fault.
             Progress::Blocked(reason)
@@ -102,7 +119,10 @@ impl Balloon {
             Progress::Blocked(reason) => {
                 let news = self.told.blocked != Some(reason);
                 self.told.blocked = Some(reason);
-                news.then_some(News::Blocked { reason, actual: status.size })
+                news.then_some(News::Blocked {
+                    reason,
+                    actual: status.size,
+                })
             }
             _ => {
                 let news = self.told.blocked.is_some();

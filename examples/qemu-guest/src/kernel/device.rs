@@ -53,7 +53,13 @@ fn on_interrupt() {
 pub(super) fn start(boot: &mut BootInfo, bulk: bool) -> Result<Transport, DeviceError> {
     let mut bus = pci_bus();
     let slot = bus
-        .find(|id| PciId { vendor: id.vendor, device: id.device }.is_balloon())
+        .find(|id| {
+            PciId {
+                vendor: id.vendor,
+                device: id.device,
+            }
+            .is_balloon()
+        })
         .ok_or(DeviceError::Absent)?;
     let layout = PciLayout::read(|offset| bus.read(slot, offset))?;
     let device = layout.connect(|region| map(&mut bus, slot, region))?;
@@ -72,7 +78,10 @@ pub(super) fn start(boot: &mut BootInfo, bulk: bool) -> Result<Transport, Device
     }
     let memory = memory(boot).ok_or(DeviceError::Memory)?;
     // Device and memory of a failed start are of no further use.
-    Ok(Transport::bring_up(device, memory, &policy, &mut Delay).map_err(|refused| refused.error)?)
+    Ok(
+        Transport::bring_up(device, memory, &policy, &mut Delay)
+            .map_err(|refused| refused.error)?,
+    )
 }
 
 /// Maps a structure of the device, wherever firmware put its BAR.
@@ -88,7 +97,10 @@ fn map(bus: &mut Bus<Ports>, slot: Slot, region: BarRegion) -> Option<MmioWindow
     // SAFETY: mapped uncached for good by `Mmio::map`; BAR and offset are
     // aligned to 4 in a device that follows its specification, and one that
     // does not is refused right here.
-    base.addr().get().is_multiple_of(4).then(|| unsafe { MmioWindow::new(base, registers.bytes()) })
+    base.addr()
+        .get()
+        .is_multiple_of(4)
+        .then(|| unsafe { MmioWindow::new(base, registers.bytes()) })
 }
 
 /// Memory for the queues, the device's and ours alone.

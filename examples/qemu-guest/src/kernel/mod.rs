@@ -51,8 +51,17 @@ fn main(mut boot: BootInfo) -> ! {
     #[expect(unsafe_code, reason = "here the frames get their owner")]
     let ram = unsafe { PhysicalRam::new() };
     let workload = Workload::new(held, options.keep);
-    let mut kernel = Kernel { zone, workload, ram, balloon, balloon_wakeups: 0 };
-    println!("@ready ram={ram_kib} managed={}", kernel.zone.stats().managed.get());
+    let mut kernel = Kernel {
+        zone,
+        workload,
+        ram,
+        balloon,
+        balloon_wakeups: 0,
+    };
+    println!(
+        "@ready ram={ram_kib} managed={}",
+        kernel.zone.stats().managed.get()
+    );
     if options.fill == Fill::All {
         kernel.fill();
         kernel.free();
@@ -88,7 +97,9 @@ impl Kernel {
     /// One step of the balloon; whether there is more to do at once.
     fn step_balloon(&mut self) -> bool {
         timer::take_went_off();
-        let Some(balloon) = &mut self.balloon else { return false };
+        let Some(balloon) = &mut self.balloon else {
+            return false;
+        };
         let step = balloon.step(&mut self.zone);
         match step.wake_at {
             Some(at) => timer::arm(Instant::from_nanos(at.get())),
@@ -146,15 +157,24 @@ impl Kernel {
 
     fn free(&mut self) {
         let freed = must(self.workload.free(&mut self.zone));
-        println!("@freed frames={} kept={}", freed.frames.get(), freed.kept.get());
+        println!(
+            "@freed frames={} kept={}",
+            freed.frames.get(),
+            freed.kept.get()
+        );
     }
 
     /// Checks the kept frames, and that frames which came back can be used.
     fn verify(&mut self) {
         let kept = self.workload.verify(&self.ram);
-        let returned = self.balloon.as_mut().map(|balloon| balloon.log().take_returned());
+        let returned = self
+            .balloon
+            .as_mut()
+            .map(|balloon| balloon.log().take_returned());
         let returned = returned.into_iter().flatten();
-        let tried = self.workload.try_returned(returned, &mut self.zone, &mut self.ram);
+        let tried = self
+            .workload
+            .try_returned(returned, &mut self.zone, &mut self.ram);
         match (kept, tried) {
             (Ok(kept), Ok(tried)) => {
                 println!("@verify ok frames={} returned={}", kept.get(), tried.get());

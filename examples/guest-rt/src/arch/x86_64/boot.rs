@@ -68,7 +68,9 @@ extern "C" fn start(info: u64) -> ! {
     idt::start();
     pic::start();
     pit::silence();
-    clock::start();
+    if let Err(error) = clock::start() {
+        panic!("clock: {error}");
+    }
     if let Err(error) = apic::start() {
         panic!("local APIC: {error}");
     }

@@ -12,7 +12,7 @@
 
     .section .stack, "aw", @nobits
     .p2align 12
-    .skip 131072
+    .skip 512 * 1024
 boot_stack_top:
 
     .section .bss.boot_tables, "aw", @nobits

@@ -3,6 +3,7 @@
 use core::arch::x86_64::_rdtsc;
 
 use spin::Once;
+use thiserror::Error;
 
 use super::pit;
 use crate::time::Instant;
@@ -17,21 +18,28 @@ struct Clock {
     scale: u64,
 }
 
+/// Why there is no clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum ClockError {
+    #[error("no 8254 timer counts that the time-stamp counter could be measured against")]
+    NoReference,
+}
+
 fn ticks() -> u64 {
     // SAFETY: every CPU with long mode has the counter, and we run in ring 0.
     unsafe { _rdtsc() }
 }
 
 /// Measures the counter's rate; the clock stands at zero before.
-pub(super) fn start() {
-    CLOCK.call_once(|| {
-        let hz = measure().max(1);
-        let scale = (u128::from(1_000_000_000_u64) << 32) / u128::from(hz);
-        Clock {
-            base: ticks(),
-            scale: u64::try_from(scale).unwrap_or(u64::MAX),
-        }
+pub(super) fn start() -> Result<(), ClockError> {
+    let hz = measure()?.max(1);
+    let scale = (u128::from(1_000_000_000_u64) << 32) / u128::from(hz);
+    let scale = u64::try_from(scale).unwrap_or(u64::MAX);
+    CLOCK.call_once(|| Clock {
+        base: ticks(),
+        scale,
     });
+    Ok(())
 }
 
 /// The time since boot.
@@ -45,16 +53,21 @@ pub fn now() -> Instant {
 }
 
 /// Ticks of the counter per second.
-fn measure() -> u64 {
+fn measure() -> Result<u64, ClockError> {
     /// About 10 ms.
     const SPAN: u16 = 11_932;
+    /// Looks at the timer before it counts as absent; it takes about 10 000.
+    const PATIENCE: u32 = 1 << 20;
     let countdown = pit::Countdown::start();
     let (first_tick, first_count) = sample(&countdown);
-    while countdown.elapsed() < SPAN {}
+    let reached = (0..PATIENCE).any(|_| countdown.elapsed() >= SPAN);
+    if !reached {
+        return Err(ClockError::NoReference);
+    }
     let (last_tick, last_count) = sample(&countdown);
     let ticks = u128::from(last_tick.saturating_sub(first_tick));
     let counts = u128::from(last_count.wrapping_sub(first_count)).max(1);
-    u64::try_from(ticks * u128::from(pit::HZ) / counts).unwrap_or(u64::MAX)
+    Ok(u64::try_from(ticks * u128::from(pit::HZ) / counts).unwrap_or(u64::MAX))
 }
 
 /// Both counters at one time: of several tries the one least disturbed, for a
