@@ -1,4 +1,4 @@
-//! Glue to `balloon-core`: a zone is a frame source and its own ledger.
+//! Glue to `balloon-core`: zones are frame sources and their own ledgers.
 //!
 //! The only place where frames of this crate meet the numbers that are told to a host.
 
@@ -6,7 +6,9 @@ use balloon_core as core_;
 use core_::{Ask, FrameSource, Ledger, RangeSink, Stop};
 
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
+use crate::reserve::{Reserved, TakeEnd};
 use crate::zone::{Backing, GivePath, RangeSink as Sink, TakeAsk, TakeStop, Zone};
+use crate::zones::Zones;
 
 /// A sink of the engine as a sink of the zone.
 struct Bridge<'a, 'b>(&'a mut RangeSink<'b>);
@@ -51,54 +53,108 @@ const fn stop_of(stop: TakeStop) -> Stop {
     }
 }
 
-impl FrameSource for Zone<'_> {
-    /// Populated frames first, densest regions first. An order above the zone's largest finds
-    /// nothing.
+/// The zone's ask; `None` if its order is above any block's.
+fn ask_of(ask: Ask) -> Option<TakeAsk> {
+    let unit = Order::new(ask.order.get())?;
+    Some(TakeAsk {
+        unit,
+        below: Frame::new(ask.below.get()),
+        untouched: true,
+    })
+}
+
+/// What a put is told; `None` keeps what is known about each frame.
+const fn backing_of(backing: core_::Backing) -> Option<Backing> {
+    match backing {
+        core_::Backing::Populated => Some(Backing::Populated),
+        core_::Backing::Unpopulated => Some(Backing::Untouched),
+        core_::Backing::Unknown => Some(Backing::Unknown),
+        core_::Backing::Partly(_) => None,
+    }
+}
+
+macro_rules! glue {
+    ([$($generics:tt)*] $name:ty) => {
+        /// Populated frames first, densest regions first. An order above the largest block finds
+        /// nothing. `Partly` keeps what is known about each frame.
+        impl<$($generics)*> FrameSource for $name {
+            fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+                let Some(ask) = ask_of(ask) else { return Stop::Fragmented };
+                stop_of(Self::take(self, ask, &mut Bridge(out)))
+            }
+
+            fn put(
+                &mut self,
+                range: core_::FrameRange,
+                backing: core_::Backing,
+            ) -> Result<(), core_::FrameRange> {
+                let frames = range_of(range);
+                match backing_of(backing) {
+                    Some(backing) => Self::put(self, frames, backing),
+                    None => self.put_unchanged(frames),
+                }
+                .map_err(|_| range)
+            }
+        }
+
+        impl<$($generics)*> Ledger for $name {
+            fn store(
+                &mut self,
+                range: core_::FrameRange,
+                path: core_::GivePath,
+            ) -> Result<(), core_::FrameRange> {
+                Self::store(self, range_of(range), path_of(path)).map_err(|_| range)
+            }
+
+            fn recall(&mut self, path: core_::GivePath, out: &mut RangeSink<'_>) -> Stop {
+                stop_of(Self::recall(self, path_of(path), &mut Bridge(out)))
+            }
+
+            fn held(&self, path: core_::GivePath) -> core_::FrameCount {
+                core_::FrameCount::new(self.ballooned(path_of(path)).get())
+            }
+        }
+    };
+}
+
+glue!([] Zone<'_>);
+glue!([const N: usize] Zones<'_, N>);
+
+/// As the zone's, but `take` ends where the reserve begins.
+impl FrameSource for Reserved<'_, '_> {
     fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        let Some(unit) = Order::new(ask.order.get()) else {
+        let Some(ask) = ask_of(ask) else {
             return Stop::Fragmented;
         };
-        let ask = TakeAsk {
-            unit,
-            below: Frame::new(ask.below.get()),
-            untouched: true,
-        };
-        stop_of(Self::take(self, ask, &mut Bridge(out)))
+        match Self::take(self, ask, &mut Bridge(out)) {
+            TakeEnd::Stop(stop) => stop_of(stop),
+            TakeEnd::Floor => Stop::Floor,
+        }
     }
 
-    /// `Partly` keeps what the zone knows about each frame.
     fn put(
         &mut self,
         range: core_::FrameRange,
         backing: core_::Backing,
     ) -> Result<(), core_::FrameRange> {
-        let frames = range_of(range);
-        let backing = match backing {
-            core_::Backing::Populated => Backing::Populated,
-            core_::Backing::Unpopulated => Backing::Untouched,
-            core_::Backing::Unknown => Backing::Unknown,
-            core_::Backing::Partly(_) => {
-                return self.put_unchanged(frames).map_err(|_| range);
-            }
-        };
-        Self::put(self, frames, backing).map_err(|_| range)
+        FrameSource::put(self.zone(), range, backing)
     }
 }
 
-impl Ledger for Zone<'_> {
+impl Ledger for Reserved<'_, '_> {
     fn store(
         &mut self,
         range: core_::FrameRange,
         path: core_::GivePath,
     ) -> Result<(), core_::FrameRange> {
-        Self::store(self, range_of(range), path_of(path)).map_err(|_| range)
+        Ledger::store(self.zone(), range, path)
     }
 
     fn recall(&mut self, path: core_::GivePath, out: &mut RangeSink<'_>) -> Stop {
-        stop_of(Self::recall(self, path_of(path), &mut Bridge(out)))
+        Ledger::recall(self.zone(), path, out)
     }
 
     fn held(&self, path: core_::GivePath) -> core_::FrameCount {
-        core_::FrameCount::new(self.ballooned(path_of(path)).get())
+        Ledger::held(self.zone_ref(), path)
     }
 }

@@ -208,6 +208,12 @@ impl<'m> Nodes<'m> {
         Node(self.cells.load(pair as usize))
     }
 
+    /// A node for readers without the lock: all but the links.
+    #[inline]
+    pub(crate) fn peek(&self, pair: u32) -> Node {
+        Node(self.cells.load_upper(pair as usize))
+    }
+
     #[inline]
     pub(crate) fn set(&self, pair: u32, node: Node) {
         self.cells.store(pair as usize, node.0);

@@ -48,6 +48,22 @@ impl<'m> Cells<'m> {
         }
     }
 
+    /// A word of which only the upper 32 bits are meaningful.
+    #[cfg(target_pointer_width = "64")]
+    #[inline]
+    pub(crate) fn load_upper(&self, index: usize) -> u64 {
+        self.load(index)
+    }
+
+    /// A word of which only the upper 32 bits are meaningful.
+    #[cfg(not(target_pointer_width = "64"))]
+    #[inline]
+    pub(crate) fn load_upper(&self, index: usize) -> u64 {
+        self.words
+            .get(index)
+            .map_or(0, |[_, high]| u64::from(high.load(Relaxed)) << 32)
+    }
+
     /// A word; zero beyond the end.
     #[cfg(not(target_pointer_width = "64"))]
     #[inline]
@@ -67,4 +83,23 @@ impl<'m> Cells<'m> {
             high.store((value >> 32) as u32, Relaxed);
         }
     }
+}
+
+/// Caller memory as 32-bit atomics, two per word.
+#[cfg(not(loom))]
+pub(crate) const fn atomic_halves(memory: &mut [u64]) -> &[crate::sync::AtomicU32] {
+    let len = memory.len() * 2;
+    let start: *const crate::sync::AtomicU32 = memory.as_mut_ptr().cast();
+    // SAFETY: exclusively borrowed for as long as the result lives; two 4-byte atomics fill one
+    // 8-byte word, need no more alignment than it, and every bit pattern is valid.
+    unsafe { core::slice::from_raw_parts(start, len) }
+}
+
+/// As above for models: loom's atomics do not fit into the words, so they live elsewhere.
+#[cfg(loom)]
+pub(crate) fn atomic_halves(memory: &mut [u64]) -> &[crate::sync::AtomicU32] {
+    let halves: std::vec::Vec<_> = (0..memory.len() * 2)
+        .map(|_| crate::sync::AtomicU32::new(0))
+        .collect();
+    halves.leak()
 }

@@ -23,6 +23,7 @@ pub use report::{Isolated, ReportAsk, ReportCursor};
 pub use stats::{BlockState, FreeBlock, State, Stats};
 
 use crate::bits::Bits;
+use crate::cached_bits::CachedBits;
 use crate::config::Config;
 use crate::error::ConfigError;
 use crate::frame::{FrameRange, Order};
@@ -46,6 +47,8 @@ pub struct Zone<'m> {
     breakable_limit: u32,
     breakable: u32,
     nodes: Nodes<'m>,
+    /// Blocks that wait in CPU caches; they are used in every other respect.
+    cached: CachedBits<'m>,
     populated: Bits<'m>,
     regions: Regions<'m>,
     /// Regions that may hold frames ballooned by either path; a superset.
@@ -143,6 +146,7 @@ impl<'m> Zone<'m> {
             breakable_limit: config.breakable,
             breakable: 0,
             nodes,
+            cached: CachedBits::NONE,
             populated,
             regions,
             ballooned: [region_bits()?, region_bits()?],
@@ -174,9 +178,17 @@ impl<'m> Zone<'m> {
         Order::raw(self.regions.order())
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the CPU caches"))]
-    pub(crate) const fn nodes(&self) -> (Nodes<'m>, u64) {
-        (self.nodes, self.base_pair)
+    /// A view of the nodes for readers without the lock.
+    pub(crate) const fn nodes(&self) -> NodeView<'m> {
+        NodeView {
+            nodes: self.nodes,
+            span: self.span,
+        }
+    }
+
+    /// From now on blocks whose bit is set count as free when someone frees them.
+    pub(crate) const fn attach(&mut self, cached: CachedBits<'m>) {
+        self.cached = cached;
     }
 
     /// Node of a frame inside the span.
@@ -422,6 +434,50 @@ impl<'m> Zone<'m> {
             let hot = hot && self.populated.any(frame, order);
             self.list(frame, order, hot);
         }
+    }
+}
+
+/// What CPU caches see of a zone without its lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NodeView<'m> {
+    nodes: Nodes<'m>,
+    span: FrameRange,
+}
+
+impl NodeView<'_> {
+    pub(crate) const fn span(&self) -> FrameRange {
+        self.span
+    }
+
+    /// What starts at a frame. Stable for the owner of the block that starts there.
+    #[inline]
+    pub(crate) fn slot(&self, frame: u64) -> Slot {
+        if frame >= self.span.start().get() && frame < self.span.end().get() {
+            let even = self.span.start().get() & !1;
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a span has at most 2^28 pairs"
+            )]
+            let pair = ((frame - even) / 2) as u32;
+            self.nodes.peek(pair).slot(frame % 2 == 1)
+        } else {
+            Slot::Nothing
+        }
+    }
+
+    /// A frame of the span in 32 bits.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a span has at most 2^29 frames"
+    )]
+    pub(crate) const fn entry(&self, frame: u64) -> u32 {
+        (frame - self.span.start().get()) as u32
+    }
+
+    #[inline]
+    pub(crate) const fn frame(&self, entry: u32) -> u64 {
+        self.span.start().get() + entry as u64
     }
 }
 

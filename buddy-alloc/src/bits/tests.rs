@@ -1,5 +1,5 @@
-use std::vec;
-use std::vec::Vec;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn matches_a_vector_of_bools() {
             part.iter().filter(|&&bit| bit).count() as u64
         );
         assert_eq!(bits.any(item, order), part.contains(&true));
-        let value = random(&mut seed) % 3 == 0;
+        let value = random(&mut seed).is_multiple_of(3);
         bits.fill(item, order, value);
         part.fill(value);
         let from = start + random(&mut seed) % (end - start);

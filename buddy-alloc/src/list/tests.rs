@@ -1,6 +1,6 @@
-use std::collections::VecDeque;
-use std::vec;
-use std::vec::Vec;
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use super::*;
 use crate::storage::Cells;

@@ -1,4 +1,4 @@
-use std::vec;
+use alloc::vec;
 
 use super::*;
 use crate::bits;

@@ -119,6 +119,17 @@ impl Zone<'_> {
         self.split(set, found, order, class, preference, false)
     }
 
+    /// Whether a demand finds a block of the class it prefers.
+    pub(crate) fn has_preferred(&self, order: Order, preference: Preference) -> bool {
+        let order = u32::from(order.get());
+        let fits = |found: Option<(usize, u32, Option<bool>)>| match preference {
+            Preference::Populated => found.is_some_and(|(.., class)| class == Some(true)),
+            Preference::Untouched => found.is_some_and(|(.., class)| class == Some(false)),
+            Preference::Any => found.is_some(),
+        };
+        fits(self.find(BREAKABLE, order, preference)) || fits(self.find(0, order, preference))
+    }
+
     /// The list to serve a demand from: list set, order and class (`None`: its very first block).
     #[inline]
     fn find(

@@ -15,7 +15,7 @@ impl Zone<'_> {
     #[inline]
     pub fn free(&mut self, frame: Frame, order: Order) -> Result<(), FreeError> {
         let (start, order) = (frame.get(), u32::from(order.get()));
-        if self.slot(start) != Slot::Held(Kind::Used, order) {
+        if self.slot(start) != Slot::Held(Kind::Used, order) || self.cached.is_set(start) {
             return Err(self.free_error(start));
         }
         self.unhold(start, order, Kind::Used);
@@ -66,7 +66,7 @@ impl Zone<'_> {
         into: Order,
     ) -> Result<(), FreeError> {
         let (start, order, into) = (frame.get(), u32::from(order.get()), u32::from(into.get()));
-        if self.slot(start) != Slot::Held(Kind::Used, order) {
+        if self.slot(start) != Slot::Held(Kind::Used, order) || self.cached.is_set(start) {
             return Err(self.free_error(start));
         }
         if into > order {
@@ -79,12 +79,21 @@ impl Zone<'_> {
         Ok(())
     }
 
+    /// Frees a used block of whatever order that the caller has just claimed from a CPU cache.
+    pub(crate) fn free_claimed(&mut self, frame: u64) {
+        if let Slot::Held(Kind::Used, order) = self.slot(frame) {
+            self.unhold(frame, order, Kind::Used);
+            self.release(frame, order, 1 << order);
+        }
+    }
+
     /// Why `frame` cannot be freed as the start of a block of some order.
     #[cold]
     fn free_error(&self, frame: u64) -> FreeError {
         match self.block_at(frame) {
             None => FreeError::Foreign,
             Some((_, _, Slot::Free(_) | Slot::Nothing)) => FreeError::DoubleFree,
+            Some((head, ..)) if self.cached.is_set(head) => FreeError::DoubleFree,
             Some((head, _, Slot::Held(kind, _))) => match kind {
                 Kind::Reserved => FreeError::Reserved,
                 Kind::Isolated => FreeError::Isolated,
@@ -109,13 +118,15 @@ impl Zone<'_> {
         let Some((head, order, slot)) = self.block_at(start) else {
             return Err(start);
         };
-        if slot != Slot::Held(kind, order) {
+        if slot != Slot::Held(kind, order) || self.cached.is_set(head) {
             return Err(start);
         }
         let mut at = head + (1 << order);
         while at < end {
             match self.slot(at) {
-                Slot::Held(found, order) if found == kind => at += 1 << order,
+                Slot::Held(found, order) if found == kind && !self.cached.is_set(at) => {
+                    at += 1 << order;
+                }
                 _ => return Err(at),
             }
         }

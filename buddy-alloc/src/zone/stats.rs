@@ -123,6 +123,13 @@ impl Zone<'_> {
         FrameCount::new(self.free)
     }
 
+    /// Frames the guest has: what is managed less what is ballooned.
+    #[must_use]
+    pub fn owned_frames(&self) -> FrameCount {
+        let given = self.ballooned(GivePath::Told).get() + self.ballooned(GivePath::Bulk).get();
+        FrameCount::new(self.managed - given)
+    }
+
     /// The block around a frame; `None` for frames the zone does not manage.
     #[must_use]
     pub fn state(&self, frame: Frame) -> Option<BlockState> {

@@ -1,5 +1,10 @@
 //! A small random generator and random actions.
-#![allow(dead_code, reason = "every test binary uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "shared test support"
+)]
 
 use buddy_alloc::testing::Action;
 
@@ -23,19 +28,19 @@ impl Random {
 }
 
 /// Small numbers more often than large ones.
-fn skewed(random: &mut Random, bits: u64) -> u64 {
+fn skewed(random: &mut Random, bits: u64) -> u16 {
     let bits = random.below(bits + 1);
-    random.next() & ((1 << bits) - 1)
+    u16::try_from(random.below(1 << bits)).unwrap()
 }
 
 pub fn random_action(random: &mut Random) -> Action {
-    let at = random.next() as u32;
-    let count = skewed(random, 11) as u16;
-    let order = random.below(12).saturating_sub(random.below(12)) as u8;
-    let number = random.next() as u8;
-    let nth = random.next() as u16;
-    let wanted = skewed(random, 13) as u16;
-    let ranges = skewed(random, 7) as u8;
+    let at = u32::try_from(random.below(1 << 32)).unwrap();
+    let count = skewed(random, 11);
+    let order = u8::try_from(random.below(12).saturating_sub(random.below(12))).unwrap();
+    let number = u8::try_from(random.below(256)).unwrap();
+    let nth = skewed(random, 16);
+    let wanted = skewed(random, 13);
+    let ranges = u8::try_from(skewed(random, 7)).unwrap();
     match random.below(40) {
         0..=7 => Action::Allocate {
             order,
@@ -65,8 +70,8 @@ pub fn random_action(random: &mut Random) -> Action {
             backing: number,
         },
         26 | 27 => {
-            let below = (number % 3 == 0).then_some(at);
-            let untouched = nth % 3 != 0;
+            let below = (number.is_multiple_of(3)).then_some(at);
+            let untouched = !nth.is_multiple_of(3);
             Action::Take {
                 wanted,
                 ranges,
@@ -83,12 +88,12 @@ pub fn random_action(random: &mut Random) -> Action {
         31 => Action::PutUnchanged { nth },
         32 | 33 => Action::Store {
             nth,
-            bulk: number % 2 == 0,
+            bulk: number.is_multiple_of(2),
         },
         34 | 35 => Action::Recall {
             wanted,
             ranges,
-            bulk: number % 2 == 0,
+            bulk: number.is_multiple_of(2),
         },
         36 | 37 => Action::Isolate {
             order,

@@ -1,0 +1,298 @@
+//! The locked front: a zone behind the caller's lock, per-CPU caches before it.
+
+use core::fmt;
+
+use crate::cache::{CpuCache, class_of, orders};
+use crate::cached_bits::{self, CachedBits};
+use crate::error::{AllocError, AtError, ConfigError, FreeError};
+use crate::frame::{Frame, FrameCount, FrameRange, Order};
+use crate::lock::Lock;
+use crate::node::{Kind, Slot};
+use crate::zone::{NodeView, Preference, Zone};
+
+/// Number of a CPU, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(transparent)]
+pub struct Cpu(u32);
+
+impl Cpu {
+    /// The CPU with this number.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// Most blocks moved under one hold of the lock when a cache is filled.
+const BATCH: usize = 32;
+
+/// A zone for several CPUs: a lock, and last-in-first-out caches before it.
+///
+/// Blocks of order 0 to 3 and 9 pass through the caches of the CPU the caller names; everything
+/// else, and every other operation ([`with`](Self::with)), takes the lock. The caller names the
+/// CPU it runs on and stays on it during the call ("pins"), with interrupts masked if their
+/// handlers allocate too. A CPU number the front has no cache for goes straight to the lock.
+///
+/// Naming a wrong CPU, or being interrupted by another allocation on the same CPU, may strand a
+/// block in a cache until [`recover`](Self::recover); it never hands a block to two owners.
+///
+/// All checks of [`Zone::free`] hold here, for blocks that wait in a cache too.
+pub struct CachedZone<'m, L, const CPUS: usize> {
+    lock: L,
+    nodes: NodeView<'m>,
+    bits: CachedBits<'m>,
+    caches: [CpuCache; CPUS],
+}
+
+impl<L, const CPUS: usize> fmt::Debug for CachedZone<'_, L, CPUS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedZone")
+            .field("cpus", &CPUS)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CachedZone<'_, (), 0> {
+    /// 64-bit words of memory the caches of a span need: one bit per frame.
+    #[must_use]
+    pub const fn words(span: FrameRange) -> usize {
+        let words = cached_bits::words(span);
+        #[expect(clippy::cast_possible_truncation, reason = "checked")]
+        if words > usize::MAX as u64 {
+            usize::MAX
+        } else {
+            words as usize
+        }
+    }
+}
+
+impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
+    /// Puts caches in front of a locked zone. Clears the memory.
+    ///
+    /// # Errors
+    /// [`ConfigError::Metadata`] if the memory is shorter than [`words`](CachedZone::words).
+    pub fn new(lock: L, memory: &'m mut [u64]) -> Result<Self, ConfigError> {
+        memory.fill(0);
+        let found = lock.with(|zone| {
+            let bits = CachedBits::new(memory, zone.span())?;
+            zone.attach(bits);
+            Some((bits, zone.nodes()))
+        });
+        let (bits, nodes) = found.ok_or(ConfigError::Metadata)?;
+        Ok(Self {
+            lock,
+            nodes,
+            bits,
+            caches: core::array::from_fn(|_| CpuCache::new()),
+        })
+    }
+
+    /// Runs `f` on the zone under the lock: everything the front has no call of its own for.
+    ///
+    /// Blocks in the caches count as used there. Drain first where that matters.
+    pub fn with<R>(&self, f: impl FnOnce(&mut Zone<'m>) -> R) -> R {
+        self.lock.with(f)
+    }
+
+    /// Allocates a block, from the cache if it can.
+    ///
+    /// With nothing free behind the lock, all caches are drained before giving up. `Untouched`
+    /// demands bypass the caches, which hold used memory.
+    ///
+    /// # Errors
+    /// See [`AllocError`].
+    #[inline]
+    pub fn allocate(
+        &self,
+        cpu: Cpu,
+        order: Order,
+        preference: Preference,
+    ) -> Result<Frame, AllocError> {
+        if preference != Preference::Untouched
+            && let Some(class) = class_of(u32::from(order.get()))
+            && let Some(cache) = self.caches.get(cpu.0 as usize)
+        {
+            while let Some(entry) = cache.pop(class) {
+                if let Some(frame) = self.claim(entry, order) {
+                    return Ok(frame);
+                }
+            }
+            return self.refill(cache, class, order, preference);
+        }
+        self.allocate_locked(order, preference)
+    }
+
+    /// Frees a block, into the cache if it can.
+    ///
+    /// # Errors
+    /// See [`FreeError`]; nothing is changed then.
+    #[inline]
+    pub fn free(&self, cpu: Cpu, frame: Frame, order: Order) -> Result<(), FreeError> {
+        let number = frame.get();
+        if let Some(class) = class_of(u32::from(order.get()))
+            && let Some(cache) = self.caches.get(cpu.0 as usize)
+            && self.nodes.slot(number) == Slot::Held(Kind::Used, u32::from(order.get()))
+        {
+            if !self.bits.put(number) {
+                return Err(FreeError::DoubleFree);
+            }
+            let entry = self.nodes.entry(number);
+            if !cache.push(class, entry) {
+                self.drain_oldest(cache, class);
+                cache.push(class, entry);
+            }
+            return Ok(());
+        }
+        self.lock.with(|zone| zone.free(frame, order))
+    }
+
+    /// As [`Zone::allocate_at`]; drains the caches if the block is not free at once.
+    ///
+    /// # Errors
+    /// See [`AtError`].
+    pub fn allocate_at(&self, frame: Frame, order: Order) -> Result<(), AtError> {
+        self.lock
+            .with(|zone| zone.allocate_at(frame, order))
+            .or_else(|error| {
+                if error != AtError::NotFree {
+                    return Err(error);
+                }
+                self.drain_all();
+                self.lock.with(|zone| zone.allocate_at(frame, order))
+            })
+    }
+
+    /// Gives all blocks in a CPU's caches back to the zone. May be called from any CPU.
+    pub fn drain(&self, cpu: Cpu) {
+        if let Some(cache) = self.caches.get(cpu.0 as usize) {
+            self.lock.with(|zone| self.drain_into(zone, cache));
+        }
+    }
+
+    /// Gives all blocks in all caches back: under memory pressure, before a balloon's request.
+    pub fn drain_all(&self) {
+        self.lock.with(|zone| {
+            for cache in &self.caches {
+                self.drain_into(zone, cache);
+            }
+        });
+    }
+
+    /// Blocks that wait in a cache and that no cache knows of go back to the zone. Costs one word
+    /// per 32 frames of the span; only a broken promise about the CPU makes it necessary.
+    pub fn recover(&self) {
+        let span = self.nodes.span();
+        self.lock.with(|zone| {
+            for frame in span.start().get()..span.end().get() {
+                if self.bits.is_set(frame) && self.bits.claim(frame) {
+                    zone.free_claimed(frame);
+                }
+            }
+        });
+    }
+
+    /// Entries in all caches; an estimate while other CPUs work.
+    #[must_use]
+    pub fn cached(&self) -> FrameCount {
+        let entries = |cache: &CpuCache| -> u64 {
+            orders()
+                .enumerate()
+                .map(|(class, order)| u64::from(cache.len(class)) << order)
+                .sum()
+        };
+        FrameCount::new(self.caches.iter().map(entries).sum())
+    }
+
+    /// Makes an entry of a cache the caller's, if it still can be and is what the cache says.
+    #[inline]
+    fn claim(&self, entry: u32, order: Order) -> Option<Frame> {
+        let number = self.nodes.frame(entry);
+        if !self.bits.claim(number) {
+            return None;
+        }
+        if self.nodes.slot(number) == Slot::Held(Kind::Used, u32::from(order.get())) {
+            return Some(Frame::new(number));
+        }
+        // A leftover entry whose frame heads a block of another order by now, waiting in another
+        // cache. It has just become ours.
+        self.lock.with(|zone| zone.free_claimed(number));
+        None
+    }
+
+    #[cold]
+    fn refill(
+        &self,
+        cache: &CpuCache,
+        class: usize,
+        order: Order,
+        preference: Preference,
+    ) -> Result<Frame, AllocError> {
+        let batch = (CpuCache::limit(class) / 4).max(1);
+        let mut found = [0; BATCH];
+        let mut taken = 0;
+        let first = self.lock.with(|zone| {
+            let first = zone.allocate(order, preference)?;
+            for place in found.iter_mut().take(batch as usize - 1) {
+                let Ok(frame) = zone.allocate(order, preference) else {
+                    break;
+                };
+                *place = frame.get();
+                taken += 1;
+            }
+            Ok(first)
+        });
+        // The first one found is the first to be popped.
+        for &number in found.iter().take(taken).rev() {
+            self.bits.put(number);
+            cache.push(class, self.nodes.entry(number));
+        }
+        match first {
+            Err(AllocError::Exhausted) => self.allocate_drained(order, preference),
+            answer => answer,
+        }
+    }
+
+    fn allocate_locked(&self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
+        match self.lock.with(|zone| zone.allocate(order, preference)) {
+            Err(AllocError::Exhausted) => self.allocate_drained(order, preference),
+            answer => answer,
+        }
+    }
+
+    #[cold]
+    fn allocate_drained(&self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
+        self.drain_all();
+        self.lock.with(|zone| zone.allocate(order, preference))
+    }
+
+    /// The older half of a full stack goes back to the zone.
+    #[cold]
+    fn drain_oldest(&self, cache: &CpuCache, class: usize) {
+        let half = CpuCache::limit(class).div_ceil(2);
+        self.lock
+            .with(|zone| self.drain_entries(zone, cache, class, half));
+        cache.drop_oldest(class, half);
+    }
+
+    fn drain_into(&self, zone: &mut Zone<'m>, cache: &CpuCache) {
+        for (class, _) in orders().enumerate() {
+            self.drain_entries(zone, cache, class, cache.len(class));
+        }
+    }
+
+    fn drain_entries(&self, zone: &mut Zone<'m>, cache: &CpuCache, class: usize, count: u32) {
+        for entry in (0..count).filter_map(|index| cache.get(class, index)) {
+            let number = self.nodes.frame(entry);
+            if self.bits.claim(number) {
+                zone.free_claimed(number);
+            }
+        }
+    }
+}

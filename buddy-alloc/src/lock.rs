@@ -1,0 +1,30 @@
+//! What the caller's lock has to do.
+
+/// Mutual exclusion around a value. Implement it for the kernel's own lock in five lines.
+///
+/// `with` is never nested: nothing inside this crate calls out while it holds the lock.
+///
+/// ```
+/// use buddy_alloc::Lock;
+///
+/// struct KernelLock<T>(std::sync::Mutex<T>);
+///
+/// impl<T> Lock<T> for KernelLock<T> {
+///     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+///         f(&mut self.0.lock().unwrap())
+///     }
+/// }
+/// # assert_eq!(KernelLock(std::sync::Mutex::new(1)).with(|n| { *n += 1; *n }), 2);
+/// ```
+pub trait Lock<T> {
+    /// Runs `f` with exclusive access.
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
+}
+
+#[cfg(feature = "spin")]
+impl<T> Lock<T> for spin::Mutex<T> {
+    #[inline]
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.lock())
+    }
+}

@@ -1,0 +1,159 @@
+//! Keeping some memory back: a view of a zone for callers that must not exhaust it.
+
+use crate::error::AllocError;
+use crate::frame::{Frame, FrameCount, FrameRange, Order};
+use crate::zone::{Preference, RangeSink, TakeAsk, TakeStop, Zone};
+
+/// How much memory stays free, and how large blocks may be when there is little.
+///
+/// The page cache, user mappings and the balloon go through a reserve; the few callers that must
+/// not fail use the zone itself.
+///
+/// ```
+/// use buddy_alloc::*;
+/// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
+/// # let mut memory = vec![0; Config::new().metadata_words(span)];
+/// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
+/// # zone.add_range(span, Backing::Untouched)?;
+/// const KEEP: Reserve = Reserve::new(FrameCount::new(60));
+///
+/// let mut kept = KEEP.of(&mut zone);
+/// kept.allocate(Order::new(2).unwrap(), Preference::Any)?;
+/// assert_eq!(kept.allocate(Order::FRAME, Preference::Any), Err(AllocError::Floor));
+/// zone.allocate(Order::FRAME, Preference::Any)?;
+/// # Ok::<(), Box<dyn core::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Reserve {
+    keep: FrameCount,
+    low_memory: FrameCount,
+    cap: Order,
+}
+
+impl Reserve {
+    /// Keeps `keep` frames free.
+    #[must_use]
+    pub const fn new(keep: FrameCount) -> Self {
+        Self {
+            keep,
+            low_memory: FrameCount::ZERO,
+            cap: Order::MAX,
+        }
+    }
+
+    /// Caps blocks at `cap` while the guest has at most `memory` (what is managed less what is
+    /// ballooned): on a small guest one large demand must not take most of it.
+    #[must_use]
+    pub const fn with_low_memory_cap(mut self, memory: FrameCount, cap: Order) -> Self {
+        self.low_memory = memory;
+        self.cap = cap;
+        self
+    }
+
+    /// A view of a zone that keeps this reserve.
+    #[must_use]
+    pub const fn of<'z, 'm>(self, zone: &'z mut Zone<'m>) -> Reserved<'z, 'm> {
+        Reserved {
+            reserve: self,
+            zone,
+        }
+    }
+
+    /// Frames that may be taken before the floor is reached.
+    fn room(&self, zone: &Zone<'_>) -> u64 {
+        zone.free_frames().get().saturating_sub(self.keep.get())
+    }
+
+    fn check(&self, zone: &Zone<'_>, frames: u64) -> Result<(), AllocError> {
+        if zone.owned_frames() <= self.low_memory && frames > self.cap.frames() {
+            return Err(AllocError::TooLarge);
+        }
+        if frames > self.room(zone) {
+            Err(AllocError::Floor)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A zone seen through a [`Reserve`].
+#[derive(Debug)]
+pub struct Reserved<'z, 'm> {
+    reserve: Reserve,
+    zone: &'z mut Zone<'m>,
+}
+
+impl<'m> Reserved<'_, 'm> {
+    /// As [`Zone::allocate`].
+    ///
+    /// # Errors
+    /// See [`AllocError`].
+    pub fn allocate(&mut self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
+        self.reserve.check(self.zone, order.frames())?;
+        self.zone.allocate(order, preference)
+    }
+
+    /// As [`Zone::allocate_range`].
+    ///
+    /// # Errors
+    /// See [`AllocError`].
+    pub fn allocate_range(
+        &mut self,
+        count: FrameCount,
+        align: Order,
+        preference: Preference,
+    ) -> Result<FrameRange, AllocError> {
+        self.reserve.check(self.zone, count.get())?;
+        self.zone.allocate_range(count, align, preference)
+    }
+
+    /// As [`Zone::take`]; breaks off with [`TakeEnd::Floor`] where the reserve begins.
+    pub fn take<S: RangeSink>(&mut self, ask: TakeAsk, sink: &mut S) -> TakeEnd {
+        let room = self.reserve.room(self.zone);
+        let mut limited = Limited { sink, room };
+        let stop = self.zone.take(ask, &mut limited);
+        let spent = limited.room < ask.unit.frames();
+        match stop {
+            TakeStop::Enough if limited.sink.wanted() != FrameCount::ZERO => TakeEnd::Floor,
+            TakeStop::Fragmented if spent => TakeEnd::Floor,
+            stop => TakeEnd::Stop(stop),
+        }
+    }
+
+    #[cfg(feature = "balloon")]
+    pub(crate) const fn zone_ref(&self) -> &Zone<'m> {
+        self.zone
+    }
+
+    /// The zone, for everything that needs no reserve.
+    pub const fn zone(&mut self) -> &mut Zone<'m> {
+        self.zone
+    }
+}
+
+/// Why a take through a [`Reserve`] stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum TakeEnd {
+    /// As the zone says.
+    Stop(TakeStop),
+    /// What is left is kept in reserve.
+    Floor,
+}
+
+struct Limited<'s, S> {
+    sink: &'s mut S,
+    room: u64,
+}
+
+impl<S: RangeSink> RangeSink for Limited<'_, S> {
+    fn wanted(&self) -> FrameCount {
+        self.sink.wanted().min(FrameCount::new(self.room))
+    }
+
+    fn push(&mut self, range: FrameRange, populated: FrameCount) {
+        self.room = self.room.saturating_sub(range.count().get());
+        self.sink.push(range, populated);
+    }
+}

@@ -1,0 +1,238 @@
+//! The locked front with per-CPU caches.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+
+use buddy_alloc::{
+    AllocError, Backing, CachedZone, Config, Cpu, Frame, FrameCount, FrameRange, FreeError, Lock,
+    Order, Preference, Zone,
+};
+
+mod common;
+use common::Random;
+
+struct StdLock<T>(Mutex<T>);
+
+impl<T> Lock<T> for StdLock<T> {
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock().unwrap())
+    }
+}
+
+type Front<'m> = CachedZone<'m, StdLock<Zone<'m>>, 2>;
+
+const CPUS: [Cpu; 2] = [Cpu::new(0), Cpu::new(1)];
+
+fn with_front(frames: u64, test: impl FnOnce(&Front<'_>)) {
+    // A start that is neither even nor aligned to a word of any table.
+    let span = FrameRange::new(Frame::new(77_777), FrameCount::new(frames));
+    let config = Config::new();
+    let mut memory = vec![0; config.metadata_words(span)];
+    let mut bits = vec![0; CachedZone::words(span)];
+    let mut zone = Zone::new(span, config, &mut memory).unwrap();
+    zone.add_range(span, Backing::Untouched).unwrap();
+    let front = CachedZone::new(StdLock(Mutex::new(zone)), &mut bits).unwrap();
+    test(&front);
+}
+
+fn used(front: &Front<'_>) -> u64 {
+    front.with(|zone| zone.stats().used.get()) - front.cached().get()
+}
+
+#[test]
+fn last_in_first_out_on_the_same_cpu() {
+    with_front(4096, |front| {
+        let frames = [(); 64].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+        for frame in frames {
+            front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+        }
+        for frame in frames.iter().rev() {
+            assert_eq!(
+                front.allocate(CPUS[0], Order::FRAME, Preference::Any),
+                *frame
+            );
+        }
+        assert_eq!(used(front), 64);
+    });
+}
+
+#[test]
+fn misuse_of_cached_frames_is_an_error_everywhere() {
+    with_front(4096, |front| {
+        let order = Order::new(2).unwrap();
+        let block = front.allocate(CPUS[0], order, Preference::Any).unwrap();
+        front.free(CPUS[0], block, order).unwrap();
+        for cpu in [CPUS[0], CPUS[1], Cpu::new(99)] {
+            assert_eq!(front.free(cpu, block, order), Err(FreeError::DoubleFree));
+        }
+        let range = FrameRange::new(block, FrameCount::new(4));
+        let inside = FrameRange::new(Frame::new(block.get() + 1), FrameCount::new(1));
+        front.with(|zone| {
+            assert_eq!(zone.free(block, order), Err(FreeError::DoubleFree));
+            assert_eq!(zone.free_range(range), Err(FreeError::DoubleFree));
+            assert_eq!(zone.free_range(inside), Err(FreeError::DoubleFree));
+            assert_eq!(zone.free_unpopulated(range), Err(FreeError::DoubleFree));
+            assert_eq!(
+                zone.split_block(block, order, Order::FRAME),
+                Err(FreeError::DoubleFree)
+            );
+        });
+        let block = front.allocate(CPUS[0], order, Preference::Any).unwrap();
+        assert_eq!(
+            front.free(CPUS[0], block, Order::FRAME),
+            Err(FreeError::WrongOrder)
+        );
+        let inside = Frame::new(block.get() + 1);
+        assert_eq!(
+            front.free(CPUS[0], inside, Order::FRAME),
+            Err(FreeError::Interior)
+        );
+        assert_eq!(
+            front.free(CPUS[0], Frame::new(3), Order::FRAME),
+            Err(FreeError::Foreign)
+        );
+        assert_eq!(front.free(CPUS[1], block, order), Ok(()));
+    });
+}
+
+#[test]
+fn exhaustion_drains_other_caches() {
+    with_front(64, |front| {
+        let mut frames = Vec::new();
+        while let Ok(frame) = front.allocate(CPUS[0], Order::FRAME, Preference::Populated) {
+            frames.push(frame);
+        }
+        assert_eq!(frames.len(), 64);
+        for frame in frames {
+            front.free(CPUS[0], frame, Order::FRAME).unwrap();
+        }
+        assert_eq!(
+            front.with(|zone| zone.free_frames()),
+            FrameCount::ZERO,
+            "all in the cache"
+        );
+        let four = Order::new(4).unwrap();
+        assert!(front.allocate(CPUS[1], four, Preference::Any).is_ok());
+        assert_eq!(
+            front.allocate(CPUS[1], Order::new(6).unwrap(), Preference::Any),
+            Err(AllocError::Exhausted)
+        );
+    });
+}
+
+#[test]
+fn allocate_at_finds_a_block_that_waits_in_a_cache() {
+    with_front(1024, |front| {
+        let frame = front
+            .allocate(CPUS[0], Order::FRAME, Preference::Any)
+            .unwrap();
+        front.free(CPUS[0], frame, Order::FRAME).unwrap();
+        front.allocate_at(frame, Order::FRAME).unwrap();
+        let other = front
+            .allocate(CPUS[0], Order::FRAME, Preference::Any)
+            .unwrap();
+        assert_ne!(frame, other, "the entry left behind in the cache is void");
+    });
+}
+
+#[test]
+fn a_leftover_entry_never_yields_a_block_of_another_order() {
+    with_front(1024, |front| {
+        let frame = front
+            .allocate(CPUS[0], Order::FRAME, Preference::Any)
+            .unwrap();
+        front.free(CPUS[0], frame, Order::FRAME).unwrap();
+        // CPU 1 empties CPU 0's cache behind its back and gets the frame as part of a block,
+        // which it frees into its own cache of that order.
+        front.drain(CPUS[0]);
+        let order = Order::new(1).unwrap();
+        let head = Frame::new(frame.get() & !1);
+        if front.with(|zone| zone.allocate_at(head, order)).is_ok() {
+            front.free(CPUS[1], head, order).unwrap();
+        }
+        let found = front
+            .allocate(CPUS[0], Order::FRAME, Preference::Any)
+            .unwrap();
+        assert_eq!(front.free(CPUS[0], found, Order::FRAME), Ok(()));
+        front.drain_all();
+        front.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
+    });
+}
+
+#[test]
+fn stranded_blocks_are_recovered() {
+    with_front(1024, |front| {
+        let frames = [(); 8].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+        for frame in frames {
+            front.free(CPUS[1], frame.unwrap(), Order::FRAME).unwrap();
+        }
+        front.recover();
+        front.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
+        assert!(
+            front
+                .allocate(CPUS[1], Order::FRAME, Preference::Any)
+                .is_ok()
+        );
+    });
+}
+
+/// Two threads on their CPUs, drains from either side, every block owned once.
+#[test]
+fn threads_never_share_a_block() {
+    let frames = 2048;
+    let steps = if cfg!(miri) { 200 } else { 100_000 };
+    with_front(frames, |front| {
+        let owned: Vec<AtomicBool> = (0..frames).map(|_| AtomicBool::new(false)).collect();
+        let own = |start: Frame, order: Order, value: bool| {
+            for at in 0..order.frames() {
+                let place = usize::try_from(start.get() - 77_777 + at).unwrap();
+                assert_ne!(
+                    owned[place].swap(value, Ordering::Relaxed),
+                    value,
+                    "{start}"
+                );
+            }
+        };
+        std::thread::scope(|scope| {
+            for (seed, cpu) in CPUS.into_iter().enumerate() {
+                let own = &own;
+                scope.spawn(move || {
+                    let mut random = Random::new(seed as u64 + 3);
+                    let mut blocks = Vec::new();
+                    for _ in 0..steps {
+                        match random.below(100) {
+                            0 => front.drain(CPUS[1 - seed]),
+                            1 => front.drain_all(),
+                            2..=50 => {
+                                let order = Order::new(u8::try_from(random.below(20) / 4).unwrap())
+                                    .unwrap();
+                                if let Ok(start) = front.allocate(cpu, order, Preference::Any) {
+                                    own(start, order, true);
+                                    blocks.push((start, order));
+                                }
+                            }
+                            _ if !blocks.is_empty() => {
+                                let nth = random.below(blocks.len() as u64);
+                                let nth = usize::try_from(nth).unwrap();
+                                let (start, order) = blocks.swap_remove(nth);
+                                own(start, order, false);
+                                front.free(cpu, start, order).unwrap();
+                            }
+                            _ => {}
+                        }
+                    }
+                    for (start, order) in blocks {
+                        own(start, order, false);
+                        front.free(cpu, start, order).unwrap();
+                    }
+                });
+            }
+        });
+        front.drain_all();
+        front.with(|zone| {
+            assert_eq!(zone.stats().used, FrameCount::ZERO);
+            assert_eq!(zone.stats().free, FrameCount::new(frames));
+        });
+    });
+}
