@@ -31,6 +31,7 @@ mod sync;
 pub mod testing;
 mod transport;
 mod units;
+pub mod wire;
 
 pub use backoff::Delays;
 pub use compact::{

@@ -70,6 +70,12 @@ impl Run {
     }
 }
 
+impl From<Run> for FrameRange {
+    fn from(run: Run) -> Self {
+        run.range()
+    }
+}
+
 const COUNT_BITS: u32 = 24;
 
 /// Where taken ranges are laid: knows how much is still wanted, merges runs.
