@@ -16,8 +16,10 @@
 //! # Ok::<(), Box<dyn core::error::Error>>(())
 //! ```
 
+pub mod judge;
 mod profile;
 
+pub use judge::Judge;
 pub use profile::Profile;
 
 use alloc::sync::Arc;
@@ -155,6 +157,7 @@ pub struct FakeDevice<M = FakeMemory> {
     queues: [Queue; 8],
     interrupts: u32,
     history: Vec<DeviceStatus>,
+    judge: Judge,
     /// The device does not come out of reset.
     pub stuck: bool,
     /// The device refuses any choice of features.
@@ -178,6 +181,7 @@ impl<M: Dma> FakeDevice<M> {
             queues: [Queue::default(); 8],
             interrupts: 0,
             history: Vec::new(),
+            judge: Judge::new(profile.offered()),
             stuck: false,
             picky: false,
             restless: false,
@@ -188,6 +192,17 @@ impl<M: Dma> FakeDevice<M> {
     #[must_use]
     pub const fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    /// Who watches the driver.
+    #[must_use]
+    pub const fn judge(&self) -> &Judge {
+        &self.judge
+    }
+
+    /// Who watches the driver, to be told what the guest does.
+    pub const fn judge_mut(&mut self) -> &mut Judge {
+        &mut self.judge
     }
 
     /// Every status the driver has written.
@@ -233,6 +248,14 @@ impl<M: Dma> FakeDevice<M> {
         self.queue(queue).map_or(0, |queue| queue.size)
     }
 
+    /// Gives out a hinting command: 0 stop, 1 done, others open a round.
+    pub fn set_hint_command(&mut self, command: u32) {
+        self.config[2] = command;
+        self.generation = self.generation.wrapping_add(1);
+        self.interrupts += 1;
+        self.judge.commands(command);
+    }
+
     fn queue(&self, queue: QueueId) -> Option<&Queue> {
         self.queues.get(usize::from(self.profile.index(queue)?))
     }
@@ -254,6 +277,14 @@ impl<M: Dma> FakeDevice<M> {
     /// # Panics
     /// If the driver's chain loops, which is what this kit is there to find.
     pub fn take(&mut self, queue: QueueId) -> Option<Chain> {
+        let chain = self.take_unseen(queue)?;
+        let readable = chain.descriptors.iter().filter(|d| !d.writable);
+        let content: Vec<u8> = readable.flat_map(|&d| self.content(d)).collect();
+        self.judge.takes(queue, &chain, &content);
+        Some(chain)
+    }
+
+    fn take_unseen(&mut self, queue: QueueId) -> Option<Chain> {
         let (memory, queue, at, event_idx) = self.live(queue)?;
         let offset = |address: u64| usize::try_from(address - memory.address()).unwrap_or(0);
         let (available, used) = (offset(at.driver), offset(at.device));
@@ -293,6 +324,7 @@ impl<M: Dma> FakeDevice<M> {
 
     /// Answers with any id and length, and interrupts if the driver wants it.
     pub fn answer(&mut self, queue: QueueId, id: u32, len: u32) {
+        self.judge.answers(queue, id);
         let Some((memory, queue, at, event_idx)) = self.live(queue) else {
             return;
         };
@@ -387,6 +419,7 @@ impl<M> ConfigIo for FakeDevice<M> {
     }
 
     fn read_config(&mut self, offset: u16) -> u32 {
+        self.judge.reads(offset, self.profile.config_len());
         if usize::from(offset) + 4 > self.profile.config_len() {
             return u32::MAX;
         }
@@ -397,6 +430,7 @@ impl<M> ConfigIo for FakeDevice<M> {
     }
 
     fn write_config(&mut self, offset: u16, value: u32) {
+        self.judge.writes(offset);
         if usize::from(offset) + 4 <= self.profile.config_len()
             && let Some(word) = self.config.get_mut(usize::from(offset / 4))
         {
@@ -424,6 +458,7 @@ impl<M: Dma> Device for FakeDevice<M> {
         at: RingAddresses,
     ) -> Result<(), QueueRefused> {
         let max = self.profile.max_size(queue);
+        self.judge.enables(self.profile.purpose(queue));
         let place = self
             .queues
             .get_mut(usize::from(queue.get()))
@@ -440,6 +475,7 @@ impl<M: Dma> Device for FakeDevice<M> {
     }
 
     fn notify(&mut self, queue: QueueIndex) {
+        self.judge.notifies();
         if let Some(queue) = self.queues.get_mut(usize::from(queue.get())) {
             queue.notified += 1;
         }
@@ -453,6 +489,7 @@ impl<M: Dma> Handshake for FakeDevice<M> {
 
     fn set_status(&mut self, status: DeviceStatus) {
         self.history.push(status);
+        self.judge.status(status);
         if self.stuck {
             return;
         }
@@ -476,5 +513,6 @@ impl<M: Dma> Handshake for FakeDevice<M> {
 
     fn accept_features(&mut self, accepted: Features) {
         self.accepted = accepted;
+        self.judge.accepts(accepted);
     }
 }

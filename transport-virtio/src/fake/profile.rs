@@ -114,6 +114,13 @@ impl Profile {
         self.indices.get(queue.index()).copied().flatten()
     }
 
+    /// What this device has a queue for; `None` for a private one.
+    pub(super) fn purpose(&self, index: QueueIndex) -> Option<QueueId> {
+        QueueId::ALL
+            .into_iter()
+            .find(|&queue| self.index(queue) == Some(index.get()))
+    }
+
     pub(super) fn max_size(&self, queue: QueueIndex) -> u16 {
         self.sizes
             .get(usize::from(queue.get()))
