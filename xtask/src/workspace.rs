@@ -121,8 +121,21 @@ impl Workspace {
             .filter(|package| self.default_members.contains(&package.id))
     }
 
-    /// The guests, which link for the bare target only and are therefore no default members.
+    /// The guests: examples that link for the bare target only, and are therefore no default members.
     pub(crate) fn guests(&self) -> impl Iterator<Item = &Package> {
+        let examples = self.root.join("examples");
+        self.others()
+            .filter(move |package| package.manifest_path.starts_with(&examples))
+    }
+
+    /// The benches, whose peers nobody else should have to compile.
+    pub(crate) fn benches(&self) -> impl Iterator<Item = &Package> {
+        let benches = self.root.join("benches");
+        self.others()
+            .filter(move |package| package.manifest_path.starts_with(&benches))
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Package> {
         self.packages
             .iter()
             .filter(|package| !self.default_members.contains(&package.id))

@@ -37,13 +37,13 @@ fn host_features<'a>(packages: impl Iterator<Item = &'a Package>) -> Vec<String>
     }
 }
 
-/// Lints: all targets of host packages, the guests for their bare target, and the fuzz targets' logic.
+/// Lints: all targets of host packages and benches, the guests for their bare target, and the fuzz targets' logic.
 pub(super) fn clippy(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
     setup::component(workspace, runner, "clippy")?;
     setup::target(workspace, runner, GUEST_TARGET)?;
     setup::cxx(workspace, runner)?;
     let shell = workspace.shell()?;
-    let host = selected(workspace.host_packages());
+    let host = selected(workspace.host_packages().chain(workspace.benches()));
     let guests = selected(workspace.guests());
     // Nothing links here, so `defmt` may be on: this is the one place where `--all-features` meets the host.
     runner.run(cmd!(

@@ -32,7 +32,7 @@ target/xtask/log/STAGE.log. A run ends with a table and the line `N passed, M fa
 counts stages.
 
   cargo xtask test --list
-  cargo xtask test fmt clippy host
+  cargo xtask test fmt clippy unit
   cargo xtask test qemu --case storm")]
 pub(crate) struct Args {
     /// Stages to run, in this order.
@@ -85,7 +85,7 @@ const STAGES: &[Stage] = &[
         run: Run::Whole(host::clippy),
     },
     Stage {
-        name: "host",
+        name: "unit",
         budget: minutes(6),
         about: "unit, contract, property and doc tests",
         run: Run::Whole(host::test),

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use xshell::cmd;
 
-use super::host::{passed, selected};
+use super::host::passed;
 use crate::exec::Runner;
 use crate::setup;
 use crate::workspace::{NIGHTLY, Workspace};
@@ -53,23 +53,23 @@ pub(super) fn miri(workspace: &Workspace, runner: &mut Runner) -> Result<String>
     shell.set_var("CARGO_TARGET_DIR", &folder);
     // Miri is a few hundred times slower than the machine: a few cases of each property must do.
     shell.set_var("PROPTEST_CASES", "4");
-    let libraries = &selected(workspace.libraries());
-    let skipped: Vec<&str> = workspace
-        .libraries()
-        .flat_map(|package| package.note("tree-borrows-only"))
-        .flat_map(|name| ["--skip", name])
-        .collect();
     let mut notes = Vec::new();
-    for (model, flags, skip) in [
-        ("stacked", STACKED, skipped.as_slice()),
-        ("tree", TREE, &[]),
-    ] {
+    for (model, flags) in [("stacked", STACKED), ("tree", TREE)] {
         shell.set_var("MIRIFLAGS", flags);
-        let output = runner.run(cmd!(
-            shell,
-            "cargo {toolchain} miri test {libraries...} --lib --tests -- {skip...}"
-        ))?;
-        let tests = passed(&output);
+        let mut tests = 0;
+        for package in workspace.libraries() {
+            let name = &package.name;
+            let skipped = match model {
+                "stacked" => package.note("tree-borrows-only"),
+                _ => Vec::new(),
+            };
+            let skip = skipped.into_iter().flat_map(|test| ["--skip", test]);
+            let output = runner.run(cmd!(
+                shell,
+                "cargo {toolchain} miri test --package {name} --lib --tests -- -Zunstable-options --report-time {skip...}"
+            ))?;
+            tests += passed(&output);
+        }
         ensure!(tests > 0, "no test ran under Miri");
         notes.push(format!("{tests} tests under {model} borrows"));
     }
