@@ -1,2 +1,36 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Unsafe code only in the modules that say why.
+#![deny(unsafe_code)]
+
+#[cfg(any(test, feature = "test-utils"))]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod errno;
+pub mod events;
+mod frame_map;
+pub mod hypercall;
+#[expect(unsafe_code, reason = "reads and writes memory other domains share")]
+mod page;
+pub mod platform;
+pub mod pod;
+mod reservation;
+pub mod store;
+pub mod suspend;
+mod target;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
+mod trade;
+mod transport;
+mod units;
+
+pub use errno::Errno;
+pub use frame_map::{FrameMap, Translated};
+pub use page::{MappedPage, SharedPage};
+pub use reservation::{BATCH, Counters, ExtentCounts, Moved, Reservation, Stopped};
+pub use target::Target;
+pub use transport::{XenBalloon, XenError};
+pub use units::{Gmfn, Port, Vcpu, Vector};

@@ -1,0 +1,143 @@
+//! Numbers and layouts of Xen's public headers, for 64-bit guests.
+//!
+//! Guest handles are pointers here: they keep their provenance until the
+//! instruction that enters Xen.
+
+use core::mem::offset_of;
+
+/// Hypercall numbers.
+pub(super) const MEMORY_OP: u32 = 12;
+pub(super) const XEN_VERSION: u32 = 17;
+pub(super) const SCHED_OP: u32 = 29;
+pub(super) const EVENT_CHANNEL_OP: u32 = 32;
+pub(super) const HVM_OP: u32 = 34;
+
+/// Operations of `MEMORY_OP`.
+pub(super) const DECREASE_RESERVATION: usize = 1;
+pub(super) const CURRENT_RESERVATION: usize = 3;
+pub(super) const MAXIMUM_RESERVATION: usize = 4;
+pub(super) const POPULATE_PHYSMAP: usize = 6;
+pub(super) const ADD_TO_PHYSMAP: usize = 7;
+pub(super) const MEMORY_MAP: usize = 9;
+pub(super) const EXCHANGE: usize = 11;
+pub(super) const ADD_TO_PHYSMAP_BATCH: usize = 23;
+
+/// Spaces of `ADD_TO_PHYSMAP`.
+pub(super) const SPACE_SHARED_INFO: u16 = 0;
+pub(super) const SPACE_GMFN: u16 = 2;
+
+/// Operations of `EVENT_CHANNEL_OP`.
+pub(super) const BIND_VIRQ: usize = 1;
+pub(super) const CLOSE: usize = 3;
+pub(super) const SEND: usize = 4;
+pub(super) const UNMASK: usize = 9;
+
+/// Operations of `SCHED_OP`.
+pub(super) const YIELD: usize = 0;
+pub(super) const BLOCK: usize = 1;
+pub(super) const SHUTDOWN: usize = 2;
+
+/// Operations of `HVM_OP`.
+pub(super) const SET_PARAM: usize = 0;
+pub(super) const GET_PARAM: usize = 1;
+pub(super) const SET_UPCALL_VECTOR: usize = 23;
+
+pub(super) const PARAM_CALLBACK_IRQ: u32 = 0;
+pub(super) const PARAM_STORE_PFN: u32 = 1;
+pub(super) const PARAM_STORE_EVTCHN: u32 = 2;
+pub(super) const PARAM_CONSOLE_PFN: u32 = 17;
+pub(super) const PARAM_CONSOLE_EVTCHN: u32 = 18;
+/// `CALLBACK_IRQ` holds a vector.
+pub(super) const CALLBACK_VECTOR: u64 = 2 << 56;
+
+/// This domain, whatever its number.
+pub(super) const DOMID_SELF: u16 = 0x7ff0;
+
+/// RAM in the memory map.
+pub(super) const E820_RAM: u32 = 1;
+
+#[repr(C)]
+pub(super) struct Reservation {
+    pub(super) extents: *mut u64,
+    pub(super) count: u64,
+    pub(super) order: u32,
+    pub(super) flags: u32,
+    pub(super) domain: u16,
+}
+
+#[repr(C)]
+pub(super) struct Exchange {
+    pub(super) given: Reservation,
+    pub(super) wanted: Reservation,
+    pub(super) done: u64,
+}
+
+#[repr(C)]
+pub(super) struct AddToPhysmap {
+    pub(super) domain: u16,
+    pub(super) count: u16,
+    pub(super) space: u32,
+    pub(super) index: u64,
+    pub(super) gpfn: u64,
+}
+
+#[repr(C)]
+pub(super) struct AddToPhysmapBatch {
+    pub(super) domain: u16,
+    pub(super) space: u16,
+    pub(super) count: u16,
+    pub(super) extra: u16,
+    pub(super) indices: *mut u64,
+    pub(super) gpfns: *mut u64,
+    pub(super) errors: *mut i32,
+}
+
+#[repr(C)]
+pub(super) struct MemoryMap {
+    pub(super) count: u32,
+    pub(super) buffer: *mut E820,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, packed(4))]
+pub(super) struct E820 {
+    pub(super) address: u64,
+    pub(super) bytes: u64,
+    pub(super) kind: u32,
+}
+
+#[repr(C)]
+pub(super) struct HvmParam {
+    pub(super) domain: u16,
+    pub(super) index: u32,
+    pub(super) value: u64,
+}
+
+#[repr(C)]
+pub(super) struct UpcallVector {
+    pub(super) vcpu: u32,
+    pub(super) vector: u8,
+}
+
+#[repr(C)]
+pub(super) struct BindVirq {
+    pub(super) virq: u32,
+    pub(super) vcpu: u32,
+    pub(super) port: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Reservation>() == 32);
+    assert!(offset_of!(Reservation, domain) == 24);
+    assert!(size_of::<Exchange>() == 72);
+    assert!(size_of::<AddToPhysmap>() == 24);
+    assert!(offset_of!(AddToPhysmap, index) == 8);
+    assert!(size_of::<AddToPhysmapBatch>() == 32);
+    assert!(offset_of!(AddToPhysmapBatch, indices) == 8);
+    assert!(size_of::<MemoryMap>() == 16);
+    assert!(size_of::<E820>() == 20);
+    assert!(size_of::<HvmParam>() == 16);
+    assert!(offset_of!(HvmParam, value) == 8);
+    assert!(size_of::<UpcallVector>() == 8);
+    assert!(size_of::<BindVirq>() == 12);
+};

@@ -1,0 +1,218 @@
+//! The layouts, read back by a gate that serves them from the fake hypervisor.
+
+use alloc::vec::Vec;
+
+use balloon_core::FrameRange;
+
+use super::*;
+use crate::testing::{FakeXen, Kind};
+
+/// Xen's side of the gate: reads the structures as the headers lay them out.
+struct Reader(FakeXen);
+
+/// # Safety
+/// `at` points at as many bytes as `T` has, readable and aligned.
+unsafe fn field<T: Copy>(base: *mut (), offset: usize) -> T {
+    // SAFETY: passed on.
+    unsafe { base.wrapping_byte_add(offset).cast::<T>().read() }
+}
+
+impl Reader {
+    /// # Safety
+    /// `at` is a reservation of the ABI.
+    unsafe fn extents<'a>(at: *mut ()) -> (&'a mut [Gmfn], Order) {
+        // SAFETY: the layout of xen_memory_reservation.
+        let list = unsafe { field::<*mut Gmfn>(at, 0) };
+        // SAFETY: as above.
+        let count = unsafe { field::<u64>(at, 8) };
+        // SAFETY: as above.
+        let order = unsafe { field::<u32>(at, 16) };
+        // SAFETY: as above.
+        let flags = unsafe { field::<u32>(at, 20) };
+        // SAFETY: as above.
+        let domain = unsafe { field::<u16>(at, 24) };
+        assert_eq!((flags, domain), (0, 0x7ff0));
+        let count = usize::try_from(count).unwrap();
+        // SAFETY: the list is as long as it says.
+        let list = unsafe { core::slice::from_raw_parts_mut(list, count) };
+        (list, Order::new(u8::try_from(order).unwrap()).unwrap())
+    }
+}
+
+fn returned<T: TryInto<isize>>(result: Result<T, Errno>) -> isize {
+    match result {
+        Ok(value) => value.try_into().unwrap_or(0),
+        Err(errno) => -isize::try_from(errno.number()).unwrap(),
+    }
+}
+
+// SAFETY: serves the calls from the fake.
+unsafe impl Gate for Reader {
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 3]) -> isize {
+        let [operation, at, _] = args;
+        match (number, operation.addr()) {
+            (12, 1) => {
+                // SAFETY: a decrease passes a reservation.
+                let (list, order) = unsafe { Self::extents(at) };
+                returned(self.0.decrease_reservation(list, order))
+            }
+            (12, 6) => {
+                // SAFETY: a populate passes a reservation.
+                let (list, order) = unsafe { Self::extents(at) };
+                returned(self.0.populate_physmap(list, order))
+            }
+            (12, 3) => returned(self.0.current_reservation().map(FrameCount::get)),
+            (12, 4) => returned(self.0.maximum_reservation().map(FrameCount::get)),
+            (12, 7) => {
+                // SAFETY: the layout of xen_add_to_physmap.
+                let space = unsafe { field::<u32>(at, 4) };
+                // SAFETY: as above.
+                let index = unsafe { field::<u64>(at, 8) };
+                // SAFETY: as above.
+                let gpfn = unsafe { field::<u64>(at, 16) };
+                let to = Pfn::new(gpfn);
+                returned(match space {
+                    0 => self.0.map_shared_info(to).map(|()| 0isize),
+                    2 => self.0.move_frame(Pfn::new(index), to).map(|()| 0isize),
+                    _ => Err(Errno::Invalid),
+                })
+            }
+            (12, 11) => {
+                // SAFETY: two reservations and a count.
+                let given = unsafe { Self::extents(at) };
+                // SAFETY: as above.
+                let wanted = unsafe { Self::extents(at.wrapping_byte_add(32)) };
+                let exchanged = self.0.exchange((given.0, given.1), wanted);
+                // SAFETY: the progress counter behind them.
+                unsafe {
+                    at.wrapping_byte_add(64)
+                        .cast::<u64>()
+                        .write(exchanged.done as u64)
+                };
+                returned(exchanged.error.map_or(Ok(0isize), Err))
+            }
+            (12, 23) => {
+                // SAFETY: the layout of xen_add_to_physmap_batch.
+                let space = unsafe { field::<u16>(at, 2) };
+                // SAFETY: as above.
+                let count = usize::from(unsafe { field::<u16>(at, 4) });
+                // SAFETY: as above.
+                let from = unsafe { field::<*mut Pfn>(at, 8) };
+                // SAFETY: as above.
+                let to = unsafe { field::<*mut Pfn>(at, 16) };
+                // SAFETY: as above.
+                let errors = unsafe { field::<*mut i32>(at, 24) };
+                assert_eq!(space, 2);
+                for n in 0..count {
+                    // SAFETY: the arrays are as long as the count says.
+                    let from = unsafe { from.wrapping_add(n).read() };
+                    // SAFETY: as above.
+                    let to = unsafe { to.wrapping_add(n).read() };
+                    let result = self.0.move_frame(from, to);
+                    let error = result.err().map_or(0, |e| -i32::from(e.number()));
+                    // SAFETY: as above.
+                    unsafe { errors.wrapping_add(n).write(error) };
+                }
+                0
+            }
+            (12, 9) => {
+                let mut map = [MapEntry::default(); 4];
+                let found = self.0.memory_map(&mut map).unwrap();
+                // SAFETY: the layout of xen_memory_map.
+                let room = unsafe { field::<u32>(at, 0) };
+                // SAFETY: as above.
+                let buffer = unsafe { field::<*mut u8>(at, 8) };
+                assert!(found <= room as usize);
+                for (n, entry) in map.iter().take(found).enumerate() {
+                    let mut bytes = Vec::new();
+                    bytes.extend(entry.address.to_le_bytes());
+                    bytes.extend(entry.bytes.to_le_bytes());
+                    bytes.extend(u32::from(entry.ram).to_le_bytes());
+                    // SAFETY: entries of 20 bytes, as many as there is room for.
+                    unsafe { buffer.wrapping_add(n * 20).copy_from(bytes.as_ptr(), 20) };
+                }
+                // SAFETY: as above.
+                unsafe { at.cast::<u32>().write(u32::try_from(found).unwrap()) };
+                0
+            }
+            (17, 0) => 4 << 16 | 17,
+            (34, 1) => {
+                // SAFETY: the layout of xen_hvm_param.
+                let index = unsafe { field::<u32>(at, 4) };
+                // SAFETY: as above.
+                unsafe {
+                    at.wrapping_byte_add(8)
+                        .cast::<u64>()
+                        .write(u64::from(index) * 10)
+                };
+                0
+            }
+            _ => -38,
+        }
+    }
+}
+
+fn guest(kind: Kind) -> Guest<Reader> {
+    let memory = FrameRange::new(Pfn::new(512), FrameCount::new(1024)).unwrap();
+    // SAFETY: the gate reads what it is passed; there is no memory to lose.
+    unsafe { Guest::new(Reader(FakeXen::new(kind, memory))) }
+}
+
+#[test]
+fn memory_calls_reach_xen_as_laid_out() {
+    let mut guest = guest(Kind::Pvh);
+    let list = [Gmfn::new(512), Gmfn::new(1024)];
+    assert_eq!(guest.decrease_reservation(&list, Order::SUPERPAGE), Ok(2));
+    assert_eq!(guest.current_reservation(), Ok(FrameCount::ZERO));
+    assert_eq!(guest.maximum_reservation(), Ok(FrameCount::new(1280)));
+    let mut list = [Gmfn::new(1024)];
+    assert_eq!(guest.populate_physmap(&mut list, Order::SUPERPAGE), Ok(1));
+    assert_eq!(guest.move_frame(Pfn::new(1024), Pfn::new(512)), Ok(()));
+    let hole = guest.move_frame(Pfn::new(1024), Pfn::new(513));
+    assert_eq!(hole, Err(Errno::Invalid));
+    assert!(guest.gate.0.is_populated(Pfn::new(512)));
+    assert_eq!(guest.map_shared_info(Pfn::new(600)), Ok(()));
+    assert_eq!(guest.gate.0.shared_info, Some(Pfn::new(600)));
+    let mut map = [MapEntry::default(); 3];
+    assert_eq!(guest.memory_map(&mut map), Ok(1));
+    assert_eq!((map[0].address, map[0].ram), (512 << 12, true));
+}
+
+#[test]
+fn batches_are_cut_and_answered_pair_by_pair() {
+    let mut guest = guest(Kind::Pvh);
+    let from: Vec<Pfn> = (512..612).map(Pfn::new).collect();
+    let to: Vec<Pfn> = (9000..9100).map(Pfn::new).collect();
+    guest.gate.0.punch(Pfn::new(599));
+    let mut results = [Ok(()); 100];
+    guest.move_frames(&from, &to, &mut results);
+    for (n, result) in results.iter().enumerate() {
+        let expected = if n == 87 { Err(Errno::Invalid) } else { Ok(()) };
+        assert_eq!(*result, expected, "pair {n}");
+    }
+    assert!(guest.gate.0.is_populated(Pfn::new(9099)));
+}
+
+#[test]
+fn exchange_reports_its_progress_and_its_error() {
+    let mut pv = guest(Kind::Pv);
+    let machine = pv.gate.0.machine(Pfn::new(512)).unwrap();
+    let mut wanted = [Gmfn::new(9000)];
+    // Still mapped: refused, nothing done.
+    let exchanged = pv.exchange((&[machine], Order::FRAME), (&mut wanted, Order::FRAME));
+    assert_eq!((exchanged.done, exchanged.error), (0, Some(Errno::Invalid)));
+    let mut pvh = guest(Kind::Pvh);
+    let exchanged = pvh.exchange((&[machine], Order::FRAME), (&mut wanted, Order::FRAME));
+    let expected = (0, Some(Errno::NotSupported));
+    assert_eq!((exchanged.done, exchanged.error), expected);
+}
+
+#[test]
+fn other_calls() {
+    let mut guest = guest(Kind::Pvh);
+    let version = guest.version().unwrap();
+    assert_eq!((version.major, version.minor), (4, 17));
+    assert_eq!(guest.param(Param::ConsoleFrame), Ok(170));
+    let port = Port::new(4).unwrap();
+    assert_eq!(guest.notify(port), Err(Errno::NotImplemented));
+}

@@ -1,0 +1,77 @@
+//! Booting under populate-on-demand.
+//!
+//! A domain started with less memory than its maximum sees all of the maximum
+//! in its memory map, but Xen holds only the target ready. Each frame that is
+//! touched takes from that cache; one frame too many and Xen kills the domain.
+//! So the balloon gives back the difference **before** anything touches the
+//! memory it gives.
+
+use balloon_core::{FrameCount, Nanos};
+
+use crate::errno::Errno;
+use crate::hypercall::Memory;
+
+/// Frames a domain is charged for that are not in its memory map (rings,
+/// firmware tables).
+const SPECIAL: FrameCount = FrameCount::new(16);
+
+/// What has to be given before memory may be touched freely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    owed: FrameCount,
+    deadline: Nanos,
+}
+
+/// The balloon did not get there in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[error("the balloon holds {given} of the {owed} that must be given before memory is touched")]
+pub struct DeadlinePassed {
+    /// What had to be given.
+    pub owed: FrameCount,
+    /// What was.
+    pub given: FrameCount,
+}
+
+impl Promise {
+    /// Compares the guest's memory map, `managed` frames of RAM, with what the
+    /// domain is charged for.
+    ///
+    /// # Errors
+    /// When Xen does not tell the reservation.
+    pub fn at_boot(
+        memory: &mut impl Memory,
+        managed: FrameCount,
+        deadline: Nanos,
+    ) -> Result<Self, Errno> {
+        let ready = memory.current_reservation()?.saturating_sub(SPECIAL);
+        Ok(Self {
+            owed: managed.saturating_sub(ready),
+            deadline,
+        })
+    }
+
+    /// Frames the balloon has to hold first; zero for a domain that started
+    /// full.
+    #[must_use]
+    pub const fn owed(&self) -> FrameCount {
+        self.owed
+    }
+
+    /// Whether memory may be touched, with a balloon of `given`.
+    ///
+    /// # Errors
+    /// [`DeadlinePassed`]: report it and stop; going on ends in Xen's hands.
+    pub fn is_kept(&self, given: FrameCount, now: Nanos) -> Result<bool, DeadlinePassed> {
+        if given >= self.owed {
+            Ok(true)
+        } else if now < self.deadline {
+            Ok(false)
+        } else {
+            Err(DeadlinePassed {
+                owed: self.owed,
+                given,
+            })
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Cutting runs into extents.
+
+use balloon_core::{FrameCount, FrameRange, Order};
+
+/// 64 KiB: gives most of what larger extents save on the way out.
+pub(super) const MEDIUM: Order = match Order::new(4) {
+    Some(order) => order,
+    None => Order::FRAME,
+};
+
+/// Shorter rests go frame by frame: another order is another hypercall.
+const WORTH: u64 = 64;
+
+/// The first extent of a range, at most of order `largest`, and what is left.
+pub(super) fn next_extent(range: FrameRange, largest: Order) -> (Order, Option<FrameRange>) {
+    let fits = |order: Order| range.start().is_aligned(order) && range.count() >= order.frames();
+    let order = if largest == Order::FRAME {
+        Order::FRAME
+    } else if fits(Order::SUPERPAGE) {
+        Order::SUPERPAGE
+    } else if fits(MEDIUM) && range.count() >= FrameCount::new(WORTH) {
+        MEDIUM
+    } else {
+        Order::FRAME
+    };
+    (order, range.split_at(order.frames()).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use balloon_core::Pfn;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn cuts_cover_the_range_without_a_gap(start in 0u64..2048, count in 1u64..4096) {
+            let mut rest = FrameRange::new(Pfn::new(start), FrameCount::new(count));
+            let (mut at, mut superpages) = (start, 0);
+            while let Some(range) = rest {
+                let (order, next) = next_extent(range, Order::SUPERPAGE);
+                prop_assert_eq!(range.start().get(), at);
+                prop_assert!(range.start().is_aligned(order));
+                superpages += u64::from(order == Order::SUPERPAGE);
+                at += order.frames().get();
+                rest = next;
+            }
+            prop_assert_eq!(at, start + count);
+            let (first, end) = (start.div_ceil(512), (start + count) / 512);
+            prop_assert_eq!(superpages, end.saturating_sub(first), "every whole superpage is one");
+        }
+    }
+}

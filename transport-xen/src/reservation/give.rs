@@ -1,0 +1,138 @@
+//! Decreases, and what is left after one that fell short.
+
+use core::ops::Range;
+
+use balloon_core::{FrameCount, FrameRange, Migration, Order, Pfn};
+
+use super::{Reservation, Stopped};
+use crate::errno::Errno;
+use crate::frame_map::FrameMap;
+use crate::hypercall::Memory;
+use crate::units::Gmfn;
+
+/// Frames that one call gives after a short count.
+const REMAINS: usize = 64;
+
+impl<M: Memory, F: FrameMap> Reservation<M, F> {
+    /// Whether a frame can be looked at without touching it.
+    const LOOKS: bool = matches!(F::MIGRATION, Migration::Move);
+
+    /// One decrease of the queued extents `which`.
+    pub(super) fn decrease(&mut self, which: Range<usize>, order: Order) -> Result<usize, Stopped> {
+        if !Self::LOOKS && order != Order::FRAME {
+            self.owned = self.reservation()?;
+        }
+        let starts = self.starts.get(which).unwrap_or_default();
+        let mut ready = 0;
+        for (place, &start) in self.list.iter_mut().zip(starts) {
+            let Some(gmfn) = self.map.unmap(start) else {
+                break;
+            };
+            *place = gmfn;
+            ready += 1;
+        }
+        let list = self.list.get(..ready).unwrap_or_default();
+        if list.is_empty() {
+            return Ok(0);
+        }
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        let result = self.memory.decrease_reservation(list, order);
+        let served = result.unwrap_or(0).min(ready);
+        self.counters.given.count(order, served);
+        for (&gmfn, &start) in list.iter().zip(starts).skip(served) {
+            self.map.map(start, gmfn);
+        }
+        self.owned = self
+            .owned
+            .saturating_sub(FrameCount::new(served as u64 * order.frames().get()));
+        result?;
+        Ok(served)
+    }
+
+    /// Gives what is left of an extent that was refused, or half given.
+    pub(super) fn give_remains(
+        &mut self,
+        extent: FrameRange,
+        done: &mut FrameCount,
+    ) -> Result<(), Stopped> {
+        let gone = if Self::LOOKS {
+            self.leading_holes(extent)
+        } else if extent.count() == FrameCount::ONE {
+            FrameCount::ZERO
+        } else {
+            let now = self.reservation()?;
+            self.owned.saturating_sub(now).min(extent.count())
+        };
+        *done = done.saturating_add(gone);
+        let mut rest = extent.split_at(gone).1;
+        while let Some(range) = rest {
+            let (Some(head), _) = range.split_at(FrameCount::new(REMAINS as u64)) else {
+                break;
+            };
+            let given = self.decrease_frames(head)?;
+            *done = done.saturating_add(given);
+            let stuck = range.split_at(given).1;
+            if given < head.count() {
+                // One that is a hole is the host's already.
+                let holes = stuck.filter(|_| Self::LOOKS).map(|s| self.leading_holes(s));
+                let holes = holes.filter(|holes| !holes.is_zero());
+                let holes = holes.ok_or(Stopped::NotServed)?;
+                *done = done.saturating_add(holes);
+                rest = stuck.and_then(|stuck| stuck.split_at(holes).1);
+            } else {
+                rest = stuck;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many frames at the start of a range have nothing behind them.
+    fn leading_holes(&mut self, range: FrameRange) -> FrameCount {
+        let mut holes = FrameCount::ZERO;
+        for pfn in range.frames() {
+            if !self.is_hole(pfn) {
+                break;
+            }
+            holes = holes.saturating_add(FrameCount::ONE);
+        }
+        self.counters.holes_found = self.counters.holes_found.wrapping_add(holes.get());
+        holes
+    }
+
+    /// A move of a frame to where it is changes nothing, and fails for a hole.
+    fn is_hole(&mut self, pfn: Pfn) -> bool {
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        self.memory.move_frame(pfn, pfn) == Err(Errno::Invalid)
+    }
+
+    /// Gives at most [`REMAINS`] frames singly; returns how many went.
+    fn decrease_frames(&mut self, range: FrameRange) -> Result<FrameCount, Stopped> {
+        let mut list = [Gmfn::new(0); REMAINS];
+        let mut ready = 0;
+        for (place, pfn) in list.iter_mut().zip(range.frames()) {
+            let Some(gmfn) = self.map.unmap(pfn) else {
+                break;
+            };
+            *place = gmfn;
+            ready += 1;
+        }
+        let list = list.get(..ready).unwrap_or_default();
+        if list.is_empty() {
+            return Ok(FrameCount::ZERO);
+        }
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        let result = self.memory.decrease_reservation(list, Order::FRAME);
+        let served = result.unwrap_or(0).min(ready);
+        self.counters.given.count(Order::FRAME, served);
+        for (&gmfn, pfn) in list.iter().zip(range.frames()).skip(served) {
+            self.map.map(pfn, gmfn);
+        }
+        result?;
+        Ok(FrameCount::new(served as u64))
+    }
+
+    pub(super) fn reservation(&mut self) -> Result<FrameCount, Stopped> {
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        Ok(self.memory.current_reservation()?)
+    }
+}

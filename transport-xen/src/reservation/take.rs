@@ -1,0 +1,109 @@
+//! Populates, and the way down to smaller extents.
+
+use core::ops::Range;
+
+use balloon_core::{FrameCount, FrameRange, Order, Pfn};
+
+use super::cut::MEDIUM;
+use super::{Reservation, Stopped};
+use crate::frame_map::FrameMap;
+use crate::hypercall::Memory;
+use crate::units::Gmfn;
+
+/// Extents of one call on the way down: a superpage in 64 KiB pieces.
+const PIECES: usize = 32;
+
+impl<M: Memory, F: FrameMap> Reservation<M, F> {
+    /// One populate of the queued extents `which`.
+    pub(super) fn populate(&mut self, which: Range<usize>, order: Order) -> Result<usize, Stopped> {
+        let starts = self.starts.get(which).unwrap_or_default();
+        let list = self.list.get_mut(..starts.len()).unwrap_or_default();
+        for (place, &start) in list.iter_mut().zip(starts) {
+            *place = Gmfn::of_guest(start);
+        }
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        let result = self.memory.populate_physmap(list, order);
+        let served = result.unwrap_or(0).min(starts.len());
+        self.counters.taken.count(order, served);
+        for (&gmfn, &start) in list.iter().zip(starts).take(served) {
+            note(&mut self.map, start, gmfn, order);
+        }
+        result?;
+        Ok(served)
+    }
+
+    /// Fills an extent that was not served by smaller ones, if it is the host
+    /// that has no such extent and not the domain that has reached its limit.
+    pub(super) fn take_smaller(
+        &mut self,
+        extent: FrameRange,
+        order: Order,
+        done: &mut FrameCount,
+    ) -> Result<(), Stopped> {
+        let owned = self.reservation()?;
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        let limit = self.memory.maximum_reservation().map_err(Stopped::from)?;
+        if limit.saturating_sub(owned) < order.frames() {
+            return Err(Stopped::AtLimit);
+        }
+        if order == Order::FRAME {
+            return Err(Stopped::NotServed);
+        }
+        self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
+        let mut rest = Some(extent);
+        while let Some(range) = rest {
+            let mut taken = FrameCount::ZERO;
+            if order == Order::SUPERPAGE {
+                taken = self.populate_pieces(range, MEDIUM)?;
+            }
+            if taken.is_zero() {
+                let (head, _) = range.split_at(MEDIUM.frames());
+                let piece = head.unwrap_or(range);
+                taken = self.populate_pieces(piece, Order::FRAME)?;
+                if taken < piece.count() {
+                    *done = done.saturating_add(taken);
+                    return Err(Stopped::NotServed);
+                }
+            }
+            *done = done.saturating_add(taken);
+            rest = range.split_at(taken).1;
+        }
+        Ok(())
+    }
+
+    /// Populates a range in at most [`PIECES`] extents of `order`; returns how
+    /// many frames it got.
+    fn populate_pieces(&mut self, range: FrameRange, order: Order) -> Result<FrameCount, Stopped> {
+        let mut list = [Gmfn::new(0); PIECES];
+        let size = order.frames().get();
+        let mut ready = 0;
+        let starts = (0..range.count().get() / size).map(|n| range.start().get() + n * size);
+        for (place, start) in list.iter_mut().zip(starts.clone()) {
+            *place = Gmfn::new(start);
+            ready += 1;
+        }
+        let list = list.get_mut(..ready).unwrap_or_default();
+        if list.is_empty() {
+            return Ok(FrameCount::ZERO);
+        }
+        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
+        let result = self.memory.populate_physmap(list, order);
+        let served = result.unwrap_or(0).min(ready);
+        self.counters.taken.count(order, served);
+        for (&gmfn, start) in list.iter().zip(starts).take(served) {
+            note(&mut self.map, Pfn::new(start), gmfn, order);
+        }
+        result?;
+        Ok(FrameCount::new(served as u64 * size))
+    }
+}
+
+/// Tells an untranslated guest's table what is behind an extent now.
+fn note<F: FrameMap>(map: &mut F, start: Pfn, gmfn: Gmfn, order: Order) {
+    if F::TRANSLATED {
+        return;
+    }
+    for frame in 0..order.frames().get() {
+        map.map(Pfn::new(start.get() + frame), Gmfn::new(gmfn.get() + frame));
+    }
+}

@@ -1,0 +1,400 @@
+//! What a balloon wants from the store, as chores that can be done again.
+//!
+//! Each chore is one request whose repetition does no harm, so an answer that
+//! never comes is dealt with by asking again, and a restore by doing all of
+//! them once more. The chores' results come out as [`Notice`]s.
+
+use balloon_core::{Bytes, Nanos, Order};
+
+use crate::page::SharedPage;
+use crate::suspend::ShutdownRequest;
+
+use super::client::{Client, ClientError, Incoming, RequestId};
+use super::wire::{Operation, Refusal, Transaction, decimal};
+
+/// How the desk deals with a store that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeskPolicy {
+    /// A request unanswered for so long is made again, ever more slowly.
+    pub patience: Nanos,
+    /// The longest wait for an answer.
+    pub cap: Nanos,
+}
+
+impl DeskPolicy {
+    /// 2 s, doubling to 64 s.
+    pub const DEFAULT: Self = Self {
+        patience: Nanos::from_secs(2),
+        cap: Nanos::from_secs(64),
+    };
+}
+
+impl Default for DeskPolicy {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// What the desk has learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The size the toolstack wants the domain to have.
+    Target(Bytes),
+    /// The target node holds no number: the last target stands.
+    BadTarget,
+    /// The size the domain can have at most.
+    StaticMax(Bytes),
+    /// Video memory, which the target leaves out and the maximum does not.
+    VideoRam(Bytes),
+    /// The domain is to stop, for this reason.
+    Shutdown(ShutdownRequest),
+    /// The request to stop is acknowledged: the domain may stop now.
+    Acknowledged,
+}
+
+/// Why the desk stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum DeskError {
+    /// The connection broke and the server cannot start it anew.
+    #[error("the store is gone: {0}")]
+    Gone(ClientError),
+}
+
+/// In the order in which they are begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chore {
+    ReadStaticMax,
+    ReadVideoRam,
+    WatchTarget,
+    WatchShutdown,
+    OfferSuspend,
+    ReadTarget,
+    ReadShutdown,
+    Acknowledge,
+    PublishUnit,
+    PublishDowngrades,
+}
+
+const CHORES: [Chore; 10] = [
+    Chore::ReadStaticMax,
+    Chore::ReadVideoRam,
+    Chore::WatchTarget,
+    Chore::WatchShutdown,
+    Chore::OfferSuspend,
+    Chore::ReadTarget,
+    Chore::ReadShutdown,
+    Chore::Acknowledge,
+    Chore::PublishUnit,
+    Chore::PublishDowngrades,
+];
+
+/// What is done for every connection anew.
+const OPENING: [Chore; 5] = [
+    Chore::ReadStaticMax,
+    Chore::ReadVideoRam,
+    Chore::WatchTarget,
+    Chore::WatchShutdown,
+    Chore::OfferSuspend,
+];
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    due: bool,
+    asked: Option<(RequestId, Nanos)>,
+    /// Times in a row without an answer.
+    silent: u8,
+}
+
+/// Digits of the largest count.
+const DIGITS: usize = 20;
+
+/// The balloon's affairs with the store.
+#[derive(Debug)]
+pub struct Desk<P> {
+    client: Client<P>,
+    policy: DeskPolicy,
+    progress: [Progress; CHORES.len()],
+    unit: Option<Order>,
+    downgrades: u64,
+    timeouts: u32,
+}
+
+impl<P: SharedPage> Desk<P> {
+    /// A desk that has everything still to do.
+    #[must_use]
+    pub fn new(client: Client<P>, policy: DeskPolicy) -> Self {
+        let mut desk = Self {
+            client,
+            policy,
+            progress: [Progress::default(); CHORES.len()],
+            unit: None,
+            downgrades: 0,
+            timeouts: 0,
+        };
+        desk.open();
+        desk
+    }
+
+    /// Moves what can be moved and returns one piece of news.
+    ///
+    /// Call it until it returns nothing; each call does bounded work. Then
+    /// notify the store's port if [`take_notify`](Self::take_notify) says so.
+    ///
+    /// # Errors
+    /// When the store is gone for good; a restore may still bring it back.
+    pub fn step(&mut self, now: Nanos) -> Result<Option<Notice>, DeskError> {
+        let mut notice = None;
+        // A server that sends nonsense for ever is looked at again next time.
+        for _ in 0..CHORES.len() {
+            let incoming = match self.client.poll() {
+                Ok(None) => break,
+                Ok(Some(incoming)) => incoming,
+                Err(error) => {
+                    return if self.client.ask_reconnect() {
+                        Ok(None)
+                    } else {
+                        Err(DeskError::Gone(error))
+                    };
+                }
+            };
+            match incoming {
+                Incoming::Dropped => {}
+                Incoming::Reconnected => self.open(),
+                Incoming::Changed { token, .. } => {
+                    let chore = match token {
+                        TARGET_TOKEN_BYTES => Chore::ReadTarget,
+                        SHUTDOWN_TOKEN_BYTES => Chore::ReadShutdown,
+                        _ => continue,
+                    };
+                    self.make_due(chore);
+                }
+                Incoming::Answer { request, result } => {
+                    let is_it = |p: &Progress| p.asked.is_some_and(|(id, _)| id == request);
+                    let mut found = CHORES.into_iter().zip(&mut self.progress);
+                    if let Some((chore, progress)) = found.find(|(_, p)| is_it(p)) {
+                        progress.asked = None;
+                        progress.silent = 0;
+                        notice = understand(chore, result);
+                    }
+                }
+            }
+            if notice.is_some() {
+                break;
+            }
+        }
+        self.give_up_late(now);
+        self.ask(now);
+        Ok(notice)
+    }
+
+    /// When to call [`step`](Self::step) even if no event comes; `None` at rest.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Nanos> {
+        let deadlines = self.progress.iter().filter_map(|p| self.deadline(p));
+        deadlines.min()
+    }
+
+    /// Whether the store's port is to be notified; clears it.
+    pub const fn take_notify(&mut self) -> bool {
+        self.client.take_notify()
+    }
+
+    /// Tells the toolstack in which blocks the balloon moves memory, as
+    /// `data/balloon/unit` in KiB: 2048, or 4 after a downgrade.
+    pub fn publish_unit(&mut self, unit: Order) {
+        if self.unit != Some(unit) {
+            self.unit = Some(unit);
+            self.make_due(Chore::PublishUnit);
+        }
+    }
+
+    /// Tells the toolstack how often superpages were broken or could not be
+    /// restored, as `data/balloon/downgrades`.
+    pub fn publish_downgrades(&mut self, downgrades: u64) {
+        if downgrades != self.downgrades {
+            self.downgrades = downgrades;
+            self.make_due(Chore::PublishDowngrades);
+        }
+    }
+
+    /// Acknowledges a request to stop; [`Notice::Acknowledged`] follows.
+    pub fn acknowledge(&mut self) {
+        self.make_due(Chore::Acknowledge);
+    }
+
+    /// Starts anew after a restore: watches are gone, the ring was reset.
+    pub fn restored(&mut self) {
+        self.client.restart();
+        self.open();
+    }
+
+    /// Starts anew after a cancelled suspend: everything is still in place, but
+    /// what happened meanwhile is looked at.
+    pub fn cancelled(&mut self) {
+        self.make_due(Chore::ReadTarget);
+        self.make_due(Chore::ReadShutdown);
+    }
+
+    /// Requests that were not answered in time.
+    #[must_use]
+    pub const fn timeouts(&self) -> u32 {
+        self.timeouts
+    }
+
+    /// The connection.
+    #[must_use]
+    pub const fn client(&self) -> &Client<P> {
+        &self.client
+    }
+
+    fn open(&mut self) {
+        self.progress = [Progress::default(); CHORES.len()];
+        for chore in OPENING {
+            self.make_due(chore);
+        }
+        if self.unit.is_some() {
+            self.make_due(Chore::PublishUnit);
+        }
+        if self.downgrades > 0 {
+            self.make_due(Chore::PublishDowngrades);
+        }
+    }
+
+    fn make_due(&mut self, chore: Chore) {
+        let mut found = CHORES.into_iter().zip(&mut self.progress);
+        if let Some((_, progress)) = found.find(|&(c, _)| c == chore) {
+            progress.due = true;
+        }
+    }
+
+    fn deadline(&self, progress: &Progress) -> Option<Nanos> {
+        let (_, since) = progress.asked?;
+        let factor = 1u64 << progress.silent.min(16);
+        let wait = self.policy.patience.get().saturating_mul(factor);
+        Some(since.saturating_add(Nanos::new(wait.min(self.policy.cap.get()))))
+    }
+
+    fn give_up_late(&mut self, now: Nanos) {
+        for index in 0..CHORES.len() {
+            let Some(&progress) = self.progress.get(index) else {
+                break;
+            };
+            let late = self.deadline(&progress).is_some_and(|at| at <= now);
+            let Some((request, _)) = progress.asked.filter(|_| late) else {
+                continue;
+            };
+            self.client.forget(request);
+            self.timeouts = self.timeouts.wrapping_add(1);
+            if let Some(progress) = self.progress.get_mut(index) {
+                progress.asked = None;
+                progress.due = true;
+                progress.silent = progress.silent.saturating_add(1);
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Nanos) {
+        for (chore, progress) in CHORES.into_iter().zip(&mut self.progress) {
+            // One at a time of each: the answer to an older one may be stale.
+            if !progress.due || progress.asked.is_some() {
+                continue;
+            }
+            let number = match chore {
+                Chore::PublishUnit => self
+                    .unit
+                    .map_or(0, |unit| unit.frames().bytes().get() / 1024),
+                _ => self.downgrades,
+            };
+            let mut digits = [0; DIGITS];
+            let operation = operation(chore, format_decimal(number, &mut digits));
+            match self.client.request(operation, Transaction::NONE) {
+                Ok(request) => {
+                    progress.due = false;
+                    progress.asked = Some((request, now));
+                }
+                // Later, or never: the next poll says which.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+const TARGET_TOKEN: &str = "target";
+const SHUTDOWN_TOKEN: &str = "shutdown";
+const TARGET_TOKEN_BYTES: &[u8] = TARGET_TOKEN.as_bytes();
+const SHUTDOWN_TOKEN_BYTES: &[u8] = SHUTDOWN_TOKEN.as_bytes();
+const TARGET: &str = "memory/target";
+const SHUTDOWN: &str = "control/shutdown";
+
+fn operation(chore: Chore, number: &[u8]) -> Operation<'_> {
+    match chore {
+        Chore::ReadStaticMax => Operation::Read {
+            path: "memory/static-max",
+        },
+        Chore::ReadVideoRam => Operation::Read {
+            path: "memory/videoram",
+        },
+        Chore::WatchTarget => Operation::Watch {
+            path: TARGET,
+            token: TARGET_TOKEN,
+        },
+        Chore::WatchShutdown => Operation::Watch {
+            path: SHUTDOWN,
+            token: SHUTDOWN_TOKEN,
+        },
+        Chore::OfferSuspend => Operation::Write {
+            path: "control/feature-suspend",
+            value: b"1",
+        },
+        Chore::ReadTarget => Operation::Read { path: TARGET },
+        Chore::ReadShutdown => Operation::Read { path: SHUTDOWN },
+        Chore::Acknowledge => Operation::Write {
+            path: SHUTDOWN,
+            value: b"",
+        },
+        Chore::PublishUnit => Operation::Write {
+            path: "data/balloon/unit",
+            value: number,
+        },
+        Chore::PublishDowngrades => Operation::Write {
+            path: "data/balloon/downgrades",
+            value: number,
+        },
+    }
+}
+
+/// What an answer means; refusals mean that a node is not there.
+fn understand(chore: Chore, result: Result<&[u8], Refusal>) -> Option<Notice> {
+    let kibibytes = |value| decimal(value)?.checked_mul(1024).map(Bytes::new);
+    match (chore, result) {
+        (Chore::ReadTarget, Ok(value)) => {
+            Some(kibibytes(value).map_or(Notice::BadTarget, Notice::Target))
+        }
+        (Chore::ReadStaticMax, Ok(value)) => kibibytes(value).map(Notice::StaticMax),
+        (Chore::ReadVideoRam, Ok(value)) => kibibytes(value).map(Notice::VideoRam),
+        (Chore::ReadShutdown, Ok(value)) => {
+            ShutdownRequest::from_value(value).map(Notice::Shutdown)
+        }
+        (Chore::Acknowledge, Ok(_)) => Some(Notice::Acknowledged),
+        _ => None,
+    }
+}
+
+fn format_decimal(mut value: u64, digits: &mut [u8; DIGITS]) -> &[u8] {
+    let mut first = DIGITS;
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
+        value /= 10;
+        first = at;
+        if value == 0 {
+            break;
+        }
+    }
+    digits.get(first..).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+use alloc::vec::Vec;
+
+use super::*;
+use crate::testing::{FakePage, FakeStore, Manners};
+
+const MIB: u64 = 1 << 20;
+
+fn desk() -> (Desk<FakePage>, FakeStore) {
+    let page = FakePage::new();
+    let mut store = FakeStore::new(page.clone());
+    store.set("memory/static-max", b"32768");
+    store.set("memory/target", b"24576");
+    store.set("control/shutdown", b"");
+    (Desk::new(Client::new(page), DeskPolicy::DEFAULT), store)
+}
+
+fn settle(desk: &mut Desk<FakePage>, store: &mut FakeStore, now: Nanos) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    for _ in 0..12 {
+        while let Some(notice) = desk.step(now).unwrap() {
+            notices.push(notice);
+        }
+        store.run();
+    }
+    notices
+}
+
+#[test]
+fn opening_tells_sizes_and_the_target() {
+    let (mut desk, mut store) = desk();
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    let expected = [
+        Notice::StaticMax(Bytes::new(32 * MIB)),
+        Notice::Target(Bytes::new(24 * MIB)),
+    ];
+    assert_eq!(notices, expected);
+    assert_eq!(store.nodes["control/feature-suspend"], b"1");
+    assert_eq!(desk.wake_at(), None, "at rest");
+    assert!(desk.take_notify());
+    store.set("memory/target", b"16384");
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Target(Bytes::new(16 * MIB))]);
+}
+
+#[test]
+fn garbage_in_the_target_is_told_and_not_believed() {
+    let (mut desk, mut store) = desk();
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    for bad in [
+        &b""[..],
+        b"-1",
+        b"many",
+        b"99999999999999999999",
+        b"18446744073709551615",
+    ] {
+        store.set("memory/target", bad);
+        let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+        assert_eq!(notices, [Notice::BadTarget], "{bad:?}");
+    }
+    store.nodes.remove("memory/target");
+    store.inject_message(15, 0, b"memory/target\0target\0");
+    assert_eq!(settle(&mut desk, &mut store, Nanos::ZERO), []);
+}
+
+#[test]
+fn a_burst_of_targets_ends_at_the_last() {
+    let (mut desk, mut store) = desk();
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    let mut last = None;
+    for kib in 1..=500u64 {
+        store.set("memory/target", alloc::format!("{kib}").as_bytes());
+        store.run();
+        if let Some(notice) = desk.step(Nanos::ZERO).unwrap() {
+            last = Some(notice);
+        }
+    }
+    let more = settle(&mut desk, &mut store, Nanos::ZERO);
+    let last = more.last().copied().or(last);
+    assert_eq!(last, Some(Notice::Target(Bytes::new(500 * 1024))));
+}
+
+#[test]
+fn silence_is_met_with_ever_rarer_questions() {
+    let (mut desk, mut store) = desk();
+    store.manners = Manners::Silent;
+    let mut now = Nanos::ZERO;
+    let mut rounds = 0;
+    while now < Nanos::from_secs(3600) {
+        settle(&mut desk, &mut store, now);
+        let next = desk.wake_at().expect("it keeps waiting for an answer");
+        assert!(next > now);
+        now = next;
+        rounds += 1;
+    }
+    assert!(rounds <= 120, "{rounds} wake-ups in an hour");
+    store.manners = Manners::Good;
+    let notices = settle(&mut desk, &mut store, now);
+    assert!(notices.contains(&Notice::Target(Bytes::new(24 * MIB))));
+    assert_eq!(desk.wake_at(), None);
+}
+
+#[test]
+fn answers_that_come_late_do_no_harm() {
+    let (mut desk, mut store) = desk();
+    store.manners = Manners::Gone;
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    let late = desk.wake_at().unwrap();
+    settle(&mut desk, &mut store, late);
+    store.manners = Manners::Good;
+    let notices = settle(&mut desk, &mut store, late);
+    assert_eq!(notices.last(), Some(&Notice::Target(Bytes::new(24 * MIB))));
+    assert!(desk.timeouts() > 0);
+}
+
+#[test]
+fn every_kind_of_bad_manners_ends_at_the_target() {
+    for manners in [Manners::Backwards, Manners::Babbling] {
+        let (mut desk, mut store) = desk();
+        store.manners = manners;
+        let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+        let target = Notice::Target(Bytes::new(24 * MIB));
+        assert!(notices.contains(&target), "{manners:?}");
+    }
+}
+
+#[test]
+fn a_restore_begins_anew_and_publishes_again() {
+    let (mut desk, mut store) = desk();
+    desk.publish_unit(Order::FRAME);
+    desk.publish_downgrades(12);
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(store.nodes["data/balloon/unit"], b"4");
+    assert_eq!(store.nodes["data/balloon/downgrades"], b"12");
+    desk.publish_unit(Order::SUPERPAGE);
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(store.nodes["data/balloon/unit"], b"2048");
+    store.reset();
+    store.nodes.remove("data/balloon/downgrades");
+    desk.restored();
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert!(notices.contains(&Notice::Target(Bytes::new(24 * MIB))));
+    assert_eq!(store.nodes["data/balloon/downgrades"], b"12");
+    store.set("memory/target", b"1024");
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Target(Bytes::new(MIB))], "watched again");
+}
+
+#[test]
+fn a_request_to_suspend_is_acknowledged() {
+    let (mut desk, mut store) = desk();
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    store.set("control/shutdown", b"suspend");
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Shutdown(ShutdownRequest::Suspend)]);
+    desk.acknowledge();
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Acknowledged]);
+    assert_eq!(store.nodes["control/shutdown"], b"");
+    desk.cancelled();
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Target(Bytes::new(24 * MIB))]);
+}
+
+#[test]
+fn a_ring_that_breaks_for_good_is_an_error() {
+    let page = FakePage::new();
+    let mut desk = Desk::new(Client::new(page.clone()), DeskPolicy::DEFAULT);
+    let mut other = page;
+    other.store(2060, 5000);
+    let gone = desk.step(Nanos::ZERO);
+    assert!(matches!(gone, Err(DeskError::Gone(_))));
+    desk.restored();
+    other.fill(0);
+    assert_eq!(desk.step(Nanos::ZERO), Ok(None));
+}

@@ -1,0 +1,148 @@
+use balloon_core::testing::{FakeSource, check_transport_laws};
+use balloon_core::{Budget, Bytes, Engine, FrameRange, Nanos, Policy, Progress, Shared};
+
+use super::*;
+use crate::frame_map::Translated;
+use crate::testing::{FakeP2m, FakeXen, Fault, Kind as Guest};
+
+const FRAMES: u64 = 8 * 512;
+
+fn memory() -> FrameRange {
+    FrameRange::new(Pfn::new(512), FrameCount::new(FRAMES)).unwrap()
+}
+
+fn balloon(guest: Guest) -> XenBalloon<FakeXen, Translated<true>> {
+    let xen = FakeXen::new(guest, memory());
+    let target = Target::new(memory().count());
+    XenBalloon::new(Reservation::new(xen, Translated), target)
+}
+
+#[test]
+fn laws_hold_for_every_kind_of_guest() {
+    check_transport_laws(&mut balloon(Guest::Pvh), memory(), |_| {});
+    let xen = FakeXen::new(Guest::Arm, memory());
+    let reservation = Reservation::new(xen, Translated::<false>);
+    check_transport_laws(
+        &mut XenBalloon::new(reservation, Target::new(memory().count())),
+        memory(),
+        |_| {},
+    );
+    let xen = FakeXen::new(Guest::Pv, memory());
+    let p2m = FakeP2m::of(&xen);
+    let reservation = Reservation::new(xen, p2m);
+    check_transport_laws(
+        &mut XenBalloon::new(reservation, Target::new(memory().count())),
+        memory(),
+        |_| {},
+    );
+}
+
+/// A balloon under its engine, with an allocator that knows every frame.
+struct System<const N: usize> {
+    engine: Engine<N>,
+    balloon: XenBalloon<FakeXen, Translated<true>>,
+    source: FakeSource,
+    now: Nanos,
+    shared: &'static Shared<N>,
+}
+
+impl System<4> {
+    fn new() -> Self {
+        let shared: &'static Shared<4> =
+            alloc::boxed::Box::leak(alloc::boxed::Box::new(Shared::new()));
+        Self {
+            engine: Engine::new(shared, Policy::DEFAULT),
+            balloon: balloon(Guest::Pvh),
+            source: FakeSource::new(memory()),
+            now: Nanos::ZERO,
+            shared,
+        }
+    }
+
+    fn aim(&mut self, mib: u64) -> Progress {
+        let target = Notice::Target(Bytes::new(mib << 20));
+        assert!(self.balloon.hear(target));
+        self.shared.signal().config_changed();
+        self.run()
+    }
+
+    fn run(&mut self) -> Progress {
+        self.now = self.now.saturating_add(Nanos::from_secs(1));
+        for _ in 0..10_000 {
+            let step =
+                self.engine
+                    .step(&mut self.balloon, &mut self.source, self.now, Budget::SMALL);
+            self.source.check(FrameCount::ZERO);
+            if !step.more {
+                let status = self.engine.status(&self.source);
+                let xen = self.balloon.reservation_mut().memory_mut();
+                assert!(xen.breaches.is_empty(), "{:?}", xen.breaches);
+                for pfn in memory().frames() {
+                    let given = self.source.ballooned(pfn).is_some();
+                    assert_eq!(xen.is_populated(pfn), !given, "{pfn:?}");
+                }
+                return status.progress;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+}
+
+#[test]
+fn targets_are_followed_and_leaves_come_back() {
+    let mut system = System::new();
+    for mib in [16, 4, 10, 0, 16] {
+        assert_eq!(system.aim(mib), Progress::Reached, "{mib} MiB");
+    }
+    assert_eq!(system.balloon.reservation_mut().memory_mut().leaves(), 8);
+}
+
+#[test]
+fn refusals_and_short_counts_are_retried() {
+    let mut system = System::new();
+    for number in [1, 12, 14, 22, 38, 95] {
+        let errno = Errno::from_number(number);
+        let xen = system.balloon.reservation_mut().memory_mut();
+        xen.faults
+            .extend([Fault::Refuse(errno), Fault::Extents(0), Fault::Extents(1)]);
+        assert_ne!(system.aim(4), Progress::Reached);
+        for _ in 0..20 {
+            system.now = system.now.saturating_add(Nanos::from_secs(100));
+            system.run();
+        }
+        assert_eq!(system.run(), Progress::Reached, "{errno:?}");
+        assert_eq!(system.aim(16), Progress::Reached);
+    }
+}
+
+#[test]
+fn a_target_above_the_limit_ends_in_a_back_off() {
+    let mut system = System::new();
+    assert_eq!(system.aim(4), Progress::Reached);
+    let xen = system.balloon.reservation_mut().memory_mut();
+    xen.limit = FrameCount::new(6 * 256);
+    assert!(matches!(system.aim(16), Progress::Blocked(_)));
+    let xen = system.balloon.reservation_mut().memory_mut();
+    assert_eq!(xen.owned(), FrameCount::new(6 * 256));
+    let calls = xen.hypercalls;
+    system.run();
+    let spun = system.balloon.reservation_mut().memory_mut().hypercalls - calls;
+    assert!(spun < 10, "{spun} hypercalls for nothing");
+}
+
+#[test]
+fn a_hypervisor_that_cannot_trade_is_asked_no_more() {
+    let mut cannot = balloon(Guest::Arm);
+    assert_eq!(cannot.migration(), Migration::Move);
+    let slots = balloon_core::Slots::<1>::new();
+    let claimed = slots.claim(Kind::Migrate).unwrap();
+    let trade = Trade {
+        slot: claimed.slot(),
+        olds: &[Run::new(FrameRange::single(Pfn::new(512)).unwrap()).unwrap()],
+        news: &[Run::new(FrameRange::single(Pfn::new(600)).unwrap()).unwrap()],
+    };
+    let refused = cannot.submit_trade(trade, slots.completer());
+    let errno = Stopped::Refused(Errno::NotImplemented);
+    assert_eq!(refused, Err(XenError::Nothing(errno)));
+    assert_eq!(cannot.migration(), Migration::GiveFirst);
+}

@@ -1,0 +1,107 @@
+//! What the hypervisor counts in.
+
+use balloon_core::Pfn;
+
+/// A frame as the hypervisor names it in a frame list.
+///
+/// For an auto-translated guest (PVH, HVM, Arm) that is its own frame number,
+/// for a PV guest the machine frame behind it. Xen's headers call it `gmfn`.
+#[doc(alias = "xen_pfn_t")]
+#[doc(alias = "mfn")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(transparent)]
+pub struct Gmfn(u64);
+
+impl Gmfn {
+    /// The frame with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The frame number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The name an auto-translated guest uses for one of its own frames.
+    #[must_use]
+    pub const fn of_guest(pfn: Pfn) -> Self {
+        Self(pfn.get())
+    }
+}
+
+/// An event channel of this domain.
+#[doc(alias = "evtchn_port_t")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(transparent)]
+pub struct Port(u32);
+
+impl Port {
+    /// Ports of the two-level ABI on 64-bit guests.
+    pub const COUNT: u32 = 4096;
+
+    /// The port with this number; `None` beyond the two-level ABI.
+    #[must_use]
+    pub const fn new(number: u32) -> Option<Self> {
+        if number < Self::COUNT {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+
+    /// The port number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// A virtual CPU of this domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Vcpu(u32);
+
+impl Vcpu {
+    /// The boot CPU.
+    pub const BOOT: Self = Self(0);
+
+    /// The CPU with this number.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The CPU's number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// An interrupt vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Vector(u8);
+
+impl Vector {
+    /// This vector; `None` below 16, which Xen refuses.
+    #[must_use]
+    pub const fn new(vector: u8) -> Option<Self> {
+        if vector >= 16 {
+            Some(Self(vector))
+        } else {
+            None
+        }
+    }
+
+    /// The vector's number.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
