@@ -1,7 +1,6 @@
 //! x86-64: the hypercall page, or the instruction of the CPU's vendor.
 
 use core::arch::asm;
-use core::arch::x86_64::__cpuid;
 
 use super::Gate;
 
@@ -103,11 +102,9 @@ impl Cpuid {
         leaves
             .into_iter()
             .find(|&base| {
-                let leaf = __cpuid(base);
-                [leaf.ebx, leaf.ecx, leaf.edx]
-                    .map(u32::to_le_bytes)
-                    .concat()
-                    == *b"XenVMMXenVMM"
+                let leaf = cpuid(base);
+                let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+                signature.as_flattened() == b"XenVMMXenVMM"
             })
             .map(|base| Self { base })
     }
@@ -115,7 +112,7 @@ impl Cpuid {
     /// Whether the CPU wants [`Vmmcall`]; [`Vmcall`] otherwise.
     #[must_use]
     pub fn is_amd(self) -> bool {
-        let leaf = __cpuid(0);
+        let leaf = cpuid(0);
         let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
         vendor == [*b"Auth", *b"enti", *b"cAMD"] || vendor == [*b"Hygo", *b"nGen", *b"uine"]
     }
@@ -126,7 +123,7 @@ impl Cpuid {
     /// The CPU is in ring 0. The page is 4 KiB aligned RAM that nothing else
     /// uses.
     pub unsafe fn install(self, page: u64) {
-        let leaf = __cpuid(self.base + 2);
+        let leaf = cpuid(self.base + 2);
         #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
         let (low, high) = (page as u32, (page >> 32) as u32);
         // SAFETY: the leaf names the register that takes the page's address.
@@ -134,4 +131,34 @@ impl Cpuid {
             asm!("wrmsr", in("ecx") leaf.ebx, in("eax") low, in("edx") high, options(nostack));
         }
     }
+}
+
+struct Leaf {
+    ebx: u32,
+    ecx: u32,
+    edx: u32,
+}
+
+/// The standard library's function is unsafe or not depending on its release.
+fn cpuid(leaf: u32) -> Leaf {
+    let (ebx, ecx, edx): (u64, u32, u32);
+    // SAFETY: reads the CPU's identity and nothing else; rbx is restored.
+    unsafe {
+        asm!(
+            "mov {ebx}, rbx",
+            "cpuid",
+            "xchg {ebx}, rbx",
+            ebx = out(reg) ebx,
+            inlateout("eax") leaf => _,
+            inlateout("ecx") 0 => ecx,
+            lateout("edx") edx,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "cpuid clears the upper half"
+    )]
+    let ebx = ebx as u32;
+    Leaf { ebx, ecx, edx }
 }
