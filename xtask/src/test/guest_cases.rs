@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::demo::{Path, Plan, measure, stats};
 use crate::setup::Qemu;
-use crate::vm::{Board, Failure, Machine, Vm};
+use crate::vm::{Board, Failure, Machine, Vm, resident};
 
 const MIB: u64 = 1 << 20;
 const BOOT: Duration = Duration::from_secs(60);
@@ -266,24 +266,49 @@ fn storm(site: &Site<'_>) -> Result<()> {
     )
 }
 
-/// The PFN path is slow enough to be caught in the middle.
+/// A new target while frames of the old one are on their way: the PFN path is slow enough to be caught.
 fn change_of_mind(site: &Site<'_>) -> Result<()> {
-    site.with(
-        site.machine(1024).append("path=pfn").append("fill=all"),
-        |vm| {
-            vm.console.wait("freed", BOOT)?;
-            vm.qmp.balloon(128 * MIB)?;
-            std::thread::sleep(Duration::from_millis(60));
-            resize(vm, 1000 * MIB)?;
-            vm.qmp.balloon(1024 * MIB)?;
-            std::thread::sleep(Duration::from_millis(5));
-            resize(vm, 512 * MIB)?;
-            check_whole(vm)?;
+    let machine = site.machine(1024).append("path=pfn").append("fill=all");
+    site.with(machine, |vm| {
+        vm.console.wait("freed", BOOT)?;
+        for (first, second) in [(128, 1000), (200, 512)] {
             resize(vm, 1024 * MIB)?;
+            vm.console.send("fill")?;
+            vm.console.wait("filled", BOOT)?;
+            vm.console.send("free")?;
+            vm.console.wait("freed", BOOT)?;
+            let before = resident(vm.pid())?;
+            vm.qmp.balloon(first * MIB)?;
+            let asked = (1024 - first) * MIB;
+            let fallen = wait_for_fall(vm, before, asked / 20)?;
+            vm.qmp.balloon(second * MIB)?;
+            ensure!(
+                fallen < asked / 10 * 9,
+                "nothing was in flight any more: {fallen} of {asked} bytes had been given"
+            );
+            wait_for(vm, second * MIB)?;
             check_whole(vm)?;
-            vm.finish()
-        },
-    )
+        }
+        resize(vm, 1024 * MIB)?;
+        check_whole(vm)?;
+        vm.finish()
+    })
+}
+
+/// Waits until host memory has fallen by `bytes`, and returns by how much it has.
+fn wait_for_fall(vm: &Vm, before: u64, bytes: u64) -> Result<u64> {
+    let deadline = Instant::now() + REACH;
+    loop {
+        let fallen = before.saturating_sub(resident(vm.pid())?);
+        if fallen >= bytes {
+            return Ok(fallen);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "host memory fell by {fallen} bytes only"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn too_little(site: &Site<'_>) -> Result<()> {

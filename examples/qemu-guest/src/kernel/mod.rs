@@ -58,10 +58,9 @@ fn main(mut boot: BootInfo) -> ! {
         balloon,
         balloon_wakeups: 0,
     };
-    println!(
-        "@ready ram={ram_kib} managed={}",
-        kernel.zone.stats().managed.get()
-    );
+    let managed = kernel.zone.stats().managed.get();
+    println!("@ready ram={ram_kib} managed={managed}");
+    defmt::info!("ready: {=u64} frames managed", managed);
     if options.fill == Fill::All {
         kernel.fill();
         kernel.free();
