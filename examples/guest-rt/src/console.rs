@@ -11,7 +11,7 @@ use embedded_io::{Read, Write};
 use heapless::Deque;
 
 use crate::arch::{CONSOLE_LINE, Serial};
-use crate::interrupts;
+use crate::{interrupts, platform};
 
 /// Bytes of input that may wait; further ones are lost.
 const INPUT_BYTES: usize = 256;
@@ -57,6 +57,17 @@ fn receive() {
     });
 }
 
+/// Adds input that came another way than by COM1.
+pub fn feed(bytes: &[u8]) {
+    critical_section::with(|cs| {
+        let input = &mut CONSOLE.borrow_ref_mut(cs).input;
+        for byte in bytes {
+            // Full: as above.
+            let _ = input.push_back(*byte);
+        }
+    });
+}
+
 /// The next byte of input, if any.
 #[must_use]
 pub fn read_byte() -> Option<u8> {
@@ -72,7 +83,9 @@ pub fn has_input() -> bool {
 /// Writes text; what a stalled port does not take is lost.
 pub fn write(text: fmt::Arguments<'_>) {
     critical_section::with(|cs| {
-        if let Some(serial) = &mut CONSOLE.borrow_ref_mut(cs).serial {
+        if let Some(platform) = platform::get() {
+            let _ = platform::Output(platform).write_fmt(text);
+        } else if let Some(serial) = &mut CONSOLE.borrow_ref_mut(cs).serial {
             let _ = serial.write_fmt(text);
         }
     });

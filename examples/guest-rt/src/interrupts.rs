@@ -50,6 +50,22 @@ pub(crate) fn handle(line: InterruptLine) {
     }
 }
 
+static EVENTS: Once<fn()> = Once::new();
+
+/// Calls `handler`, with interrupts off, for each interrupt of
+/// [`EVENT_VECTOR`](crate::EVENT_VECTOR), which a hypervisor raises by itself:
+/// no controller is told that it was served. The first handler stays.
+pub fn on_event(handler: fn()) {
+    EVENTS.call_once(|| handler);
+}
+
+/// Called by the dispatch of interrupts.
+pub(crate) fn handle_event() {
+    if let Some(handler) = EVENTS.get() {
+        handler();
+    }
+}
+
 /// Halts until the next interrupt unless `ready` says there is work.
 ///
 /// An interrupt between the question and the halt is not missed: `ready` runs

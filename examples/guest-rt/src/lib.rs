@@ -37,6 +37,8 @@ pub mod mmio;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
+pub mod platform;
+#[cfg(target_os = "none")]
 #[expect(
     unsafe_code,
     reason = "passes its callers' word on to the architecture"
@@ -46,7 +48,7 @@ pub mod ram;
 pub mod timer;
 
 #[cfg(target_os = "none")]
-pub use arch::{Ports, exit_failure, exit_success, now, pci_bus};
+pub use arch::{EVENT_VECTOR, Ports, exit_failure, exit_success, now, pci_bus};
 #[cfg(target_os = "none")]
 pub use boot::BootInfo;
 #[cfg(target_os = "none")]

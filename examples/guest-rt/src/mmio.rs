@@ -48,6 +48,14 @@ unsafe impl RegisterWord for u32 {}
 // SAFETY: as above.
 unsafe impl RegisterWord for u64 {}
 
+/// Maps pages that a hypervisor shares with us, cached, at their address.
+///
+/// # Errors
+/// When the range is RAM of ours, or there is no room for the tables.
+pub fn map_shared(range: PhysRange) -> Result<(), MapError> {
+    arch::map_shared(range)
+}
+
 /// A device's registers, mapped uncached.
 ///
 /// Accesses are volatile. What a device does upon them is the driver's business:

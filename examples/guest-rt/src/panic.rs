@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use embedded_io::Write;
 
-use crate::arch;
+use crate::{arch, platform};
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
@@ -33,18 +33,24 @@ impl<W: Write> fmt::Write for OneLine<W> {
 fn panic(info: &PanicInfo<'_>) -> ! {
     critical_section::with(|_| {
         // A panic over a panic leaves without another word.
-        if !PANICKING.swap(true, Ordering::Relaxed)
-            && let Some(mut serial) = arch::emergency_serial()
-        {
-            // The console may be in the middle of a line.
-            let _ = serial.write_all(b"\n");
-            let mut line = OneLine(&mut serial);
-            let _ = write!(line, "@panic {}", info.message());
-            if let Some(place) = info.location() {
-                let _ = write!(line, " at {place}");
+        if !PANICKING.swap(true, Ordering::Relaxed) {
+            if let Some(platform) = platform::get() {
+                last_words(platform::Output(platform), info);
+            } else if let Some(serial) = arch::emergency_serial() {
+                last_words(serial, info);
             }
-            let _ = serial.write_all(b"\n");
         }
         arch::exit_failure()
     })
+}
+
+fn last_words(mut output: impl Write, info: &PanicInfo<'_>) {
+    // The console may be in the middle of a line.
+    let _ = output.write_all(b"\n");
+    let mut line = OneLine(&mut output);
+    let _ = write!(line, "@panic {}", info.message());
+    if let Some(place) = info.location() {
+        let _ = write!(line, " at {place}");
+    }
+    let _ = output.write_all(b"\n");
 }

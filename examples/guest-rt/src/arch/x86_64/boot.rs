@@ -6,7 +6,7 @@ use qemu_exit::{QEMUExit, X86};
 
 use super::{apic, clock, idt, paging, pic, pit, serial, start_info};
 use crate::memory::{MemoryMap, PhysAddr, PhysRange};
-use crate::{boot, console, log};
+use crate::{boot, console, log, platform};
 
 global_asm!(include_str!("boot.s"), start = sym start);
 
@@ -98,11 +98,17 @@ fn exit_device() -> X86 {
 /// The host counts a run as good only if it also saw the run's token.
 pub fn exit_success() -> ! {
     x86_64::instructions::interrupts::disable();
+    if let Some(platform) = platform::get() {
+        (platform.exit)(true)
+    }
     exit_device().exit_success()
 }
 
 /// Ends the machine; QEMU's exit code is 35.
 pub fn exit_failure() -> ! {
     x86_64::instructions::interrupts::disable();
+    if let Some(platform) = platform::get() {
+        (platform.exit)(false)
+    }
     exit_device().exit(EXIT_FAILURE)
 }

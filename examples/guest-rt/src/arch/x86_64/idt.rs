@@ -15,11 +15,14 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
 use super::{apic, pic};
+use crate::interrupts;
 
 global_asm!(include_str!("interrupts.s"), dispatch = sym dispatch);
 
 /// Vector of the local APIC's timer.
 pub(super) const TIMER: u8 = 0x30;
+/// Vector for interrupts that a hypervisor raises without any controller.
+pub const EVENT_VECTOR: u8 = 0x31;
 /// Vector of interrupts that turn out to be none.
 pub(super) const SPURIOUS: u8 = 0xff;
 /// First of the 16 vectors of the interrupt controllers' lines.
@@ -158,6 +161,7 @@ extern "C" fn dispatch(frame: &Frame) {
     match vector {
         LINES..TIMER => pic::handle(vector - LINES),
         TIMER => apic::handle_timer(),
+        EVENT_VECTOR => interrupts::handle_event(),
         SPURIOUS => {}
         _ => fault(frame),
     }

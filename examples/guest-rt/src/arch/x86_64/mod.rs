@@ -9,6 +9,8 @@ mod apic;
 mod boot;
 #[expect(unsafe_code, reason = "reads the time-stamp counter")]
 mod clock;
+#[expect(unsafe_code, reason = "asks the CPU about its hypervisor")]
+mod hypervisor;
 #[expect(
     unsafe_code,
     reason = "halts with interrupts on, implements the critical section"
@@ -39,11 +41,12 @@ mod start_info;
 pub(crate) use apic::{arm_timer, disarm_timer};
 pub(crate) use idle::halt_unless;
 pub(crate) use idt::interrupts_taken;
-pub(crate) use paging::map_device;
+pub(crate) use paging::{map_device, map_shared};
 pub(crate) use pic::unmask;
 pub(crate) use ram::{fill_frame, frame_holds};
 pub(crate) use serial::{CONSOLE_LINE, Serial, emergency_serial};
 
 pub use boot::{exit_failure, exit_success};
 pub use clock::now;
+pub use idt::EVENT_VECTOR;
 pub use pci::{Ports, pci_bus};

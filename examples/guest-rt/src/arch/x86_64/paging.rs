@@ -106,6 +106,15 @@ pub(super) fn start(
 
 /// Maps a device's registers, uncached, at their physical address.
 pub(crate) fn map_device(range: PhysRange) -> Result<(), MapError> {
+    map_outside_ram(range, DEVICE)
+}
+
+/// Maps memory that is not RAM of ours at its physical address.
+pub(crate) fn map_shared(range: PhysRange) -> Result<(), MapError> {
+    map_outside_ram(range, RAM)
+}
+
+fn map_outside_ram(range: PhysRange, flags: PageTableFlags) -> Result<(), MapError> {
     critical_section::with(|cs| {
         let mut paging = PAGING.borrow_ref_mut(cs);
         let paging = paging.as_mut().ok_or(MapError::NoTables)?;
@@ -118,7 +127,7 @@ pub(crate) fn map_device(range: PhysRange) -> Result<(), MapError> {
         if paging.ram.overlaps(pages) {
             return Err(MapError::IsRam);
         }
-        paging.map(pages, DEVICE)
+        paging.map(pages, flags)
     })
 }
 
