@@ -2,7 +2,12 @@
 //!
 //! The host's view is kept beside the zone: a frame is populated when the program touches it, and
 //! no more when the balloon gives it away. Recency alone finds 0.2 to 0.3 of them.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests"
+)]
 
 use buddy_alloc::{
     Backing, Config, Frame, FrameCount, FrameRange, GivePath, Order, Preference, RangeBuf, TakeAsk,

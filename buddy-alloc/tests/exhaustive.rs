@@ -65,7 +65,7 @@ fn run_all(start: u64, frames: u64, depth: u32, added: Backing) {
         let mut rest = number;
         program.actions.clear();
         for _ in 0..depth {
-            program.actions.push(ACTIONS[rest % ACTIONS.len()]);
+            program.actions.extend(ACTIONS.get(rest % ACTIONS.len()));
             rest /= ACTIONS.len();
         }
         run_on(&program, &mut memory, usize::MAX);

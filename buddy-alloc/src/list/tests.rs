@@ -51,7 +51,7 @@ fn matches_a_plain_sequence_on_random_programs() {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
-            (seed >> 20) as u32
+            u32::try_from(seed >> 32).unwrap()
         });
         run(pairs, steps.take(if cfg!(miri) { 300 } else { 20_000 }));
     }

@@ -20,7 +20,7 @@ fn the_densest_region_is_within_an_eighth() {
         let count = &mut model[usize::try_from(region).unwrap()];
         let amount = (seed >> 20) % 60;
         // Phases of mostly growing and mostly shrinking.
-        if ((seed >> 40) % 4 == 0) == (step / 5000 % 2 == 0) {
+        if (seed >> 40).is_multiple_of(4) == (step / 5000 % 2 == 0) {
             let amount = amount.min(*count);
             *count -= amount;
             regions.taken(region, amount, amount);
