@@ -241,7 +241,7 @@ impl MemoryMap {
             let pieces = if known.overlaps(hole) {
                 [
                     PhysRange::new(known.start, hole.start),
-                    PhysRange::new(hole.end.max(known.start), known.end),
+                    PhysRange::new(hole.end, known.end),
                 ]
             } else {
                 [known, PhysRange::new(known.end, known.end)]

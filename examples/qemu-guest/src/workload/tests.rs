@@ -77,6 +77,9 @@ fn fills_everything_keeps_its_share_and_fills_again() {
     assert_eq!(zone.stats().used, freed.kept);
     let share = freed.kept.get() * 100 / managed.get();
     assert!((18..=22).contains(&share), "{share}");
+    // Spread evenly: a fifth of the groups, none beside another.
+    let longest = workload.held.runs().map(|run| run.count().get()).max();
+    assert_eq!(longest, Some(GROUP.frames()));
     assert_eq!(workload.verify(&ram), Ok(freed.kept));
     // Freeing twice frees nothing more.
     assert_eq!(workload.free(&mut zone).unwrap().frames, FrameCount::ZERO);
