@@ -27,7 +27,10 @@ impl<const N: usize> Engine<N> {
             self.give.reset();
             return;
         }
-        let held_off = self.cool_until.is_some() || self.give.is_waiting(io.now);
+        // The two queues know no order between them: a frame used before its return
+        // was acknowledged must not be given again before that.
+        let held_off =
+            self.deflating.has_early() || self.cool_until.is_some() || self.give.is_waiting(io.now);
         if held_off || !self.may_give(&io.caps, true) {
             return;
         }

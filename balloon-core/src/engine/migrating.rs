@@ -53,7 +53,10 @@ impl<const N: usize> Engine<N> {
 
     /// Whether a migration may start.
     pub(crate) const fn may_migrate(&self) -> bool {
-        !(self.broken || self.mode.is_quiesced() || self.is_forgetting())
+        !(self.broken
+            || self.mode.is_quiesced()
+            || self.is_forgetting()
+            || self.deflating.has_early())
     }
 
     /// Counts a failed call that a migration made.

@@ -18,6 +18,9 @@ pub(crate) struct Entry {
     populated: FrameCount,
     path: GivePath,
     phase: Phase,
+    /// Some of its frames are in their places although the host has not
+    /// answered.
+    early: bool,
 }
 
 #[derive(Debug)]
@@ -41,6 +44,7 @@ impl Entry {
         populated: FrameCount::ZERO,
         path: GivePath::Told,
         phase: Phase::Empty,
+        early: false,
     };
 
     /// The unused ones of the first `runs` runs, to lay a sink over.
@@ -154,6 +158,7 @@ pub(crate) struct Table<const N: usize> {
     in_flight_frames: FrameCount,
     settling: usize,
     settling_frames: FrameCount,
+    early: usize,
 }
 
 impl<const N: usize> Table<N> {
@@ -165,6 +170,7 @@ impl<const N: usize> Table<N> {
             in_flight_frames: FrameCount::ZERO,
             settling: 0,
             settling_frames: FrameCount::ZERO,
+            early: 0,
         }
     }
 
@@ -188,6 +194,11 @@ impl<const N: usize> Table<N> {
     /// Frames that are neither free nor ballooned because of this kind.
     pub(crate) const fn frames(&self) -> FrameCount {
         self.in_flight_frames.saturating_add(self.settling_frames)
+    }
+
+    /// Whether frames are in use that the host has not answered for.
+    pub(crate) const fn has_early(&self) -> bool {
+        self.early > 0
     }
 
     /// When the request that has waited longest was launched.
@@ -292,6 +303,7 @@ impl<const N: usize> Table<N> {
                     GivePath::Told => self.told_in_flight -= 1,
                     GivePath::Bulk => self.bulk_in_flight -= 1,
                 }
+                self.early -= usize::from(core::mem::take(&mut entry.early));
                 self.settle(claimed, done);
             }
             Err(in_flight) => entry.phase = Phase::InFlight(in_flight, since),
@@ -316,6 +328,10 @@ impl<const N: usize> Table<N> {
             entry.pop(range);
         }
         let placed = before.saturating_sub(entry.frames);
+        if !placed.is_zero() && !entry.early {
+            entry.early = true;
+            self.early += 1;
+        }
         self.in_flight_frames = self.in_flight_frames.saturating_sub(placed);
         placed
     }

@@ -82,6 +82,22 @@ fn relief_finds_a_slot_while_a_deflation_uses_all_it_may() {
 }
 
 #[test]
+fn a_frame_used_early_is_not_given_again_before_the_host_answered() {
+    let mut rig = Rig::new(oom_host(FakeHost::plain()), 1000);
+    rig.inflate_to(1000);
+    rig.host.answers = Answers::WhenTold;
+    rig.relieve(Need::frames(FrameCount::new(50)));
+    // The cool-down is over, the host has not looked at its queue.
+    rig.now = Nanos::from_secs(6);
+    rig.step(Budget::LARGE);
+    assert_eq!(rig.status().inflating, FrameCount::ZERO);
+    rig.host.answers = Answers::Promptly;
+    rig.shared.signal().used();
+    rig.run();
+    rig.assert_reached(1000);
+}
+
+#[test]
 fn without_the_feature_only_surplus_returns() {
     for (rule, target, expected) in [
         (OomRule::Surplus, 900, 100),
