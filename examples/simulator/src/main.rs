@@ -1,0 +1,75 @@
+#![doc = include_str!("../README.md")]
+
+mod guest;
+mod host;
+mod memory;
+mod rng;
+mod trace;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use balloon_core::Shared;
+use clap::Parser;
+
+use host::Model;
+use trace::Trace;
+use world::{Tally, World};
+
+/// Simulate ballooned guests and their hosts.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask sim")]
+struct Args {
+    /// How many seeds to run, from `--seed` on.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first seed; alone, the only one.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Only this kind of host.
+    #[arg(long)]
+    host: Option<Model>,
+    /// Print everything that happens.
+    #[arg(long)]
+    trace: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let first = args.seed.unwrap_or(0);
+    let count = if args.seed.is_some() { 1 } else { args.seeds };
+    let hosts = args.host.map_or(Model::ALL.to_vec(), |host| vec![host]);
+    let mut total = Tally::default();
+    let mut metadata = vec![0; world::metadata_words()];
+    for seed in first..first.saturating_add(count) {
+        for &model in &hosts {
+            match run(seed, model, &mut metadata, args.trace) {
+                Ok(tally) => total.add(tally),
+                Err(finding) => {
+                    let host = model.name();
+                    eprintln!("FOUND with seed {seed} on {host}: {finding:#}");
+                    eprintln!("replay: cargo xtask sim --seed {seed} --host {host} --trace");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+        if seed % 1000 == 999 {
+            eprintln!("{} seeds", seed + 1 - first);
+        }
+    }
+    eprintln!(
+        "{count} seeds on {} hosts, nothing found: {total:?}",
+        hosts.len()
+    );
+    ExitCode::SUCCESS
+}
+
+fn run(seed: u64, model: Model, metadata: &mut [u64], trace: bool) -> Result<Tally> {
+    // The engine wants it for as long as the program runs; a run leaves nothing
+    // in flight, or is the last one.
+    let shared = Box::leak(Box::new(Shared::new()));
+    let mut world = World::new(seed, model, metadata, shared, Trace::new(trace))?;
+    world.run()?;
+    Ok(world.tally())
+}
