@@ -108,7 +108,10 @@ impl Regions<'_> {
         match now {
             Entry::Promise(_) => r.promises += n,
             Entry::Ram { mfn, .. } => {
-                if r.run == NONE && mfn.get() & (size - 1) == u64::from(page) {
+                // Only an empty region may adopt a run: pages already there could lie on it
+                // without having been counted.
+                let empty = r.run == NONE && r.resident == 0;
+                if empty && mfn.get() & (size - 1) == u64::from(page) {
                     r.run = u32::try_from(mfn.get() >> order.get()).unwrap_or(NONE);
                 }
                 r.resident += n;

@@ -186,7 +186,11 @@ impl Pod<'_> {
         let base = Mfn::new(u64::from(run) << self.superpage().get());
         let own = base.plus(self.page_of(to));
         let cached = self.cache().take_at(own, order);
-        cached.or_else(|| host.alloc_at(own, order).map(|b| b.into_zeroed(host)))
+        // With debt the source's frame would stay too, and the guest own more than before.
+        if cached.is_some() || self.debt() > 0 {
+            return cached;
+        }
+        host.alloc_at(own, order).map(|b| b.into_zeroed(host))
     }
 
     /// The destination gets `frame`, the source's own goes where released frames go.

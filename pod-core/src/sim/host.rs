@@ -176,6 +176,7 @@ impl Host for Sim {
         for (vcpu, gfn, content) in core::mem::take(&mut self.writers) {
             if self.tlb[vcpu].get(&gfn.get()).is_some_and(|(_, w)| *w) {
                 assert!(self.guest_write(vcpu, gfn, content).is_ok());
+                self.landed.push((gfn, content));
             }
         }
         if self.traits.forgets_flush {

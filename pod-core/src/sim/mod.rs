@@ -15,6 +15,7 @@
 mod boot;
 mod host;
 mod map;
+mod program;
 mod table;
 mod world;
 
@@ -28,6 +29,7 @@ use map::Map;
 use table::Table;
 
 pub use boot::{Balloon, Boot, Outcome, Scrub};
+pub use program::{Step, run_program};
 pub use table::TableWork;
 pub use world::{Memory, World};
 
@@ -137,6 +139,8 @@ pub struct Sim {
     pub traits: Traits,
     /// Writes that vCPUs issue right before the next flush, if a translation lets them.
     pub writers: Vec<(usize, Gfn, Content)>,
+    /// Those that went through since this was last cleared.
+    pub landed: Vec<(Gfn, Content)>,
     /// Events since this was last cleared, if recording.
     pub events: Vec<Event>,
     /// Whether to record events.
@@ -183,6 +187,7 @@ impl Sim {
                 forgets_flush: false,
             },
             writers: Vec::new(),
+            landed: Vec::new(),
             events: Vec::new(),
             recording: false,
             work: Work::default(),
