@@ -40,7 +40,7 @@ impl BootInfo {
         let bytes = (words as u64)
             .checked_mul(8)?
             .checked_next_multiple_of(PAGE)?;
-        let range = self.free.carve(bytes, PAGE)?;
+        let range = self.carve(bytes, PAGE)?;
         let start = range.start().as_mut_ptr::<u64>();
         // SAFETY: mapped RAM that belongs to nobody, and to the caller now.
         unsafe { start.write_bytes(0, words) };

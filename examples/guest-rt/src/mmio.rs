@@ -90,21 +90,6 @@ impl Mmio {
         ptr::with_exposed_provenance_mut(self.base)
     }
 
-    /// Part of the region, `bytes` from `offset` on.
-    ///
-    /// # Errors
-    /// When the part is not within it.
-    pub fn part(&self, offset: usize, bytes: usize) -> Result<Self, OutOfRange> {
-        let end = offset.checked_add(bytes).ok_or(OutOfRange { offset })?;
-        if end > self.bytes {
-            return Err(OutOfRange { offset });
-        }
-        Ok(Self {
-            base: self.base + offset,
-            bytes,
-        })
-    }
-
     fn address<T: RegisterWord>(&self, offset: usize) -> Result<usize, OutOfRange> {
         let end = offset
             .checked_add(size_of::<T>())

@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use embedded_io::{ErrorKind, ErrorType, Read, ReadReady, Write};
+use embedded_io::{ErrorKind, ErrorType, Read, Write};
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
@@ -117,11 +117,5 @@ impl Read for Serial {
     /// Takes what is there; unlike most ports this one does not wait.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Stalled> {
         Ok(self.uart.receive_bytes(buffer))
-    }
-}
-
-impl ReadReady for Serial {
-    fn read_ready(&mut self) -> Result<bool, Stalled> {
-        Ok(self.uart.ready_to_receive().is_ok())
     }
 }
