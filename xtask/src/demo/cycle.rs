@@ -13,6 +13,7 @@ const BOOT: Duration = Duration::from_secs(60);
 const FILL: Duration = Duration::from_secs(300);
 const RESIZE: Duration = Duration::from_secs(120);
 const VERIFY: Duration = Duration::from_secs(120);
+const LEAD: Duration = Duration::from_millis(500);
 const ANSWER: Duration = Duration::from_secs(10);
 /// Time between two questions to the monitor.
 const PERIOD: Duration = Duration::from_millis(4);
@@ -88,6 +89,8 @@ pub(crate) fn measure(vm: &mut Vm, plan: &Plan) -> Result<Cycle> {
     let asked = full - target;
     fill(vm, plan)?;
     let sampler = Sampler::start(pid);
+    // A plot shows a little of what was before.
+    std::thread::sleep(LEAD);
 
     let before = stats(vm)?;
     let rss_before = resident(pid)?;

@@ -30,7 +30,9 @@ pub(super) fn draw(mem_mib: u64, target_mib: u64, cycles: &[Cycle]) -> String {
         &mut svg,
         LEFT,
         22.0,
-        &format!("A guest of {mem_mib} MiB is asked for {target_mib} MiB, and gets them back"),
+        &format!(
+            "A guest of {mem_mib} MiB shrinks to {target_mib} MiB, rests, and gets its memory back"
+        ),
         "start",
     );
     for (x, color, label) in [
@@ -158,17 +160,15 @@ impl Panel {
                 "<path d=\"M{left:.1} {top:.1}V{bottom:.1}H{right:.1}\" fill=\"none\" stroke=\"#57606a\"/>"
             ),
         );
-        let step = nice_step(self.highest as f64 / 4.0).max(1.0);
-        for tick in (0..)
-            .map(|index| f64::from(index) * step)
-            .take_while(|&mib| mib <= self.highest as f64)
-        {
-            let y = bottom - PANEL_HEIGHT * tick / (self.highest as f64 * 1.05);
+        // Memory comes in powers of two, and so do its ticks.
+        let step = (self.highest.next_power_of_two() / 8).max(1);
+        for tick in (0..=self.highest).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
+            let y = self.y(tick);
             element(
                 svg,
                 &format!("<path d=\"M{left:.1} {y:.1}H{right:.1}\" stroke=\"#eaeef2\"/>"),
             );
-            text(svg, left - 6.0, y + 4.0, &format!("{tick:.0}"), "end");
+            text(svg, left - 6.0, y + 4.0, &tick.to_string(), "end");
         }
         let before = (self.origin - self.from).as_secs_f64();
         let after = self.to.saturating_duration_since(self.origin).as_secs_f64();

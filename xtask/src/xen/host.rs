@@ -1,0 +1,316 @@
+//! Xen with its first domain, on QEMU's software CPU, driven over its console.
+//!
+//! Commands go to the shell of the first domain, whose answer ends with
+//! `@@done CODE`. What guests say comes in between, each line with its name.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::packages::Lab;
+use crate::setup::Qemu;
+
+/// Linux without what costs seconds of emulation.
+const LINUX: &str = "console=hvc0 quiet loglevel=1 tsc=reliable apparmor=0 ima=off audit=0 \
+                     cryptomgr.notests mitigations=off nokaslr random.trust_cpu=on \
+                     8250.nr_uarts=0 edd=off noresume no_timer_check";
+const XEN: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all noreboot bootscrub=0 \
+                   no-real-mode edid=no edd=off spec-ctrl=no cpuidle=0";
+/// Lines a failure shows.
+const TAIL: usize = 40;
+/// From the start to the first prompt; it takes 5 s alone on a machine.
+const BOOT: Duration = Duration::from_secs(90);
+
+/// How large the machine is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) machine_mib: u32,
+    pub(super) dom0_mib: u32,
+}
+
+/// A booted Xen.
+#[derive(Debug)]
+pub(super) struct Host {
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<(Instant, String)>,
+    guests: BTreeMap<String, VecDeque<(Instant, String)>>,
+    /// Lines of Xen itself and of guests' early output.
+    pub(super) log: Vec<String>,
+    recent: VecDeque<String>,
+    memory: Option<PathBuf>,
+}
+
+/// What a command of the first domain said.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) code: i32,
+    pub(super) lines: Vec<String>,
+}
+
+impl Answer {
+    /// The lines as one text.
+    pub(super) fn text(&self) -> String {
+        self.lines.join("\n")
+    }
+}
+
+/// The CPU to emulate: of 7.2 without what it gets wrong.
+fn cpu(qemu: &Qemu) -> &'static str {
+    if qemu.is_oldest() {
+        "max,-smap,-avx,-avx2,-xsave"
+    } else {
+        "max"
+    }
+}
+
+impl Host {
+    /// Boots Xen, waits for the first domain's prompt.
+    ///
+    /// `initramfs` is the first domain's file system. With `memory` the machine's
+    /// RAM is that file, so that page tables can be read from outside.
+    pub(super) fn boot(
+        qemu: &Qemu,
+        lab: &Lab,
+        initramfs: &Path,
+        size: Size,
+        memory: Option<&Path>,
+        transcript: &Path,
+    ) -> Result<Self> {
+        let mut command = qemu.command();
+        let machine = if memory.is_some() {
+            "pc,usb=off,memory-backend=ram"
+        } else {
+            "pc,usb=off"
+        };
+        if let Some(memory) = memory {
+            command.arg("-object").arg(format!(
+                "memory-backend-file,id=ram,size={}M,mem-path={},share=on",
+                size.machine_mib,
+                memory.display()
+            ));
+        }
+        command.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu(qemu)]);
+        command.args(["-m", &format!("{}M", size.machine_mib), "-smp", "1"]);
+        command.args(["-display", "none", "-vga", "none", "-no-reboot", "-nic", "none"]);
+        command.args(["-serial", "stdio"]).arg("-kernel").arg(&lab.xen);
+        command.args(["-append", &format!("{XEN} dom0_mem={}M", size.dom0_mib)]);
+        command.arg("-initrd").arg(format!(
+            "{} {LINUX},{}",
+            lab.vmlinux.display(),
+            initramfs.display()
+        ));
+        let mut host = Self::start(command, memory, transcript)?;
+        host.wait_line(BOOT, |line| line == "@@ready")
+            .context("the first domain did not come up")?;
+        Ok(host)
+    }
+
+    /// Boots Xen with a guest of ours as the first domain: no toolstack at all.
+    pub(super) fn boot_direct(
+        qemu: &Qemu,
+        lab: &Lab,
+        guest: &Path,
+        arguments: &str,
+        pvh: bool,
+        transcript: &Path,
+    ) -> Result<Self> {
+        let kind = if pvh { "dom0=pvh dom0-iommu=none" } else { "dom0=pv" };
+        let xen = XEN.replace("noreboot ", "");
+        let mut command = qemu.command();
+        command.args(["-machine", "q35", "-accel", "tcg", "-cpu", cpu(qemu)]);
+        command.args(["-m", "256M", "-smp", "1", "-display", "none"]);
+        command.args(["-no-reboot", "-nic", "none", "-serial", "stdio"]);
+        command.arg("-kernel").arg(&lab.xen);
+        command.args(["-append", &format!("{xen} dom0_mem=64M {kind}")]);
+        command.arg("-initrd").arg(format!("{} {arguments}", guest.display()));
+        Self::start(command, None, transcript)
+    }
+
+    fn start(
+        mut command: std::process::Command,
+        memory: Option<&Path>,
+        transcript: &Path,
+    ) -> Result<Self> {
+        if let Some(folder) = transcript.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut file = File::create(transcript)?;
+        let errors = File::create(transcript.with_extension("err"))?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut child = command.spawn().context("starting QEMU")?;
+        let input = child.stdin.take().context("QEMU has an input")?;
+        let output = child.stdout.take().context("QEMU has an output")?;
+        let (sender, lines) = channel();
+        let begin = Instant::now();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(output);
+            let mut line = Vec::new();
+            while reader
+                .read_until(b'\n', &mut line)
+                .is_ok_and(|length| length > 0)
+            {
+                let text = String::from_utf8_lossy(&line);
+                let text = text.trim_end_matches(['\r', '\n']).to_owned();
+                let at = Instant::now();
+                let since = (at - begin).as_secs_f64();
+                // A full disk must not stop the run.
+                let _ = writeln!(file, "{since:8.3} {text}");
+                if sender.send((at, text)).is_err() {
+                    break;
+                }
+                line.clear();
+            }
+        });
+        Ok(Self {
+            child,
+            input,
+            lines,
+            guests: BTreeMap::new(),
+            log: Vec::new(),
+            recent: VecDeque::new(),
+            memory: memory.map(Path::to_path_buf),
+        })
+    }
+
+    /// Runs a command in the first domain.
+    pub(super) fn run(&mut self, command: &str, limit: Duration) -> Result<Answer> {
+        writeln!(self.input, "{command}")?;
+        self.input.flush()?;
+        let mut lines = Vec::new();
+        let deadline = Instant::now() + limit;
+        loop {
+            let (_, line) = self.next(deadline).with_context(|| format!("running `{command}`"))?;
+            if let Some(code) = line.strip_prefix("@@done ") {
+                let code = code.trim().parse().unwrap_or(-1);
+                return Ok(Answer { code, lines });
+            }
+            lines.push(line);
+        }
+    }
+
+    /// Runs a command that has to succeed.
+    pub(super) fn must(&mut self, command: &str, limit: Duration) -> Result<Answer> {
+        let answer = self.run(command, limit)?;
+        if answer.code != 0 {
+            bail!("`{command}` ended with {}:\n{}", answer.code, answer.text());
+        }
+        Ok(answer)
+    }
+
+    /// Waits for an event `@NAME ...` of a guest; returns what stands behind the
+    /// name, and when it came. Other lines before it are dropped.
+    pub(super) fn event(
+        &mut self,
+        guest: &str,
+        name: &str,
+        limit: Duration,
+        fits: impl Fn(&str) -> bool,
+    ) -> Result<(Instant, String)> {
+        let deadline = Instant::now() + limit;
+        loop {
+            while let Some((at, line)) = self.guests.get_mut(guest).and_then(VecDeque::pop_front) {
+                let Some(event) = line.strip_prefix('@') else {
+                    continue;
+                };
+                let (event, text) = event.split_once(' ').unwrap_or((event, ""));
+                let bad = ["panic", "lost"].contains(&event)
+                    || (event == "verify" && !text.starts_with("ok"));
+                if bad && event != name {
+                    bail!("{guest}: @{event} {text}\n{}", self.tail());
+                }
+                if event == name && fits(text) {
+                    return Ok((at, text.to_owned()));
+                }
+            }
+            let next = self.next(deadline);
+            let (_, line) =
+                next.with_context(|| format!("waiting for `@{name}` of guest `{guest}`"))?;
+            self.log.push(line);
+        }
+    }
+
+    /// Waits for a line of Xen or the first domain.
+    pub(super) fn wait_line(
+        &mut self,
+        limit: Duration,
+        fits: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        if let Some(at) = self.log.iter().position(|line| fits(line)) {
+            return Ok(self.log.swap_remove(at));
+        }
+        loop {
+            let (_, line) = self.next(deadline)?;
+            if fits(&line) {
+                return Ok(line);
+            }
+            self.log.push(line);
+        }
+    }
+
+    /// Waits for QEMU's end.
+    pub(super) fn wait_exit(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.code());
+            }
+            while let Ok((_, line)) = self.lines.try_recv() {
+                self.log.push(line);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("QEMU does not exit\n{}", self.tail())
+    }
+
+    /// The last lines of the console.
+    pub(super) fn tail(&self) -> String {
+        let lines: Vec<String> = self.recent.iter().map(|line| format!("  {line}")).collect();
+        lines.join("\n")
+    }
+
+    /// The next line that no guest said; guests' lines are put aside, and reported
+    /// as an empty line so that whoever waits for one looks again.
+    fn next(&mut self, deadline: Instant) -> Result<(Instant, String)> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (at, line) = match self.lines.recv_timeout(left) {
+            Ok(received) => received,
+            Err(RecvTimeoutError::Timeout) => bail!("time is up; the console says\n{}", self.tail()),
+            Err(RecvTimeoutError::Disconnected) => bail!("QEMU is gone\n{}", self.tail()),
+        };
+        self.recent.push_back(line.clone());
+        if self.recent.len() > TAIL {
+            self.recent.pop_front();
+        }
+        let said = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.split_once("] "))
+            .map(|(guest, text)| (guest.to_owned(), text.to_owned()));
+        if let Some((guest, text)) = said {
+            self.guests.entry(guest).or_default().push_back((at, text));
+            return Ok((at, String::new()));
+        }
+        Ok((at, line))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Gone already is what we want.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(memory) = &self.memory {
+            let _ = std::fs::remove_file(memory);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! File systems for the first domain, in the format its kernel unpacks.
+//!
+//! The kernel takes several archives in a row, so the toolstack's is built once
+//! and the guests are appended for each run.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use xshell::cmd;
+
+use super::packages::Lab;
+use crate::exec::Runner;
+use crate::workspace::Workspace;
+
+/// What of the tools goes in.
+const TOOLS: [&str; 6] = [
+    "xl",
+    "xenstored",
+    "xenconsoled",
+    "xenconsole",
+    "xen-init-dom0",
+    "libxl-save-helper",
+];
+const CLIENTS: [&str; 4] = ["xenstore-read", "xenstore-write", "xenstore-ls", "xenstore"];
+const MODULES: [&str; 5] = [
+    "xen-privcmd",
+    "xenfs/xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+];
+const LIBRARIES: &str = "lib/x86_64-linux-gnu";
+
+/// An archive of the `newc` kind.
+#[derive(Debug, Default)]
+pub(super) struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+    folders: BTreeSet<PathBuf>,
+}
+
+impl Archive {
+    /// Adds a file, and the folders on the way to it.
+    pub(super) fn file(&mut self, path: &str, executable: bool, content: &[u8]) {
+        self.folders_of(Path::new(path));
+        let mode = if executable { 0o100_755 } else { 0o100_644 };
+        self.entry(path, mode, content);
+    }
+
+    /// Adds a folder.
+    pub(super) fn folder(&mut self, path: &str) {
+        self.folders_of(Path::new(path).join("x").as_path());
+    }
+
+    /// Adds a symbolic link.
+    pub(super) fn link(&mut self, path: &str, to: &str) {
+        self.folders_of(Path::new(path));
+        self.entry(path, 0o120_777, to.as_bytes());
+    }
+
+    /// The archive, ended.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, b"");
+        self.bytes
+    }
+
+    fn folders_of(&mut self, path: &Path) {
+        let parents: Vec<PathBuf> = path
+            .ancestors()
+            .skip(1)
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .map(Path::to_path_buf)
+            .collect();
+        for folder in parents.into_iter().rev() {
+            if self.folders.insert(folder.clone()) {
+                self.entry(&folder.to_string_lossy(), 0o040_755, b"");
+            }
+        }
+    }
+
+    fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
+        self.entries += 1;
+        let header = [
+            self.entries,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            u32::try_from(content.len()).unwrap_or(u32::MAX),
+            0,
+            0,
+            0,
+            0,
+            u32::try_from(path.len() + 1).unwrap_or(u32::MAX),
+            0,
+        ];
+        self.bytes.extend(b"070701");
+        for number in header {
+            self.bytes.extend(format!("{number:08X}").into_bytes());
+        }
+        self.bytes.extend(path.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        let length = self.bytes.len().next_multiple_of(4);
+        self.bytes.resize(length, 0);
+    }
+}
+
+/// The first domain's file system without any guest, built once.
+pub(super) fn toolstack(workspace: &Workspace, runner: &mut Runner, lab: &Lab) -> Result<Vec<u8>> {
+    let shell = workspace.shell()?;
+    let mut archive = Archive::default();
+    for folder in [
+        "proc", "sys", "dev", "tmp", "sbin", "run/xen", "run/xenstored", "var/log/xen/console",
+        "var/lib/xen/dump", "var/lib/xenstored", "etc/xen/scripts", "guests",
+    ] {
+        archive.folder(folder);
+    }
+    archive.link("var/run", "../run");
+    let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| lab.root.join(path));
+    let busybox = busybox
+        .into_iter()
+        .find(|path| path.is_file())
+        .context("busybox-static holds no busybox")?;
+    archive.file("bin/busybox", true, &read(&busybox)?);
+
+    let libraries = lab.root.join("usr").join(LIBRARIES);
+    shell.set_var("LD_LIBRARY_PATH", &libraries);
+    let mut needed = BTreeSet::new();
+    let tools = lab.root.join("usr/lib/xen-4.17/bin");
+    let programs = TOOLS
+        .map(|name| (tools.join(name), format!("usr/lib/xen-4.17/bin/{name}")))
+        .into_iter()
+        .chain(CLIENTS.map(|name| (lab.root.join("usr/bin").join(name), format!("bin/{name}"))));
+    for (from, to) in programs {
+        archive.file(&to, true, &read(&from)?);
+        let list = cmd!(shell, "ldd {from}").quiet().ignore_stderr().read()?;
+        let paths = list.split_whitespace().filter(|word| word.starts_with('/'));
+        needed.extend(paths.map(PathBuf::from));
+    }
+    // Loaded by name when a thread is cancelled: no `ldd` knows.
+    needed.insert(PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"));
+    for library in needed {
+        let name = library.file_name().context("a library has a name")?;
+        let name = name.to_string_lossy();
+        let folder = if name.starts_with("ld-linux") { "lib64" } else { LIBRARIES };
+        archive.file(&format!("{folder}/{name}"), true, &read(&library)?);
+    }
+    let modules = lab.kernel.join("lib/modules");
+    let version = shell.read_dir(&modules)?.into_iter().next();
+    let drivers = version.context("the kernel has no modules")?.join("kernel/drivers/xen");
+    for module in MODULES {
+        let from = drivers.join(format!("{module}.ko"));
+        let stripped = workspace.output("xen/module.ko")?;
+        runner.run(cmd!(shell, "strip --strip-debug -o {stripped} {from}"))?;
+        let name = module.rsplit('/').next().unwrap_or(module);
+        archive.file(&format!("mods/{name}.ko"), false, &read(&stripped)?);
+    }
+    archive.file("etc/passwd", false, b"root:x:0:0:root:/:/bin/sh\n");
+    archive.file("etc/xen/xl.conf", false, b"autoballoon=\"off\"\n");
+    archive.file("init", true, include_bytes!("dom0-init.sh"));
+    Ok(archive.finish())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_are_padded_and_folders_come_first() {
+        let mut archive = Archive::default();
+        archive.file("a/b/file", false, b"12345");
+        archive.file("a/b/other", true, b"");
+        let bytes = archive.finish();
+        assert_eq!(bytes.len() % 4, 0);
+        let text = String::from_utf8_lossy(&bytes);
+        let at = |what: &str| text.find(what).unwrap();
+        assert!(at("a\0") < at("a/b\0") && at("a/b\0") < at("a/b/file\0"));
+        assert_eq!(text.matches("a/b\0").count(), 1);
+        assert!(text.ends_with("TRAILER!!!\0\0\0\0") || text.contains("TRAILER!!!"));
+    }
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask xen`: real Xen with real tools under QEMU's software CPU.
+//!
+//! Packages are downloaded and unpacked under `target/xtask/xen`; nothing is
+//! installed. One machine boots in seconds and runs the guests of
+//! `examples/xen-guest` as domains.
+
+mod guest;
+mod host;
+mod initramfs;
+mod packages;
+mod smoke;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Subcommand;
+use xshell::cmd;
+
+use crate::exec::Runner;
+use crate::setup::{self, Qemu};
+use crate::ui;
+use crate::workspace::{GUEST_TARGET, Workspace};
+
+use guest::Domain;
+use host::{Host, Size};
+use packages::Lab;
+
+/// What to do with Xen.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Boot one PVH domain, balloon it down and up, and check its data.
+    Smoke {
+        /// The domain's memory in MiB.
+        #[arg(long, default_value_t = 64)]
+        mem: u64,
+    },
+}
+
+/// Runs a task. `false` says that it ran and found something wrong.
+pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
+    let bar = ui::spinner("Xen");
+    let log = workspace.output("log/xen.log")?;
+    let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(3600))?;
+    let bench = Bench::prepare(workspace, &mut runner)?;
+    match task {
+        Task::Smoke { mem } => smoke::run(&bench, *mem)?,
+    }
+    ui::finish(&bar, "Xen: done");
+    Ok(true)
+}
+
+/// Everything a run needs.
+#[derive(Debug)]
+struct Bench {
+    lab: Lab,
+    qemu: Qemu,
+    toolstack: Vec<u8>,
+    elf: PathBuf,
+    folder: PathBuf,
+}
+
+impl Bench {
+    fn prepare(workspace: &Workspace, runner: &mut Runner) -> Result<Self> {
+        let lab = packages::lab(workspace, runner)?;
+        let [_, qemu] = setup::emulators(workspace, runner)?;
+        let toolstack = initramfs::toolstack(workspace, runner, &lab)?;
+        setup::target(workspace, runner, GUEST_TARGET)?;
+        let shell = workspace.shell()?;
+        runner.run(cmd!(
+            shell,
+            "cargo build --release --package xen-guest --target {GUEST_TARGET}"
+        ))?;
+        let elf = workspace
+            .target()
+            .join(GUEST_TARGET)
+            .join("release/xen-guest");
+        Ok(Self {
+            lab,
+            qemu,
+            toolstack,
+            elf,
+            folder: workspace.output("xen/run")?,
+        })
+    }
+
+    /// Boots Xen with these domains ready to be created.
+    fn boot(&self, name: &str, size: Size, domains: &[Domain]) -> Result<Host> {
+        std::fs::create_dir_all(&self.folder)?;
+        let mut guests = initramfs::Archive::default();
+        guests.file(&guest::KERNEL[1..], false, &self.stripped()?);
+        for domain in domains {
+            let path = format!("guests/{}.cfg", domain.name);
+            guests.file(&path, false, domain.config().as_bytes());
+        }
+        let mut image = self.toolstack.clone();
+        image.extend(guests.finish());
+        let path = self.folder.join(format!("{name}.cpio"));
+        std::fs::write(&path, image)?;
+        let transcript = self.folder.join(format!("{name}.log"));
+        Host::boot(&self.qemu, &self.lab, &path, size, None, &transcript)
+    }
+
+    /// The guest without its symbols: the first domain's memory is small.
+    fn stripped(&self) -> Result<Vec<u8>> {
+        let to = self.elf.with_extension("stripped");
+        let shell = xshell::Shell::new()?;
+        let from = &self.elf;
+        cmd!(shell, "objcopy --strip-all {from} {to}").quiet().run()?;
+        Ok(std::fs::read(to)?)
+    }
+}
