@@ -1,13 +1,13 @@
 //! The transport itself: requests of the engine become requests on queues.
 
 use balloon_core::{
-    Capabilities, Completer, FrameCount, GivePath, Kind, Limits, Outcome, Pfn, Request, Transport,
-    TransportError, TransportErrorKind,
+    Capabilities, Completer, FrameCount, GivePath, InFlight, Kind, Limits, Outcome, Pfn, Request,
+    Transport, TransportError, TransportErrorKind,
 };
 
 use crate::protocol::{
-    ACTUAL, BULK_RUN, ConfigIo, EncodeError, Features, NUM_PAGES, PFN_LIMIT, PFNS_PER_BUFFER,
-    PfnArray, Policy, QueueId, bulk_allowed, read_stable,
+    ACTUAL, BULK_RUN, ConfigIo, EncodeError, Features, HINT_COMMAND, NUM_PAGES, PFN_LIMIT,
+    PFNS_PER_BUFFER, PfnArray, Policy, QueueId, bulk_allowed, read_stable, reporting_allowed,
 };
 use crate::queues::{Body, QueueCounters, QueueError, Queues, RequestId};
 
@@ -23,10 +23,50 @@ pub struct VirtioBalloon<Q> {
     queues: Q,
     negotiated: Features,
     capabilities: Capabilities,
-    /// Requests with the device, by queue.
-    in_flight: [usize; QueueId::COUNT],
+    /// Of the services beside the engine, where the device has them.
+    report: Option<Limits>,
+    hint: Option<Limits>,
+    /// Requests with the device, by lane.
+    in_flight: [usize; Lane::COUNT],
     pfns: PfnArray,
     counters: Counters,
+}
+
+/// What shares a limit: a queue, or one party's part of a shared one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Inflate,
+    Deflate,
+    Statistics,
+    Hint,
+    Bulk,
+    Report,
+}
+
+impl Lane {
+    const COUNT: usize = 6;
+
+    /// The lane of an answer.
+    const fn of(queue: QueueId, kind: Kind) -> Self {
+        match (queue, kind) {
+            (QueueId::Inflate, _) => Self::Inflate,
+            (QueueId::Deflate, _) => Self::Deflate,
+            (QueueId::Statistics, _) => Self::Statistics,
+            (QueueId::Hint, _) => Self::Hint,
+            (QueueId::Reporting, Kind::Report) => Self::Report,
+            (QueueId::Reporting, _) => Self::Bulk,
+        }
+    }
+
+    const fn queue(self) -> QueueId {
+        match self {
+            Self::Inflate => QueueId::Inflate,
+            Self::Deflate => QueueId::Deflate,
+            Self::Statistics => QueueId::Statistics,
+            Self::Hint => QueueId::Hint,
+            Self::Bulk | Self::Report => QueueId::Reporting,
+        }
+    }
 }
 
 /// What happened so far, wrapping.
@@ -93,16 +133,25 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             below: PFN_LIMIT,
         };
         let mut capabilities = Capabilities::new(told(QueueId::Inflate), told(QueueId::Deflate));
-        capabilities.bulk = bulk_limits(queues.capacity(QueueId::Reporting).descriptors)
-            .filter(|_| bulk_allowed(negotiated, policy));
+        let bulk = bulk_allowed(negotiated, policy);
+        let report = reporting_allowed(negotiated, policy);
+        let shared = queues.capacity(QueueId::Reporting).descriptors;
+        let reports = match (bulk, report) {
+            (true, true) => shared / 2,
+            (false, true) => shared,
+            (_, false) => 0,
+        };
+        capabilities.bulk = range_limits(shared - reports).filter(|_| bulk);
         capabilities.interrupts = policy.interrupts();
         capabilities.must_tell_host = negotiated.contains(Features::MUST_TELL_HOST);
         capabilities.deflate_on_oom = negotiated.contains(Features::DEFLATE_ON_OOM);
         Self {
-            queues,
             negotiated,
             capabilities,
-            in_flight: [0; QueueId::COUNT],
+            report: range_limits(reports),
+            hint: hint_limits(queues.capacity(QueueId::Hint).descriptors),
+            queues,
+            in_flight: [0; Lane::COUNT],
             pfns: PfnArray::new(),
             counters: Counters::default(),
         }
@@ -126,7 +175,63 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     /// Requests with the device that it has not answered.
     #[must_use]
     pub fn in_flight(&self, queue: QueueId) -> usize {
-        self.in_flight.get(queue.index()).copied().unwrap_or(0)
+        let lanes = [
+            Lane::of(queue, Kind::Inflate),
+            Lane::of(queue, Kind::Report),
+        ];
+        let [first, second] = lanes.map(|lane| self.in_flight.get(lane as usize).copied());
+        let shared = lanes.first() != lanes.last();
+        first.unwrap_or(0) + second.filter(|_| shared).unwrap_or(0)
+    }
+
+    /// What one report may hold; `None` if free ranges are not reported.
+    #[must_use]
+    pub const fn report_limits(&self) -> Option<Limits> {
+        self.report
+    }
+
+    /// What one hint may hold; `None` if the device takes none.
+    #[must_use]
+    pub const fn hint_limits(&self) -> Option<Limits> {
+        self.hint
+    }
+
+    /// The device's hinting command: 0 stop, 1 done, others name a round.
+    ///
+    /// # Errors
+    /// [`VirtioError::Unsupported`] without the feature.
+    pub(crate) fn read_hint_command(&mut self) -> Result<u32, VirtioError> {
+        if !self.negotiated.contains(Features::FREE_PAGE_HINT) {
+            return Err(VirtioError::Unsupported);
+        }
+        read_stable(&mut self.queues, HINT_COMMAND).map_err(|_| VirtioError::Unstable)
+    }
+
+    /// Submits bytes on the statistics or the hint queue and notifies at once.
+    pub(crate) fn tell(
+        &mut self,
+        queue: QueueId,
+        slot: &InFlight<'_>,
+        bytes: &[u8],
+    ) -> Result<(), VirtioError> {
+        let id = RequestId {
+            kind: slot.kind(),
+            slot: slot.slot(),
+        };
+        let lane = Lane::of(queue, id.kind);
+        self.queues
+            .submit(queue, id, Body::Bytes(bytes))
+            .map_err(|error| VirtioError::Queue(queue, error))?;
+        if let Some(count) = self.in_flight.get_mut(lane as usize) {
+            *count += 1;
+        }
+        Ok(())
+    }
+
+    /// Notifies the device of one queue's new requests, asks to be told of each
+    /// answer; whether there is one already.
+    pub(crate) fn notify(&mut self, queue: QueueId) -> bool {
+        self.queues.kick(queue, 1)
     }
 
     /// The queues.
@@ -145,18 +250,18 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
         self.queues
     }
 
-    /// The queue of a request, and the limits it is under.
-    fn route(&self, request: &Request<'_>) -> Result<(QueueId, Limits), VirtioError> {
+    /// The lane of a request, and the limits it is under.
+    fn route(&self, request: &Request<'_>) -> Result<(Lane, Limits), VirtioError> {
         let capabilities = &self.capabilities;
-        match (request.kind, request.path) {
-            (Kind::Inflate, GivePath::Told) => Ok((QueueId::Inflate, capabilities.inflate)),
-            (Kind::Inflate, GivePath::Bulk) => Ok((
-                QueueId::Reporting,
-                capabilities.bulk.ok_or(VirtioError::Unsupported)?,
-            )),
-            (Kind::Deflate, GivePath::Told) => Ok((QueueId::Deflate, capabilities.deflate)),
-            _ => Err(VirtioError::Unsupported),
-        }
+        let (lane, limits) = match (request.kind, request.path) {
+            (Kind::Inflate, GivePath::Told) => (Lane::Inflate, Some(capabilities.inflate)),
+            (Kind::Inflate, GivePath::Bulk) => (Lane::Bulk, capabilities.bulk),
+            (Kind::Deflate, GivePath::Told) => (Lane::Deflate, Some(capabilities.deflate)),
+            (Kind::Report, GivePath::Told) => (Lane::Report, self.report),
+            (Kind::Hint, GivePath::Told) => (Lane::Hint, self.hint),
+            _ => return Err(VirtioError::Unsupported),
+        };
+        Ok((lane, limits.ok_or(VirtioError::Unsupported)?))
     }
 
     fn collect(&mut self, queue: QueueId, done: Completer<'_>) -> Result<(), VirtioError> {
@@ -170,7 +275,8 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             let Some(RequestId { kind, slot }) = popped else {
                 break;
             };
-            if let Some(count) = self.in_flight.get_mut(queue.index()) {
+            let lane = Lane::of(queue, kind);
+            if let Some(count) = self.in_flight.get_mut(lane as usize) {
                 *count = count.saturating_sub(1);
             }
             if done.complete(kind, slot, Outcome::Whole).is_err() {
@@ -182,11 +288,11 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     }
 }
 
-/// What one bulk request may hold on a reporting queue of this size.
+/// What one request of ranges may hold, given so many descriptors.
 ///
-/// Two requests share the queue, so that the device has one to work on while
-/// the other is answered and refilled.
-fn bulk_limits(descriptors: usize) -> Option<Limits> {
+/// Two requests share them, so that the device has one to work on while the
+/// other is answered and refilled.
+fn range_limits(descriptors: usize) -> Option<Limits> {
     let runs = if descriptors >= 2 {
         descriptors / 2
     } else {
@@ -202,8 +308,16 @@ fn bulk_limits(descriptors: usize) -> Option<Limits> {
     })
 }
 
-/// The queues that carry requests of the engine.
-const CARRIERS: [QueueId; 3] = [QueueId::Inflate, QueueId::Deflate, QueueId::Reporting];
+/// What one hint may hold: QEMU looks at the first range of a request only, and
+/// a command must always find room.
+fn hint_limits(descriptors: usize) -> Option<Limits> {
+    let one = range_limits(1)?;
+    let in_flight = descriptors.checked_sub(1).filter(|&left| left > 0)?;
+    Some(Limits { in_flight, ..one })
+}
+
+/// The queues the engine kicks; services kick their own.
+const ENGINE: [QueueId; 3] = [QueueId::Inflate, QueueId::Deflate, QueueId::Reporting];
 
 impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
     type Error = VirtioError;
@@ -230,16 +344,15 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
     }
 
     fn submit(&mut self, request: Request<'_>, _: Completer<'_>) -> Result<(), VirtioError> {
-        let (queue, limits) = self.route(&request)?;
+        let (lane, limits) = self.route(&request)?;
+        let queue = lane.queue();
         let id = RequestId {
             kind: request.kind,
             slot: request.slot,
         };
         let refused = |error| VirtioError::Queue(queue, error);
-        let in_flight = self
-            .in_flight
-            .get_mut(queue.index())
-            .ok_or(VirtioError::Unsupported)?;
+        let in_flight = self.in_flight.get_mut(lane as usize);
+        let in_flight = in_flight.ok_or(VirtioError::Unsupported)?;
         if *in_flight >= limits.in_flight {
             return Err(refused(QueueError::Full));
         }
@@ -249,13 +362,12 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
         {
             return Err(VirtioError::TooLarge);
         }
-        let body = match queue {
-            QueueId::Reporting => Body::Ranges(request.runs),
-            _ => Body::Bytes(
-                self.pfns
-                    .encode(request.runs)
-                    .map_err(VirtioError::Encode)?,
-            ),
+        let body = match lane {
+            Lane::Inflate | Lane::Deflate => {
+                let bytes = self.pfns.encode(request.runs);
+                Body::Bytes(bytes.map_err(VirtioError::Encode)?)
+            }
+            _ => Body::Ranges(request.runs),
         };
         self.queues.submit(queue, id, body).map_err(refused)?;
         *in_flight += 1;
@@ -264,7 +376,7 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
 
     fn kick(&mut self, wake_after: usize) -> Result<bool, VirtioError> {
         let mut answered = false;
-        for queue in CARRIERS {
+        for queue in ENGINE {
             if self.in_flight(queue) != 0 {
                 answered |= self.queues.kick(queue, wake_after);
             }
@@ -274,7 +386,7 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
 
     fn reap(&mut self, done: Completer<'_>) -> Result<(), VirtioError> {
         // A broken queue must not keep the others from being heard.
-        CARRIERS
+        QueueId::ALL
             .into_iter()
             .map(|queue| self.collect(queue, done))
             .fold(Ok(()), Result::and)

@@ -230,6 +230,12 @@ impl<M: Dma> FakeDevice<M> {
         self.config[1]
     }
 
+    /// What the driver says free frames hold.
+    #[must_use]
+    pub const fn poison(&self) -> u32 {
+        self.config[3]
+    }
+
     /// Notifications received for a queue.
     #[must_use]
     pub fn notified(&self, queue: QueueId) -> u32 {

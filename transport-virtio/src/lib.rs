@@ -14,25 +14,31 @@ mod device;
 mod dma;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod fake;
+mod hint;
 mod mmio;
 pub mod pci;
 pub mod protocol;
 mod queues;
+mod report;
 mod ring;
 mod rings;
+mod statistics;
 
 pub use balloon::{Counters, VirtioBalloon, VirtioError};
 pub use bring_up::BringUpError;
 pub use device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 pub use dma::{Dma, DmaRegion};
+pub use hint::{HintStep, Hinting};
 pub use mmio::MmioWindow;
 pub use pci::MappedPci;
 pub use protocol::{
     ConfigIo, Features, MissingQueue, Numbering, OPTIONAL, Policy, QueueId, QueueIndex, QueueMap,
-    REQUIRED, discover, wanted_features,
+    REQUIRED, Tag, discover, wanted_features,
 };
 pub use queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
+pub use report::{ReportPace, ReportStep, Reporting};
 pub use rings::{AttachError, Refused, Rings};
+pub use statistics::Statistics;
 
 /// A balloon on a modern PCI device, with up to `S` requests in flight a queue.
 pub type PciBalloon<const S: usize = 64> = VirtioBalloon<Rings<MappedPci, DmaRegion, S>>;

@@ -10,8 +10,13 @@ mod numbering;
 mod wire;
 
 pub use config::{
-    ACTUAL, ConfigIo, HINT_COMMAND, MIN_CONFIG, NUM_PAGES, POISON_VALUE, Unstable, read_stable,
+    ACTUAL, ConfigIo, HINT_COMMAND, MIN_CONFIG, NUM_PAGES, POISON_VALUE, Unstable, needed_config,
+    read_stable,
 };
-pub use features::{Features, OPTIONAL, Policy, REQUIRED, bulk_allowed, wanted_features};
+pub use features::{
+    Features, OPTIONAL, Policy, REQUIRED, bulk_allowed, reporting_allowed, wanted_features,
+};
 pub use numbering::{MissingQueue, Numbering, QueueId, QueueIndex, QueueMap, discover};
-pub use wire::{BULK_RUN, EncodeError, PFN_LIMIT, PFNS_PER_BUFFER, PfnArray};
+pub use wire::{
+    BULK_RUN, EncodeError, PFN_LIMIT, PFNS_PER_BUFFER, PfnArray, StatisticsBuffer, Tag,
+};

@@ -157,6 +157,11 @@ impl<const S: usize> Ring<S> {
         self.size
     }
 
+    /// Requests the device has not answered.
+    pub(crate) const fn in_flight(&self) -> usize {
+        self.in_flight as usize
+    }
+
     /// The descriptor the next request will start with.
     pub(crate) const fn next_head(&self) -> Option<u16> {
         if self.free == 0 {

@@ -5,7 +5,7 @@ use core::fmt;
 use crate::device::{Device, RingAddresses};
 use crate::dma::Dma;
 use crate::protocol::{
-    ConfigIo, Features, MIN_CONFIG, Numbering, Policy, QueueId, QueueMap, discover,
+    ConfigIo, Features, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover, needed_config,
 };
 use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
 use crate::ring::{Areas, Ring, Segment, store_bytes};
@@ -29,8 +29,8 @@ pub struct Rings<D = MappedPci, M = DmaRegion, const S: usize = 64> {
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum AttachError {
-    /// The configuration space cannot hold a balloon.
-    #[error("the configuration space of {0} bytes has no room for the two sizes")]
+    /// The configuration space cannot hold what the features promise.
+    #[error("the configuration space of {0} bytes lacks fields that the features promise")]
     ConfigTooSmall(usize),
     /// The inflate or deflate queue does not exist.
     #[error("the device has no {0:?} queue")]
@@ -65,11 +65,23 @@ impl<E: fmt::Display, D, M> fmt::Display for Refused<E, D, M> {
 
 impl<E: core::error::Error, D: fmt::Debug, M: fmt::Debug> core::error::Error for Refused<E, D, M> {}
 
+/// Bytes of a hinting command.
+const COMMAND: usize = 4;
+
+/// The buffers of one queue: descriptor `i` owns the one at `base + i * stride`.
+#[derive(Clone, Copy)]
+struct Buffers {
+    base: usize,
+    stride: usize,
+    len: usize,
+    /// Requests that may use one at a time.
+    requests: usize,
+}
+
 /// Where everything lies in the shared memory.
 struct Layout {
     areas: [Areas; QueueId::COUNT],
-    inflate: usize,
-    deflate: usize,
+    buffers: [Buffers; QueueId::COUNT],
     len: usize,
 }
 
@@ -88,11 +100,44 @@ impl Layout {
         }
         let inflate = end.next_multiple_of(16);
         let deflate = inflate + size * MAX_BYTES;
+        let statistics = deflate + size * MAX_BYTES;
+        let hint = statistics + MAX_BYTES;
+        let own = Buffers {
+            base: inflate,
+            stride: MAX_BYTES,
+            len: MAX_BYTES,
+            requests: size,
+        };
+        let buffers = [
+            own,
+            Buffers {
+                base: deflate,
+                ..own
+            },
+            // One for all descriptors, since only one may be in flight.
+            Buffers {
+                base: statistics,
+                stride: 0,
+                requests: 1,
+                ..own
+            },
+            Buffers {
+                base: hint,
+                stride: COMMAND,
+                len: COMMAND,
+                requests: size,
+            },
+            Buffers {
+                base: 0,
+                stride: 0,
+                len: 0,
+                requests: 0,
+            },
+        ];
         Self {
             areas,
-            inflate,
-            deflate,
-            len: deflate + size * MAX_BYTES,
+            buffers,
+            len: hint + size * COMMAND,
         }
     }
 }
@@ -149,7 +194,7 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         policy: &Policy,
     ) -> Result<(QueueMap, [Ring<S>; QueueId::COUNT]), AttachError> {
         let config = device.config_len();
-        if config < MIN_CONFIG {
+        if config < needed_config(negotiated) {
             return Err(AttachError::ConfigTooSmall(config));
         }
         if memory.len() < Self::DMA_BYTES {
@@ -187,6 +232,11 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
             device
                 .set_queue(index, size, addresses)
                 .map_err(|_| AttachError::QueueRefused(queue))?;
+        }
+        if let Some(value) = policy.poison()
+            && negotiated.contains(Features::PAGE_POISON)
+        {
+            device.write_config(POISON_VALUE, value);
         }
         Ok((map, rings))
     }
@@ -239,10 +289,8 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
             .rings
             .get(queue.index())
             .map_or(0, |ring| ring.size().into());
-        let requests = match queue {
-            QueueId::Inflate | QueueId::Deflate => descriptors,
-            QueueId::Statistics | QueueId::Hint | QueueId::Reporting => 0,
-        };
+        let buffers = Self::LAYOUT.buffers.get(queue.index());
+        let requests = buffers.map_or(0, |buffers| buffers.requests.min(descriptors));
         Capacity {
             descriptors,
             requests,
@@ -258,18 +306,18 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
         let (ring, memory, _) = self.ring(queue).ok_or(QueueError::TooLong)?;
         match body {
             Body::Bytes(bytes) => {
-                let base = match queue {
-                    QueueId::Inflate => Self::LAYOUT.inflate,
-                    QueueId::Deflate => Self::LAYOUT.deflate,
-                    _ => return Err(QueueError::TooLong),
-                };
+                let buffers = Self::LAYOUT.buffers.get(queue.index());
+                let buffers = buffers.ok_or(QueueError::TooLong)?;
                 let head = ring.next_head().ok_or(QueueError::Full)?;
                 let len = u32::try_from(bytes.len()).map_err(|_| QueueError::TooLong)?;
-                if len == 0 || bytes.len() > MAX_BYTES {
+                if len == 0 || bytes.len() > buffers.len {
                     return Err(QueueError::TooLong);
                 }
-                // Each descriptor owns a buffer: free descriptor, free buffer.
-                let offset = base + usize::from(head) * MAX_BYTES;
+                if ring.in_flight() >= buffers.requests {
+                    return Err(QueueError::Full);
+                }
+                // Free descriptor, free buffer.
+                let offset = buffers.base + usize::from(head) * buffers.stride;
                 store_bytes(memory, offset, bytes);
                 let address = memory.address().wrapping_add(offset as u64);
                 let segment = Segment {

@@ -5,6 +5,8 @@
 
 use core::fmt;
 
+use super::Features;
+
 /// Offset of the wanted size in 4 KiB pages, written by the device.
 pub const NUM_PAGES: u16 = 0;
 /// Offset of the current size in 4 KiB pages, written by the driver.
@@ -16,6 +18,18 @@ pub const POISON_VALUE: u16 = 12;
 
 /// Bytes without which there is no balloon: the two sizes.
 pub const MIN_CONFIG: usize = 8;
+
+/// Bytes of configuration that the fields of these features reach to.
+#[must_use]
+pub const fn needed_config(negotiated: Features) -> usize {
+    if negotiated.contains(Features::PAGE_POISON) {
+        16
+    } else if negotiated.contains(Features::FREE_PAGE_HINT) {
+        12
+    } else {
+        MIN_CONFIG
+    }
+}
 
 /// Access to the device's configuration space, in aligned words.
 ///

@@ -60,6 +60,9 @@ pub const REQUIRED: Features = Features::VERSION_1;
 
 /// All that this crate may accept beyond [`REQUIRED`], whatever the policy.
 pub const OPTIONAL: Features = Features::MUST_TELL_HOST
+    .union(Features::STATS_VQ)
+    .union(Features::FREE_PAGE_HINT)
+    .union(Features::PAGE_POISON)
     .union(Features::DEFLATE_ON_OOM)
     .union(Features::PAGE_REPORTING)
     .union(Features::EVENT_IDX);
@@ -80,6 +83,10 @@ pub struct Policy {
     bulk: bool,
     interrupts: bool,
     event_idx: bool,
+    statistics: bool,
+    hints: bool,
+    reporting: bool,
+    poison: Option<u32>,
 }
 
 impl Policy {
@@ -90,6 +97,10 @@ impl Policy {
             bulk: true,
             interrupts: true,
             event_idx: true,
+            statistics: false,
+            hints: false,
+            reporting: false,
+            poison: None,
         }
     }
 
@@ -117,6 +128,47 @@ impl Policy {
         self
     }
 
+    /// The kernel steps [`Statistics`](crate::Statistics).
+    #[must_use]
+    pub const fn with_statistics(mut self) -> Self {
+        self.statistics = true;
+        self
+    }
+
+    /// The kernel steps [`Hinting`](crate::Hinting).
+    #[must_use]
+    pub const fn with_hints(mut self) -> Self {
+        self.hints = true;
+        self
+    }
+
+    /// The kernel steps [`Reporting`](crate::Reporting).
+    ///
+    /// It shares the reporting queue with the bulk path, half each.
+    #[must_use]
+    pub const fn with_reporting(mut self) -> Self {
+        self.reporting = true;
+        self
+    }
+
+    /// Every free frame of the kernel holds this value, repeated, and the
+    /// kernel relies on it.
+    ///
+    /// Its frame source must fill what is put back, since ballooned frames come
+    /// back with any content. Ranges are then never given in bulk, and reported
+    /// only to a device that knows the value.
+    #[must_use]
+    pub const fn with_poison(mut self, value: u32) -> Self {
+        self.poison = Some(value);
+        self
+    }
+
+    /// What free frames hold, if the kernel relies on it.
+    #[must_use]
+    pub const fn poison(&self) -> Option<u32> {
+        self.poison
+    }
+
     /// Whether interrupts are connected.
     #[must_use]
     pub const fn interrupts(&self) -> bool {
@@ -136,8 +188,11 @@ impl Default for Policy {
 /// * `MUST_TELL_HOST` is accepted whenever it is offered, as the specification
 ///   asks; it excludes the bulk path, so reporting is then left alone.
 /// * `DEFLATE_ON_OOM` is accepted: it permits, and obliges to nothing.
-/// * `PAGE_POISON` is not: its driver has to fill every frame it takes back, and
-///   a poison value makes QEMU skip reports.
+/// * `PAGE_POISON` is not, unless the policy names a value: its driver has to
+///   fill every frame it takes back, and a value makes QEMU skip reports.
+/// * `PAGE_REPORTING` is not if the kernel relies on what free frames hold and
+///   the device will not be told.
+/// * Statistics and hints are accepted only if the kernel serves them.
 /// * `ACCESS_PLATFORM` is not: page numbers are guest-physical, whatever sits
 ///   between device and memory.
 ///
@@ -158,8 +213,20 @@ pub const fn wanted_features(offered: Features, policy: &Policy) -> Features {
     let mut wanted = REQUIRED
         .union(Features::MUST_TELL_HOST)
         .union(Features::DEFLATE_ON_OOM);
-    if policy.bulk && !offered.contains(Features::MUST_TELL_HOST) {
+    if policy.poison.is_some() {
+        wanted = wanted.union(Features::PAGE_POISON);
+    }
+    let bulk =
+        policy.bulk && policy.poison.is_none() && !offered.contains(Features::MUST_TELL_HOST);
+    let known = policy.poison.is_none() || offered.contains(Features::PAGE_POISON);
+    if bulk || (policy.reporting && known) {
         wanted = wanted.union(Features::PAGE_REPORTING);
+    }
+    if policy.statistics {
+        wanted = wanted.union(Features::STATS_VQ);
+    }
+    if policy.hints {
+        wanted = wanted.union(Features::FREE_PAGE_HINT);
     }
     if policy.event_idx {
         wanted = wanted.union(Features::EVENT_IDX);
@@ -177,8 +244,21 @@ pub const fn wanted_features(offered: Features, policy: &Policy) -> Features {
 #[must_use]
 pub const fn bulk_allowed(negotiated: Features, policy: &Policy) -> bool {
     policy.bulk
+        && policy.poison.is_none()
         && negotiated.contains(Features::PAGE_REPORTING)
         && !negotiated.intersects(Features::PAGE_POISON.union(Features::MUST_TELL_HOST))
+}
+
+/// Whether free ranges may be reported while they stay free.
+///
+/// A device that was told a poison value must preserve it, one that was not may
+/// not: a kernel that relies on what its free frames hold must have told it.
+#[must_use]
+pub const fn reporting_allowed(negotiated: Features, policy: &Policy) -> bool {
+    let told = negotiated.contains(Features::PAGE_POISON);
+    policy.reporting
+        && negotiated.contains(Features::PAGE_REPORTING)
+        && told == policy.poison.is_some()
 }
 
 #[cfg(test)]
@@ -214,6 +294,30 @@ mod tests {
         assert!(!bulk_allowed(plain, &Policy::new().without_bulk()));
         assert!(!bulk_allowed(plain | Features::PAGE_POISON, &Policy::new()));
         assert!(!bulk_allowed(Features::VERSION_1, &Policy::new()));
+    }
+
+    #[test]
+    fn who_relies_on_free_content_reports_only_to_who_knows_it() {
+        let policy = Policy::new().with_reporting().with_poison(0xaaaa_aaaa);
+        let report = Features::VERSION_1 | Features::PAGE_REPORTING;
+        assert_eq!(wanted_features(report, &policy), Features::VERSION_1);
+        assert!(!reporting_allowed(report, &policy));
+        let both = report | Features::PAGE_POISON;
+        assert_eq!(wanted_features(both, &policy), both);
+        assert!(reporting_allowed(both, &policy) && !bulk_allowed(both, &policy));
+        // Somebody else accepted poison for a kernel that fills nothing.
+        assert!(!reporting_allowed(both, &Policy::new().with_reporting()));
+    }
+
+    #[test]
+    fn services_that_nobody_steps_are_declined() {
+        let queues = Features::STATS_VQ | Features::FREE_PAGE_HINT;
+        let all = REQUIRED | queues | Features::PAGE_REPORTING;
+        assert!(!wanted_features(all, &Policy::new()).intersects(queues));
+        let served = Policy::new().with_statistics().with_hints().without_bulk();
+        assert_eq!(wanted_features(all, &served), REQUIRED | queues);
+        let served = served.with_reporting();
+        assert_eq!(wanted_features(all, &served), all);
     }
 
     #[test]

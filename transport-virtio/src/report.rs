@@ -1,0 +1,285 @@
+//! Free page reporting: the host may discard what is free and populated.
+//!
+//! Frames stay the guest's. For the time a report is with the device they are
+//! taken out of the allocator; afterwards they are free again and known to be
+//! unpopulated, so that each is reported once until it was used. Independent of
+//! the balloon's size and of its engine.
+
+use balloon_core::{
+    Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, InFlight, Kind, Limits, Nanos,
+    Order, RangeSink, Run, Slots, Transport,
+};
+
+use crate::balloon::{VirtioBalloon, VirtioError};
+use crate::protocol::{ConfigIo, QueueId};
+use crate::queues::Queues;
+
+/// Ranges of one report at most, whatever the queue could hold.
+const RUNS: usize = 32;
+
+/// How eagerly free memory is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportPace {
+    /// Only whole blocks of at least this order: smaller ones split the host's
+    /// huge pages.
+    pub order: Order,
+    /// How long to rest once everything free is reported.
+    pub rest: Nanos,
+    /// How long to wait between one step's reports and the next, for a kernel
+    /// that would rather reuse what it just freed.
+    pub gap: Nanos,
+    /// Free frames never reported.
+    pub keep: FrameCount,
+}
+
+impl ReportPace {
+    /// 2 MiB blocks, no pause while there is something to report, two seconds
+    /// of rest.
+    pub const DEFAULT: Self = Self {
+        order: Order::SUPERPAGE,
+        rest: Nanos::from_secs(2),
+        gap: Nanos::ZERO,
+        keep: FrameCount::ZERO,
+    };
+}
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportStep {
+    /// There is more to do at once.
+    pub more: bool,
+    /// When to step again even if nothing happens.
+    pub wake_at: Option<Nanos>,
+    /// Frames that were found answered.
+    pub reported: FrameCount,
+}
+
+#[derive(Debug)]
+struct Report {
+    /// `None` once answered: the frames are on their way home.
+    with_device: Option<InFlight<'static>>,
+    runs: [Run; RUNS],
+    len: usize,
+    backing: Backing,
+    /// Taken, but not worth a report.
+    rest: Option<Run>,
+}
+
+impl Report {
+    /// Takes free ranges for one report, as long as they are populated.
+    fn take(source: &mut impl FrameSource, limits: Limits, pace: ReportPace) -> Self {
+        let mut report = Self {
+            with_device: None,
+            runs: [Run::default(); RUNS],
+            len: 0,
+            backing: Backing::Unpopulated,
+            rest: None,
+        };
+        let ask = Ask {
+            order: pace.order,
+            below: limits.below,
+            keep: pace.keep,
+        };
+        // A source hands out populated ranges first, so one that is not ends
+        // the search. To see each, take one at a time.
+        for _ in 0..limits.runs.min(RUNS) {
+            let mut next = [Run::default()];
+            let sink = RangeSink::new(&mut next, limits.run);
+            let mut sink = sink.with_longest_run(limits.run);
+            source.take(ask, &mut sink);
+            let populated = !sink.populated().is_zero();
+            let Some(&run) = sink.runs().first() else {
+                break;
+            };
+            if !populated {
+                report.rest = Some(run);
+                break;
+            }
+            report.add(run, limits.run);
+        }
+        report
+    }
+
+    /// Adds a range, as part of the last one if it continues it.
+    fn add(&mut self, run: Run, longest: FrameCount) {
+        let last = self.len.checked_sub(1);
+        if let Some(last) = last.and_then(|last| self.runs.get_mut(last)) {
+            let (before, range) = (last.range(), run.range());
+            let count = before.count().saturating_add(range.count());
+            if before.end() == range.start()
+                && count <= longest
+                && let Some(both) = FrameRange::new(before.start(), count).and_then(Run::new)
+            {
+                *last = both;
+                return;
+            }
+        }
+        if let Some(place) = self.runs.get_mut(self.len) {
+            *place = run;
+            self.len += 1;
+        }
+    }
+}
+
+/// Reports free memory through up to `N` requests.
+#[derive(Debug)]
+pub struct Reporting<const N: usize = 2> {
+    pace: ReportPace,
+    reports: [Option<Report>; N],
+    next: Nanos,
+    reported: FrameCount,
+}
+
+impl<const N: usize> Reporting<N> {
+    /// Reporting at this pace, starting with the first step.
+    #[must_use]
+    pub const fn new(pace: ReportPace) -> Self {
+        Self {
+            pace,
+            reports: [const { None }; N],
+            next: Nanos::ZERO,
+            reported: FrameCount::ZERO,
+        }
+    }
+
+    /// Frames reported so far.
+    #[must_use]
+    pub const fn reported(&self) -> FrameCount {
+        self.reported
+    }
+
+    /// Whether no frame is out of the allocator.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.reports.iter().all(Option::is_none)
+    }
+
+    /// Takes up answers and makes at most one report.
+    ///
+    /// # Errors
+    /// If the device does not take reports or broke the queue. Frames on their
+    /// way stay with the service.
+    pub fn step<Q: Queues + ConfigIo, const M: usize>(
+        &mut self,
+        balloon: &mut VirtioBalloon<Q>,
+        slots: &'static Slots<M>,
+        source: &mut impl FrameSource,
+        now: Nanos,
+    ) -> Result<ReportStep, VirtioError> {
+        let limits = balloon.report_limits().ok_or(VirtioError::Unsupported)?;
+        let before = self.reported;
+        if !self.is_idle() {
+            self.drain(balloon, slots, source)?;
+        }
+        let mut step = ReportStep {
+            more: false,
+            wake_at: Some(self.next),
+            reported: self.reported.saturating_sub(before),
+        };
+        let Some(place) = self.reports.iter_mut().find(|report| report.is_none()) else {
+            // An answer makes room and wakes us.
+            step.wake_at = None;
+            return Ok(step);
+        };
+        if now < self.next {
+            return Ok(step);
+        }
+        let Ok(slot) = slots.claim(Kind::Report) else {
+            return Ok(step);
+        };
+        let mut report = Report::take(source, limits, self.pace);
+        if report.len == 0 {
+            self.next = now.saturating_add(self.pace.rest);
+            step.wake_at = Some(self.next);
+            *place = Some(report);
+            self.settle(source);
+            return Ok(step);
+        }
+        let taken = report.runs.get(..report.len).unwrap_or_default();
+        let slot = slot.launch();
+        let submitted = balloon.submit(slot.request(GivePath::Told, taken), slots.completer());
+        if let Err(error) = submitted {
+            report.with_device = slot.revoke().err();
+            report.backing = Backing::Unknown;
+            *place = Some(report);
+            self.settle(source);
+            return Err(error);
+        }
+        report.with_device = Some(slot);
+        *place = Some(report);
+        self.next = now.saturating_add(self.pace.gap);
+        let answered = balloon.notify(QueueId::Reporting);
+        step.more = answered || self.pace.gap == Nanos::ZERO;
+        step.wake_at = Some(self.next);
+        Ok(step)
+    }
+
+    /// Takes up answers and makes no report: before a suspend or a reset that is
+    /// to lose nothing. Whether all frames are home.
+    ///
+    /// # Errors
+    /// If the device broke the queue.
+    pub fn drain<Q: Queues + ConfigIo, const M: usize>(
+        &mut self,
+        balloon: &mut VirtioBalloon<Q>,
+        slots: &'static Slots<M>,
+        source: &mut impl FrameSource,
+    ) -> Result<bool, VirtioError> {
+        let reaped = balloon.reap(slots.completer());
+        self.settle(source);
+        reaped?;
+        Ok(self.is_idle())
+    }
+
+    /// Brings the frames of answered reports home.
+    fn settle(&mut self, source: &mut impl FrameSource) {
+        for place in &mut self.reports {
+            let Some(report) = place else { continue };
+            report.rest = report
+                .rest
+                .filter(|run| source.put(run.range(), Backing::Unpopulated).is_err());
+            if let Some(slot) = report.with_device.take() {
+                match slot.answer() {
+                    Ok(_) => {
+                        let runs = report.runs.get(..report.len).unwrap_or_default();
+                        for run in runs {
+                            self.reported = self.reported.saturating_add(run.count());
+                        }
+                    }
+                    Err(waiting) => {
+                        report.with_device = Some(waiting);
+                        continue;
+                    }
+                }
+            }
+            while let Some(last) = report.len.checked_sub(1) {
+                let Some(run) = report.runs.get(last) else {
+                    break;
+                };
+                if source.put(run.range(), report.backing).is_err() {
+                    break;
+                }
+                report.len = last;
+            }
+            if report.len == 0 && report.rest.is_none() {
+                *place = None;
+            }
+        }
+    }
+
+    /// The device was reset: brings all frames home, content unknown.
+    pub fn reset(&mut self, source: &mut impl FrameSource) {
+        for report in self.reports.iter_mut().flatten() {
+            if let Some(slot) = report.with_device.take() {
+                report.with_device = slot.revoke().err();
+                if report.with_device.is_none() {
+                    report.backing = Backing::Unknown;
+                }
+            }
+        }
+        self.settle(source);
+    }
+}
+
+#[cfg(test)]
+mod tests;

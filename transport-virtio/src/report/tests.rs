@@ -1,0 +1,296 @@
+use super::*;
+use crate::fake::{self, FakeBalloon, Profile};
+use crate::protocol::{Features, Policy};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use balloon_core::{Pfn, Shared, Stop};
+
+/// Free frames, and whether the host is believed to back each.
+struct Memory {
+    free: BTreeMap<u64, bool>,
+    refuses: bool,
+}
+
+impl Memory {
+    fn new(frames: core::ops::Range<u64>) -> Self {
+        Self {
+            free: frames.map(|pfn| (pfn, true)).collect(),
+            refuses: false,
+        }
+    }
+
+    /// Sixteen blocks of sixteen frames, no two of them neighbours.
+    fn blocks() -> Self {
+        let mut memory = Self::new(0x100..0x300);
+        memory.free.retain(|pfn, _| pfn % 32 < 16);
+        memory
+    }
+
+    fn populated(&self) -> usize {
+        self.free.values().filter(|&&populated| populated).count()
+    }
+}
+
+impl FrameSource for Memory {
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        let size = ask.order.frames().get();
+        let mut blocks: Vec<(usize, u64)> = Vec::new();
+        for &start in self.free.keys().filter(|start| *start % size == 0) {
+            let block = start..start + size;
+            let populated = block
+                .clone()
+                .filter_map(|pfn| self.free.get(&pfn))
+                .filter(|p| **p);
+            let populated = populated.count();
+            if block.clone().all(|pfn| self.free.contains_key(&pfn)) {
+                blocks.push((populated, start));
+            }
+        }
+        blocks.sort_by_key(|&(populated, start)| (core::cmp::Reverse(populated), start));
+        for (populated, start) in blocks {
+            let left = self.free.len() as u64 - size;
+            if out.wanted().get() < size || left < ask.keep.get() {
+                return Stop::Enough;
+            }
+            let range = FrameRange::new(Pfn::new(start), FrameCount::new(size)).unwrap();
+            let backing = Backing::Partly(FrameCount::new(populated as u64));
+            out.push(range, backing).unwrap();
+            range.frames().for_each(|pfn| {
+                self.free.remove(&pfn.get());
+            });
+        }
+        Stop::Fragmented
+    }
+
+    fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
+        if self.refuses {
+            return Err(range);
+        }
+        let populated = backing != Backing::Unpopulated;
+        for pfn in range.frames() {
+            assert_eq!(self.free.insert(pfn.get(), populated), None, "free twice");
+        }
+        Ok(())
+    }
+}
+
+fn pace(order: u8) -> ReportPace {
+    ReportPace {
+        order: Order::new(order).unwrap(),
+        ..ReportPace::DEFAULT
+    }
+}
+
+struct Guest {
+    balloon: FakeBalloon<16>,
+    reporting: Reporting,
+    shared: &'static Shared<16>,
+    memory: Memory,
+}
+
+impl Guest {
+    fn new(offered: Features, policy: Policy, pace: ReportPace) -> Self {
+        Self {
+            balloon: fake::bring_up(Profile::qemu(offered), &policy).unwrap(),
+            reporting: Reporting::new(pace),
+            shared: Box::leak(Box::default()),
+            memory: Memory::blocks(),
+        }
+    }
+
+    fn step(&mut self, now: u64) -> Result<ReportStep, VirtioError> {
+        let slots = self.shared.slots();
+        self.reporting.step(
+            &mut self.balloon,
+            slots,
+            &mut self.memory,
+            Nanos::from_millis(now),
+        )
+    }
+
+    /// Lets the device answer: the ranges, in frames.
+    fn serve(&mut self) -> Vec<(u64, u64)> {
+        let chains = self
+            .balloon
+            .queues_mut()
+            .device_mut()
+            .serve(QueueId::Reporting);
+        let descriptors = chains.iter().flat_map(|chain| &chain.descriptors);
+        descriptors
+            .map(|d| (d.address >> 12, u64::from(d.len) >> 12))
+            .collect()
+    }
+}
+
+fn guest(pace: ReportPace) -> Guest {
+    Guest::new(
+        Features::PAGE_REPORTING,
+        Policy::new().with_reporting(),
+        pace,
+    )
+}
+
+#[test]
+fn what_is_free_and_populated_is_reported_once_and_stays_free() {
+    let mut guest = guest(pace(4));
+    let mut frames = 0;
+    for now in 0..50 {
+        guest.step(now).unwrap();
+        frames += guest.serve().iter().map(|range| range.1).sum::<u64>();
+    }
+    assert_eq!(frames, 0x100, "each once");
+    assert_eq!(guest.reporting.reported(), FrameCount::new(0x100));
+    assert!(guest.reporting.is_idle());
+    assert_eq!(
+        (guest.memory.free.len(), guest.memory.populated()),
+        (0x100, 0)
+    );
+    // At rest: nothing to do before the pause is over, and no notification.
+    let step = guest.step(60).unwrap();
+    assert!(!step.more && step.wake_at > Some(Nanos::from_millis(1000)));
+    // What was used meanwhile is reported again, after the pause.
+    guest.memory.free.insert(0x125, true);
+    guest.step(100).unwrap();
+    assert_eq!(guest.serve(), []);
+    guest.step(10_000).unwrap();
+    assert_eq!(guest.serve()[0], (0x120, 0x10));
+}
+
+#[test]
+fn frames_are_out_of_reach_while_the_device_has_them() {
+    let mut guest = guest(pace(4));
+    guest.step(0).unwrap();
+    guest.step(1).unwrap();
+    let out = 0x100 - guest.memory.free.len();
+    assert!(out > 0);
+    assert!(!guest.reporting.is_idle());
+    // Both requests are out: nothing more, however often we step.
+    for now in 2..20 {
+        assert_eq!(guest.step(now).unwrap().wake_at, None);
+    }
+    assert_eq!(0x100 - guest.memory.free.len(), out);
+    let (device, _) = guest.balloon.reset();
+    assert_eq!(device.queue_size(QueueId::Reporting), 0);
+    guest.reporting.reset(&mut guest.memory);
+    assert!(guest.reporting.is_idle());
+    assert_eq!(
+        (guest.memory.free.len(), guest.memory.populated()),
+        (0x100, 0x100)
+    );
+}
+
+#[test]
+fn only_whole_blocks_and_never_what_is_to_be_kept() {
+    let mut whole = guest(pace(4));
+    whole.memory.free.remove(&0x105).unwrap();
+    let kept = ReportPace {
+        keep: FrameCount::new(0x80),
+        ..pace(4)
+    };
+    let mut keeping = guest(kept);
+    for now in 0..50 {
+        whole.step(now).unwrap();
+        assert!(whole.serve().iter().all(|&(start, _)| start != 0x100));
+        keeping.step(now).unwrap();
+        assert!(keeping.memory.free.len() >= 0x80);
+        keeping.serve();
+    }
+    assert_eq!(whole.reporting.reported(), FrameCount::new(0xf0));
+    assert!(keeping.reporting.reported() >= FrameCount::new(0x80));
+}
+
+#[test]
+fn the_gap_paces() {
+    let slow = ReportPace {
+        gap: Nanos::from_millis(100),
+        ..pace(4)
+    };
+    let mut guest = guest(slow);
+    for now in 0..500 {
+        guest.step(now).unwrap();
+        guest.serve();
+    }
+    let notified = guest.balloon.queues().device().notified(QueueId::Reporting);
+    assert_eq!(notified, 4, "sixteen blocks, four in a report");
+    assert_eq!(guest.reporting.reported(), FrameCount::new(0x100));
+}
+
+#[test]
+fn a_source_that_does_not_take_frames_back_loses_none() {
+    let mut guest = guest(pace(4));
+    guest.step(0).unwrap();
+    guest.serve();
+    guest.memory.refuses = true;
+    for now in 1..10 {
+        guest.step(now).unwrap();
+        guest.serve();
+    }
+    guest.memory.refuses = false;
+    for now in 10..100 {
+        guest.step(now).unwrap();
+        guest.serve();
+    }
+    assert_eq!(
+        (guest.memory.free.len(), guest.memory.populated()),
+        (0x100, 0)
+    );
+}
+
+#[test]
+fn the_queue_is_shared_with_the_bulk_path_in_halves() {
+    let both = guest(pace(4)).balloon;
+    let (bulk, report) = (
+        both.capabilities().bulk.unwrap(),
+        both.report_limits().unwrap(),
+    );
+    assert_eq!(
+        bulk.runs * bulk.in_flight + report.runs * report.in_flight,
+        16
+    );
+    assert_eq!(bulk, report);
+    let alone = Policy::new().with_reporting().without_bulk();
+    let alone = Guest::new(Features::PAGE_REPORTING, alone, pace(4)).balloon;
+    assert_eq!(alone.report_limits().unwrap().runs, 8);
+}
+
+#[test]
+fn no_reports_where_they_would_break_an_expectation() {
+    let refused = |offered, policy| {
+        let mut guest = Guest::new(offered, policy, pace(4));
+        assert_eq!(guest.step(0).err(), Some(VirtioError::Unsupported));
+        assert_eq!(guest.memory.free.len(), 0x100);
+    };
+    let policy = Policy::new().with_reporting();
+    refused(Features::empty(), policy);
+    refused(Features::PAGE_REPORTING, Policy::new());
+    // The guest relies on what free frames hold, and the device cannot know.
+    refused(Features::PAGE_REPORTING, policy.with_poison(7));
+    let known = Features::PAGE_REPORTING | Features::PAGE_POISON;
+    let mut guest = Guest::new(known, policy.with_poison(7), pace(4));
+    assert!(guest.step(0).is_ok());
+    assert_eq!(guest.balloon.queues().device().poison(), 7);
+}
+
+#[test]
+fn neighbours_travel_as_one_range_without_what_is_unpopulated() {
+    let mut guest = guest(pace(4));
+    guest.memory = Memory::new(0x100..0x200);
+    guest
+        .memory
+        .free
+        .range_mut(0x1c0..)
+        .for_each(|(_, populated)| *populated = false);
+    let ranges: Vec<_> = (0..10)
+        .flat_map(|now| {
+            guest.step(now).unwrap();
+            guest.serve()
+        })
+        .collect();
+    // Four blocks at a time, each time merged.
+    assert_eq!(ranges, [(0x100, 0x40), (0x140, 0x40), (0x180, 0x40)]);
+    assert_eq!(
+        (guest.memory.free.len(), guest.memory.populated()),
+        (0x100, 0)
+    );
+}
