@@ -2,9 +2,10 @@
 //!
 //! A request to the host covers up to a few hundred runs. [`Run`] packs one in
 //! eight bytes so that a slot of 256 runs costs 2 KiB of plain state, and
-//! [`RangeSink`] is where a frame source lays what it takes: neighbours merge
-//! on the way in, whatever order they arrive in at the ends of a run, with no
-//! heap and bounded memory.
+//! [`RangeSink`] is where a frame source lays what it takes, with no heap and
+//! bounded memory: neighbours merge on the way in with the run that grew last,
+//! and when all runs are in use, with any other, so that the order of arrival
+//! costs no room.
 
 use crate::source::Backing;
 use crate::units::{FrameCount, FrameRange, Pfn};
@@ -151,6 +152,10 @@ impl<'a> RangeSink<'a> {
             None => {
                 *self.runs.get_mut(self.len).ok_or(range)? = run;
                 self.len += 1;
+                if self.len == self.runs.len() {
+                    // Frames of a few neighbourhoods in turn: make room.
+                    self.len = sort_and_merge(self.runs, longest);
+                }
             }
         }
         self.frames = self.frames.saturating_add(range.count());
@@ -160,7 +165,7 @@ impl<'a> RangeSink<'a> {
         Ok(())
     }
 
-    /// The runs laid down so far, in order of arrival.
+    /// The runs laid down so far, in no particular order.
     #[must_use]
     pub fn runs(&self) -> &[Run] {
         self.runs.get(..self.len).unwrap_or_default()

@@ -70,6 +70,22 @@ fn a_sink_takes_no_more_than_was_wanted() {
     assert_eq!(sink.populated().get(), 5);
 }
 
+#[test]
+fn neighbourhoods_taken_in_turn_need_one_run_each() {
+    let mut runs = [Run::ZERO; 4];
+    let mut sink = RangeSink::new(&mut runs, FrameCount::new(300));
+    for frame in 0..100 {
+        for start in [5000, 1000, 3000] {
+            sink.push(range(start + frame, 1), Backing::Unknown)
+                .unwrap();
+        }
+    }
+    assert!(sink.is_full());
+    let mut found = ranges(sink.runs());
+    found.sort_unstable();
+    assert_eq!(found, [(1000, 100), (3000, 100), (5000, 100)]);
+}
+
 proptest! {
     /// Any order of arrival ends in the same sorted, maximal runs.
     #[test]
