@@ -1,125 +1,97 @@
-//! The smallest kernel that has a balloon: its own frame stack, its own hypervisor port, the engine.
+//! A small kernel with a balloon: `buddy-alloc` owns its memory, `balloon-core` decides, `transport-virtio`
+//! talks to the device.
 //!
-//! It is linked, not booted: what it proves is that the packaged crates are complete, that their default
-//! features suffice, and that their names and traits are within a user's reach.
+//! It is linked, not booted: what it proves is that the packaged crates are complete, that no feature needs
+//! to be on but the glue, and that all names are within a user's reach.
 #![no_std]
 #![no_main]
 
+use core::cell::UnsafeCell;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr::NonNull;
 
-use balloon_core::{
-    Ask, Backing, BitmapLedger, Budget, Capabilities, Completer, Engine, FrameCount, FrameRange, FrameSource, Kind,
-    Ledgered, Limits, Nanos, Outcome, Pfn, Policy, RangeSink, Request, Shared, Stop, Transport, TransportErrorKind,
-};
-use buddy_alloc as _;
-use transport_virtio as _;
+use balloon_core::{Budget, Engine, Nanos, Policy, Shared};
+use buddy_alloc::{Backing, Config, Frame, FrameCount, FrameRange, Zone};
+use embedded_hal::delay::DelayNs;
+use transport_virtio::pci::{BarRegion, PciLayout};
+use transport_virtio::{DmaRegion, MappedPci, MmioWindow, PciBalloon, Rings};
 
-const FIRST: u64 = 0x1000;
-const FRAMES: usize = 4096;
+/// One GiB from the second MiB on.
+const SPAN: FrameRange = FrameRange::new(Frame::new(0x200), FrameCount::new(1 << 18));
+const CONFIG: Config = Config::new();
+const METADATA_WORDS: usize = CONFIG.metadata_words(SPAN);
+const DMA_BYTES: usize = Rings::<MappedPci, DmaRegion>::DMA_BYTES;
+/// Where firmware left the function's configuration space and its BARs.
+const CONFIG_SPACE: usize = 0xe000_0000;
+const BARS: usize = 0xfe00_0000;
 
-/// Where the "hypervisor" leaves its wish.
-static WISH: AtomicU64 = AtomicU64::new(1000);
-static SHARED: Shared = Shared::new();
+/// Memory of the device's queues, touched through raw pointers alone.
+#[repr(C, align(4096))]
+struct Dma(UnsafeCell<[u8; DMA_BYTES]>);
 
-/// Free frames, last in, first out.
-struct Frames {
-    free: [u64; FRAMES],
-    count: usize,
-}
+// SAFETY: only the one transport, on the only CPU, gets its address.
+unsafe impl Sync for Dma {}
 
-impl FrameSource for Frames {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        while !out.is_full() {
-            let Some(at) = self.count.checked_sub(1) else { return Stop::Empty };
-            let frame = FrameRange::single(Pfn::new(self.free[at])).filter(|frame| frame.end() <= ask.below);
-            let Some(frame) = frame else { return Stop::Fragmented };
-            if out.push(frame, Backing::Unknown).is_err() {
-                return Stop::Fragmented;
-            }
-            self.count = at;
+static DMA: Dma = Dma(UnsafeCell::new([0; DMA_BYTES]));
+static SHARED: Shared<64> = Shared::new();
+
+/// Waits by the clock of the CPU.
+struct Clock;
+
+impl DelayNs for Clock {
+    fn delay_ns(&mut self, nanos: u32) {
+        let end = now().saturating_add(Nanos::new(nanos.into()));
+        while now() < end {
+            core::hint::spin_loop();
         }
-        Stop::Enough
-    }
-
-    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
-        if range.count().get() as usize > FRAMES - self.count {
-            return Err(range);
-        }
-        for frame in range.frames() {
-            self.free[self.count] = frame.get();
-            self.count += 1;
-        }
-        Ok(())
     }
 }
 
-/// A hypervisor that carries out a request before its call returns.
-struct Port {
-    size: FrameCount,
+/// Time since the machine was switched on, for a processor of 1 GHz.
+fn now() -> Nanos {
+    // SAFETY: the instruction has no precondition.
+    Nanos::new(unsafe { core::arch::x86_64::_rdtsc() })
 }
 
-impl Transport for Port {
-    type Error = TransportErrorKind;
+fn config_word(offset: u8) -> u32 {
+    let address = core::ptr::with_exposed_provenance::<u32>(CONFIG_SPACE + usize::from(offset));
+    // SAFETY: the firmware of this machine maps the function's configuration space there.
+    unsafe { address.read_volatile() }
+}
 
-    fn capabilities(&self) -> Capabilities {
-        let limits = Limits {
-            frames: FrameCount::new(256),
-            runs: 256,
-            run: FrameCount::new(256),
-            in_flight: 1,
-            below: Pfn::new(1 << 32),
-        };
-        Capabilities { inflate: limits, bulk: None, deflate: limits, interrupts: false }
-    }
+fn map(region: BarRegion) -> Option<MmioWindow> {
+    let address = BARS + (usize::from(region.bar) << 20) + region.offset as usize;
+    let base = NonNull::new(core::ptr::with_exposed_provenance_mut(address))?;
+    // SAFETY: the BARs of this machine lie there, and this device is asked for once.
+    Some(unsafe { MmioWindow::new(base, region.len as usize) })
+}
 
-    fn read_target(&mut self) -> Result<FrameCount, Self::Error> {
-        Ok(FrameCount::new(WISH.load(Ordering::Relaxed)))
-    }
+fn device() -> Option<PciBalloon> {
+    let layout = PciLayout::read(config_word).ok()?;
+    let device = layout.connect(map).ok()?;
+    let base = NonNull::new(DMA.0.get().cast::<u8>())?;
+    // SAFETY: the memory is a static of ours, and mapped one to one.
+    let memory = unsafe { DmaRegion::new(base, base.addr().get() as u64, DMA_BYTES) };
+    let policy = transport_virtio::Policy::new().polled();
+    PciBalloon::bring_up(device, memory, &policy, &mut Clock).ok()
+}
 
-    fn write_actual(&mut self, size: FrameCount) -> Result<(), Self::Error> {
-        self.size = size;
-        Ok(())
-    }
-
-    fn submit(&mut self, request: Request<'_>, done: Completer<'_>) -> Result<(), Self::Error> {
-        match request.kind {
-            Kind::Inflate | Kind::Deflate => {
-                done.complete(request.kind, request.slot, Outcome::Whole).map_err(|_| TransportErrorKind::Broken)
-            }
-            _ => Err(TransportErrorKind::Unsupported),
-        }
-    }
-
-    fn kick(&mut self, _: usize) -> Result<bool, Self::Error> {
-        Ok(true)
-    }
-
-    fn reap(&mut self, _: Completer<'_>) -> Result<(), Self::Error> {
-        Ok(())
+fn run(metadata: &mut [u64], engine: &mut Engine<64>) -> Option<()> {
+    let mut zone = Zone::new(SPAN, CONFIG, metadata).ok()?;
+    zone.add_range(SPAN, Backing::Untouched).ok()?;
+    let mut device = device()?;
+    loop {
+        engine.step(&mut device, &mut zone, now(), Budget::SMALL);
     }
 }
 
 /// Entry point of the kernel.
 #[unsafe(no_mangle)]
 pub extern "C" fn _start() -> ! {
-    let mut free = [0; FRAMES];
-    for (number, frame) in (FIRST..).zip(free.iter_mut()) {
-        *frame = number;
-    }
-    let memory = FrameRange::new(Pfn::new(FIRST), FrameCount::new(FRAMES as u64));
-    let ledger = memory.and_then(|memory| BitmapLedger::new([0; 256], &[memory]).ok());
-    let Some(ledger) = ledger else { halt() };
-    let mut source = Ledgered { source: Frames { free, count: FRAMES }, ledger };
-    let mut port = Port { size: FrameCount::ZERO };
+    let mut metadata = [0; METADATA_WORDS];
     let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
-    let mut ticks = 0;
-    loop {
-        SHARED.signal().config_changed();
-        while engine.step(&mut port, &mut source, Nanos::from_millis(ticks), Budget::SMALL).more {}
-        ticks += 1;
-        core::hint::black_box(port.size);
-    }
+    let _ = run(&mut metadata, &mut engine);
+    halt()
 }
 
 fn halt() -> ! {
