@@ -15,6 +15,7 @@ mod dma;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod fake;
 mod hint;
+mod interrupt;
 mod mmio;
 pub mod pci;
 pub mod protocol;
@@ -23,6 +24,7 @@ mod report;
 mod ring;
 mod rings;
 mod statistics;
+mod virtio_mmio;
 
 pub use balloon::{Counters, VirtioBalloon, VirtioError};
 pub use bring_up::BringUpError;
@@ -39,6 +41,10 @@ pub use queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, R
 pub use report::{ReportPace, ReportStep, Reporting};
 pub use rings::{AttachError, Refused, Rings};
 pub use statistics::Statistics;
+pub use virtio_mmio::{MappedMmio, MmioError};
 
 /// A balloon on a modern PCI device, with up to `S` requests in flight a queue.
 pub type PciBalloon<const S: usize = 64> = VirtioBalloon<Rings<MappedPci, DmaRegion, S>>;
+
+/// A balloon on a virtio-mmio device, with up to `S` requests in flight a queue.
+pub type MmioBalloon<const S: usize = 64> = VirtioBalloon<Rings<MappedMmio, DmaRegion, S>>;

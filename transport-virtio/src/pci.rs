@@ -8,7 +8,8 @@
 
 mod mapped;
 
-pub use mapped::{InterruptStatus, Interrupts, MappedPci, Vectors};
+pub use crate::interrupt::{InterruptStatus, Interrupts};
+pub use mapped::{MappedPci, Vectors};
 
 use core::fmt;
 

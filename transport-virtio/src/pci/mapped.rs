@@ -1,8 +1,5 @@
 //! The registers of a modern PCI device, mapped by the kernel.
 
-use balloon_core::Signal;
-use bitflags::bitflags;
-
 use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 use crate::mmio::MmioWindow;
 use crate::protocol::{ConfigIo, Features, QueueIndex};
@@ -189,56 +186,6 @@ impl Handshake for MappedPci {
             self.common.write32(DRIVER_FEATURE_SELECT, select);
             self.common.write32(DRIVER_FEATURE, word);
         }
-    }
-}
-
-bitflags! {
-    /// Why a device raised its INTx line.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-    pub struct Interrupts: u8 {
-        /// Requests were answered.
-        const USED = 1;
-        /// The configuration changed.
-        const CONFIG = 2;
-    }
-}
-
-/// The interrupt status register: what an INTx handler needs, and no more.
-///
-/// Independent of the driver, so that a handler takes no lock.
-#[derive(Debug)]
-pub struct InterruptStatus {
-    window: MmioWindow,
-}
-
-impl InterruptStatus {
-    /// The register mapped from [`PciLayout::isr`](crate::pci::PciLayout::isr).
-    #[must_use]
-    pub const fn new(window: MmioWindow) -> Self {
-        Self { window }
-    }
-
-    /// Reads the register, which also lowers the line.
-    ///
-    /// Empty if another device on the line interrupted.
-    #[must_use]
-    pub fn read_acknowledge(&self) -> Interrupts {
-        Interrupts::from_bits_truncate(self.window.read8(0))
-    }
-
-    /// The whole INTx handler: acknowledges, tells the engine.
-    ///
-    /// Returns whether the device had raised the line; then wake whoever steps
-    /// the engine.
-    pub fn handle(&self, signal: &Signal) -> bool {
-        let raised = self.read_acknowledge();
-        if raised.contains(Interrupts::CONFIG) {
-            signal.config_changed();
-        }
-        if raised.contains(Interrupts::USED) {
-            signal.used();
-        }
-        !raised.is_empty()
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::interrupt::InterruptStatus;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
