@@ -9,6 +9,7 @@ mod alloc;
 mod balloon;
 mod compact;
 mod free;
+mod look;
 mod report;
 mod stats;
 mod take;

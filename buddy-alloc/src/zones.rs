@@ -240,6 +240,48 @@ impl<'m, const N: usize> Zones<'m, N> {
         TakeStop::Empty
     }
 
+    /// As [`Zone::take_at`].
+    ///
+    /// # Errors
+    /// See [`AtError`].
+    pub fn take_at(&mut self, range: FrameRange) -> Result<(), AtError> {
+        self.zone_of(range.start())
+            .ok_or(AtError::Foreign)?
+            .take_at(range)
+    }
+
+    /// As [`Zone::recall_at`].
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), RangeError> {
+        self.zone_of(range.start())
+            .ok_or(RangeError::Foreign)?
+            .recall_at(range, path)
+    }
+
+    /// As [`Zone::next_free`]; zones need not be in order.
+    #[must_use]
+    pub fn next_free(&self, within: FrameRange) -> Option<FrameRange> {
+        self.iter()
+            .filter_map(|zone| zone.next_free(within))
+            .min_by_key(|range| range.start())
+    }
+
+    /// As [`Zone::next_ballooned`]; zones need not be in order.
+    #[must_use]
+    pub fn next_ballooned(&self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+        self.iter()
+            .filter_map(|zone| zone.next_ballooned(within))
+            .min_by_key(|(range, _)| range.start())
+    }
+
+    /// How many frames of a range are populated.
+    #[must_use]
+    pub fn populated(&self, range: FrameRange) -> FrameCount {
+        FrameCount::new(self.iter().map(|zone| zone.populated(range).get()).sum())
+    }
+
     /// Frames of all zones ballooned by a path.
     #[must_use]
     pub fn ballooned(&self, path: GivePath) -> FrameCount {
