@@ -1,25 +1,25 @@
 //! Trading one frame for another: the primitive under compaction.
-//!
-//! A migration makes `old`, a ballooned frame, usable and gives `new`, a usable
-//! one, to the host in its stead; the balloon keeps its size, its holes change
-//! place. What a host offers for that differs:
-//!
-//! | host | way | frames the guest owns meanwhile |
-//! |---|---|---|
-//! | Xen PV | [`Migration::Exchange`]: one call, both or neither | unchanged |
-//! | Xen HVM and PVH | [`Migration::Move`]: the memory behind `new` goes to `old` | unchanged |
-//! | virtio, Xen elsewhere | [`Migration::GiveFirst`]: inflate `new`, then deflate `old` | one less |
-//! | any with headroom | [`Migration::TakeFirst`]: deflate `old`, then inflate `new` | one more |
-//!
-//! The first two work for a domain that owns more than its target while the
-//! host enforces the target: they neither need nor free anything. The two-step
-//! ways go through the plain requests of [`Transport`] and may stop half-way.
 
 use crate::run::Run;
 use crate::slots::{Completer, SlotId};
 use crate::transport::Transport;
 
-/// How a transport trades frames; see the [module](self).
+/// How a transport trades frames.
+///
+/// A migration makes `old`, a ballooned frame, usable and gives `new`, a usable
+/// one, to the host in its stead; the balloon keeps its size, its holes change
+/// place. What hosts offer for that differs:
+///
+/// | host | way | frames the guest owns meanwhile |
+/// |---|---|---|
+/// | Xen PV | [`Exchange`](Self::Exchange): one call, both or neither | unchanged |
+/// | Xen HVM and PVH | [`Move`](Self::Move): the memory behind `new` goes to `old` | unchanged |
+/// | virtio, Xen elsewhere | [`GiveFirst`](Self::GiveFirst): inflate `new`, then deflate `old` | one less |
+/// | any with headroom | [`TakeFirst`](Self::TakeFirst): deflate `old`, then inflate `new` | one more |
+///
+/// The first two work for a domain that owns more than its target while the
+/// host enforces the target: they neither need nor free anything. The two-step
+/// ways go through the plain requests of [`Transport`] and may stop half-way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]

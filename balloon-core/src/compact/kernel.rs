@@ -192,6 +192,8 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
 
     /// What became of a migration, once it is settled.
     ///
+    /// An answer that nobody takes occupies one of the batches.
+    ///
     /// # Errors
     /// Hands the ticket back while it is under way: step first.
     pub fn finish(&mut self, ticket: Ticket) -> Result<Migrated, Ticket> {

@@ -4,29 +4,7 @@
 //! the most movable frames there are: nothing of theirs has to be kept. A
 //! [`Compactor`] trades them for free frames elsewhere ([`Migrate`]), on its own
 //! plan within a [`Budget`] or frame by frame as the kernel's own compactor
-//! wants. It is stepped beside the [`Engine`] with the same transport and source.
-//!
-//! # Why the two do not collide
-//!
-//! * A frame moves only through the doors of the source and the ledger, which
-//!   both borrow exclusively. A frame that one of them has in hand is neither
-//!   free nor ballooned, so the other cannot take it.
-//! * A request occupies a slot that its maker claimed; each takes only the
-//!   answers of its own.
-//! * The engine's arithmetic counts the frames that migrations have in hand
-//!   ([`Engine`] sees what the host has and what will be ballooned in the end),
-//!   so a migration looks like no change of size. A failure that leaves the
-//!   balloon larger or smaller is an ordinary distance from the target, which
-//!   the engine closes.
-//!
-//! # What a failure leaves
-//!
-//! Trades are made or not, pair by pair. In two steps, a host that refuses the
-//! first request changes nothing. If it refuses the second, both frames are
-//! holes ([`Migration::GiveFirst`](crate::Migration::GiveFirst)) or both usable ([`Migration::TakeFirst`](crate::Migration::TakeFirst));
-//! that is counted and, for the kernel's own migrations, said of the pair. A
-//! domain that owns more than an enforced target gets nothing back, so there two
-//! steps end with both as holes, on the way to where the target wants it anyway.
+//! wants.
 
 mod block;
 mod kernel;
@@ -71,6 +49,10 @@ pub const fn compactor_words(zone: FrameRange) -> u64 {
     plan::words_of(zone)
 }
 
+/// A round that the host refuses so often in a row is over; about half a
+/// minute by the default delays.
+const PATIENCE: u32 = 8;
+
 /// What migrations did since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -88,11 +70,34 @@ pub struct Migrations {
     pub refusals: u32,
 }
 
-/// Moves holes; see the [module](self).
+/// Moves ballooned frames, stepped beside the [`Engine`] with the same transport
+/// and source.
 ///
 /// At most `L` batches of [`MAX_RUNS`](crate::MAX_RUNS) pairs are under way, each
 /// in about 4 KiB of plain state. `M` yields one `u32` for each 2 MiB of the
 /// zone ([`compactor_words`]).
+///
+/// # Why the two do not collide
+///
+/// * A frame moves only through the doors of the source and the ledger, which
+///   both borrow exclusively. A frame that one of them has in hand is neither
+///   free nor ballooned, so the other cannot take it.
+/// * A request occupies a slot that its maker claimed; each takes only the
+///   answers of its own.
+/// * The engine's arithmetic counts the frames that migrations have in hand
+///   ([`Engine`] sees what the host has and what will be ballooned in the end),
+///   so a migration looks like no change of size. A failure that leaves the
+///   balloon larger or smaller is an ordinary distance from the target, which
+///   the engine closes.
+///
+/// # What a failure leaves
+///
+/// Trades are made or not, pair by pair. In two steps, a host that refuses the
+/// first request changes nothing. If it refuses the second, both frames are
+/// holes ([`Migration::GiveFirst`](crate::Migration::GiveFirst)) or both usable ([`Migration::TakeFirst`](crate::Migration::TakeFirst));
+/// that is counted and, for the kernel's own migrations, said of the pair. A
+/// domain that owns more than an enforced target gets nothing back, so there two
+/// steps end with both as holes, on the way to where the target wants it anyway.
 #[derive(Debug)]
 pub struct Compactor<M, const L: usize = 2> {
     plan: Plan<M>,
@@ -102,6 +107,8 @@ pub struct Compactor<M, const L: usize = 2> {
     host: Backoff,
     /// Waits for a source that does not take frames back.
     source: Backoff,
+    /// Refusals in a row.
+    in_vain: u32,
     stopping: bool,
     counters: Migrations,
 }
@@ -128,6 +135,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             isolated: FrameCount::ZERO,
             host: Backoff::Ready,
             source: Backoff::Ready,
+            in_vain: 0,
             stopping: false,
             counters: Migrations::default(),
         })
@@ -135,11 +143,15 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
 
     /// Begins a round: survey, plan, moves, survey.
     ///
+    /// A host that refuses is asked ever less often, and then no more: the round
+    /// ends early, the next one finds what is left.
+    ///
     /// A round under way goes on; it is false then.
     pub fn start(&mut self) -> bool {
         let idle = !self.is_running();
         if idle {
             self.stopping = false;
+            self.in_vain = 0;
             self.host.reset();
             self.plan.start();
         }
@@ -250,6 +262,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                     } else if !self.host.is_waiting(io.now) {
                         let delays = io.engine.policy().retry;
                         self.host.fail(io.now, delays, Blocked::HostRefused);
+                        self.in_vain += 1;
                     }
                 }
                 match step {
@@ -267,6 +280,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                         }
                         if !migrated.is_zero() && migrated == tally.pairs {
                             self.host.reset();
+                            self.in_vain = 0;
                         }
                     }
                 }
@@ -293,6 +307,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             .lanes
             .iter()
             .any(|lane| !lane.is_idle() && lane.client == Client::Plan);
+        self.stopping |= self.in_vain >= PATIENCE;
         if self.stopping && !busy {
             self.stopping = false;
             self.plan.finish();

@@ -90,10 +90,21 @@ impl FakeTrader {
         }
     }
 
-    /// Whether the host has the frame.
+    /// Whether the host has the frame until it says otherwise.
+    ///
+    /// One that was given in bulk is the guest's again whenever it likes.
     #[must_use]
     pub fn owns(&self, pfn: Pfn) -> bool {
-        self.owned.contains_key(&pfn)
+        self.owned.get(&pfn) == Some(&GivePath::Told)
+    }
+
+    /// The frames that it [`owns`](Self::owns).
+    pub fn given(&self) -> impl Iterator<Item = Pfn> {
+        let told = self
+            .owned
+            .iter()
+            .filter(|&(_, &path)| path == GivePath::Told);
+        told.map(|(&pfn, _)| pfn)
     }
 
     /// Frames the host has.
@@ -114,10 +125,10 @@ impl FakeTrader {
         self.owned.clear();
     }
 
-    /// The guest uses a frame it gave in bulk, without a word.
-    pub fn touched(&mut self, pfn: Pfn) {
-        if self.owned.get(&pfn) == Some(&GivePath::Bulk) {
-            self.owned.remove(&pfn);
+    /// Notes a frame it was given by name as given in bulk.
+    pub fn give_in_bulk(&mut self, pfn: Pfn) {
+        if let Some(path) = self.owned.get_mut(&pfn) {
+            *path = GivePath::Bulk;
         }
     }
 
