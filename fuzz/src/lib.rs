@@ -1,1 +1,30 @@
 //! What each fuzz target does, as functions that `cargo test` replays over the corpus.
+
+pub mod core_wire;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Every target: the folder of its corpus and its function.
+    const TARGETS: &[(&str, fn(&[u8]))] = &[("core_wire", super::core_wire::run)];
+
+    #[test]
+    fn every_corpus_replays() {
+        for (name, run) in TARGETS {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("corpus")
+                .join(name);
+            let mut files: Vec<_> = std::fs::read_dir(&folder)
+                .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            files.sort();
+            assert!(!files.is_empty(), "{name} has no corpus");
+            for file in files {
+                println!("{}", file.display());
+                run(&std::fs::read(&file).unwrap());
+            }
+        }
+    }
+}
