@@ -9,7 +9,7 @@ use crate::protocol::{
     ACTUAL, BULK_RUN, ConfigIo, EncodeError, Features, HINT_COMMAND, NUM_PAGES, PFN_LIMIT,
     PFNS_PER_BUFFER, PfnArray, Policy, QueueId, bulk_allowed, read_stable, reporting_allowed,
 };
-use crate::queues::{Body, QueueCounters, QueueError, Queues, RequestId};
+use crate::queues::{Body, Capacity, QueueCounters, QueueError, Queues, RequestId};
 
 /// A virtio balloon over the queues `Q`, to be stepped by the engine.
 ///
@@ -135,20 +135,24 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
         let mut capabilities = Capabilities::new(told(QueueId::Inflate), told(QueueId::Deflate));
         let bulk = bulk_allowed(negotiated, policy);
         let report = reporting_allowed(negotiated, policy);
-        let shared = queues.capacity(QueueId::Reporting).descriptors;
+        let Capacity {
+            descriptors: shared,
+            ranges,
+            ..
+        } = queues.capacity(QueueId::Reporting);
         let reports = match (bulk, report) {
             (true, true) => shared / 2,
             (false, true) => shared,
             (_, false) => 0,
         };
-        capabilities.bulk = range_limits(shared - reports).filter(|_| bulk);
+        capabilities.bulk = range_limits(shared - reports, ranges).filter(|_| bulk);
         capabilities.interrupts = policy.interrupts();
         capabilities.must_tell_host = negotiated.contains(Features::MUST_TELL_HOST);
         capabilities.deflate_on_oom = negotiated.contains(Features::DEFLATE_ON_OOM);
         Self {
             negotiated,
             capabilities,
-            report: range_limits(reports),
+            report: range_limits(reports, ranges),
             hint: hint_limits(queues.capacity(QueueId::Hint).descriptors),
             queues,
             in_flight: [0; Lane::COUNT],
@@ -288,22 +292,24 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     }
 }
 
-/// What one request of ranges may hold, given so many descriptors.
+/// What one request of ranges may hold, given so many descriptors, and `ranges`
+/// to each if that is not zero.
 ///
-/// Two requests share them, so that the device has one to work on while the
-/// other is answered and refilled.
-fn range_limits(descriptors: usize) -> Option<Limits> {
-    let runs = if descriptors >= 2 {
-        descriptors / 2
-    } else {
-        descriptors
+/// Without, two requests share the descriptors, so that the device has one to
+/// work on while the other is answered and refilled.
+fn range_limits(descriptors: usize, ranges: usize) -> Option<Limits> {
+    let (runs, in_flight) = match (descriptors, ranges) {
+        (0, _) => return None,
+        (1, 0) => (1, 1),
+        (_, 0) => (descriptors / 2, 2),
+        (_, _) => (ranges, descriptors),
     };
     let frames = BULK_RUN.get().saturating_mul(runs as u64);
-    (runs != 0).then(|| Limits {
+    Some(Limits {
         frames: FrameCount::new(frames),
         runs,
         run: BULK_RUN,
-        in_flight: descriptors / runs,
+        in_flight,
         below: Pfn::LIMIT,
     })
 }
@@ -311,7 +317,7 @@ fn range_limits(descriptors: usize) -> Option<Limits> {
 /// What one hint may hold: QEMU looks at the first range of a request only, and
 /// a command must always find room.
 fn hint_limits(descriptors: usize) -> Option<Limits> {
-    let one = range_limits(1)?;
+    let one = range_limits(1, 0)?;
     let in_flight = descriptors.checked_sub(1).filter(|&left| left > 0)?;
     Some(Limits { in_flight, ..one })
 }

@@ -300,24 +300,37 @@ impl<M: Dma> FakeDevice<M> {
         fence(Ordering::Acquire);
         let entry = usize::from(queue.seen % queue.size);
         let head = memory.load16(available + 4 + 2 * entry);
-        let mut descriptors = Vec::new();
-        let mut next = Some(head);
-        while let Some(index) = next {
-            assert!(
-                index < queue.size && descriptors.len() < queue.size.into(),
-                "chain loops"
-            );
-            let place = offset(at.descriptors) + 16 * usize::from(index);
+        let read = |place: usize| {
             let address =
                 u64::from(memory.load32(place)) | u64::from(memory.load32(place + 4)) << 32;
             let flags = memory.load16(place + 12);
             let len = memory.load32(place + 8);
-            descriptors.push(Descriptor {
-                address,
-                len,
-                writable: flags & 2 != 0,
-            });
-            next = (flags & 1 != 0).then(|| memory.load16(place + 14));
+            let writable = flags & 2 != 0;
+            (
+                Descriptor {
+                    address,
+                    len,
+                    writable,
+                },
+                flags,
+                memory.load16(place + 14),
+            )
+        };
+        let mut table = (offset(at.descriptors), u32::from(queue.size));
+        let mut descriptors = Vec::new();
+        let mut next = Some(head);
+        while let Some(index) = next {
+            let within = u32::from(index) < table.1 && descriptors.len() < queue.size.into();
+            assert!(within, "chain loops");
+            let (descriptor, flags, link) = read(table.0 + 16 * usize::from(index));
+            if flags & 4 != 0 {
+                assert!(descriptors.is_empty() && flags == 4, "a table stands alone");
+                table = (offset(descriptor.address), descriptor.len / 16);
+                next = Some(0);
+                continue;
+            }
+            descriptors.push(descriptor);
+            next = (flags & 1 != 0).then_some(link);
         }
         queue.seen = queue.seen.wrapping_add(1);
         if event_idx {

@@ -41,6 +41,10 @@ pub struct Capacity {
     pub descriptors: usize,
     /// Requests of [`Body::Bytes`] in flight at once.
     pub requests: usize,
+    /// Ranges a request of [`Body::Ranges`] may have at the cost of one
+    /// descriptor; zero if each costs one.
+    #[doc(alias = "VIRTIO_F_INDIRECT_DESC")]
+    pub ranges: usize,
 }
 
 /// A request was not queued, or a queue is of no use any more.

@@ -13,6 +13,7 @@ use crate::queues::{QueueCounters, QueueError, RequestId};
 
 const FLAG_NEXT: u16 = 1;
 const FLAG_WRITE: u16 = 2;
+const FLAG_INDIRECT: u16 = 4;
 /// In the available ring: no interrupt, please. In the used ring: no kick.
 const FLAG_SILENT: u16 = 1;
 
@@ -196,21 +197,59 @@ impl<const S: usize> Ring<S> {
             };
             shadow.role = Role::Linked;
             let next = shadow.next;
-            let mut flags = if left > 0 { FLAG_NEXT } else { 0 };
-            flags |= if segment.writable { FLAG_WRITE } else { 0 };
-            let place = self.areas.descriptors + 16 * usize::from(index);
-            let [low, high] = words(segment.address);
-            memory.store32(place, low);
-            memory.store32(place + 4, high);
-            memory.store32(place + 8, segment.len);
-            memory.store16(place + 12, flags);
-            memory.store16(place + 14, if left > 0 { next } else { 0 });
+            let place = self.areas.descriptors + DESCRIPTOR * usize::from(index);
+            write_descriptor(memory, place, segment, (left > 0).then_some(next), 0);
             index = next;
         }
+        self.publish(memory, request, head, len);
+        self.free_head = index;
+        Ok(())
+    }
+
+    /// Makes a chain of segments available that costs one descriptor.
+    ///
+    /// The chain is written to a table at `table`, which has room for it and
+    /// belongs to [`next_head`](Self::next_head).
+    pub(crate) fn submit_indirect(
+        &mut self,
+        memory: &impl Dma,
+        request: RequestId,
+        table: usize,
+        chain: impl ExactSizeIterator<Item = Segment>,
+    ) -> Result<(), QueueError> {
+        if self.broken {
+            return Err(QueueError::Broken);
+        }
+        let len = u16::try_from(chain.len()).map_err(|_| QueueError::TooLong)?;
+        // A chain longer than the queue is forbidden in a table too.
+        if len == 0 || len > self.size {
+            return Err(QueueError::TooLong);
+        }
+        let head = self.next_head().ok_or(QueueError::Full)?;
+        for (index, segment) in (0..len).zip(chain) {
+            let place = table + DESCRIPTOR * usize::from(index);
+            let next = index + 1;
+            write_descriptor(memory, place, segment, (next < len).then_some(next), 0);
+        }
+        let whole = Segment {
+            address: memory.address().wrapping_add(table as u64),
+            len: u32::from(len) * 16,
+            writable: false,
+        };
+        let place = self.areas.descriptors + DESCRIPTOR * usize::from(head);
+        write_descriptor(memory, place, whole, None, FLAG_INDIRECT);
+        if let Some(shadow) = self.shadow.get(usize::from(head)) {
+            self.free_head = shadow.next;
+        }
+        self.publish(memory, request, head, 1);
+        Ok(())
+    }
+
+    /// Offers the chain of `len` that starts at `head` to the device.
+    fn publish(&mut self, memory: &impl Dma, request: RequestId, head: u16, len: u16) {
         if let Some(shadow) = self.shadow.get_mut(usize::from(head)) {
             shadow.role = Role::Head { request, len };
         }
-        self.free_head = index;
         self.free -= len;
         self.in_flight += 1;
         let entry = usize::from(self.published & (self.size - 1));
@@ -219,7 +258,6 @@ impl<const S: usize> Ring<S> {
         // The device must not see the index before what it stands for.
         fence(Ordering::Release);
         memory.store16(self.areas.available + 2, self.published);
-        Ok(())
     }
 
     /// Asks for an interrupt after `wake_after` answers, and whether to notify.
@@ -332,6 +370,26 @@ impl<const S: usize> Ring<S> {
     const fn avail_event(&self) -> usize {
         self.areas.used + 4 + 8 * self.size as usize
     }
+}
+
+/// Bytes of a descriptor.
+pub(crate) const DESCRIPTOR: usize = 16;
+
+fn write_descriptor(
+    memory: &impl Dma,
+    place: usize,
+    segment: Segment,
+    next: Option<u16>,
+    flags: u16,
+) {
+    let chained = if next.is_some() { FLAG_NEXT } else { 0 };
+    let writable = if segment.writable { FLAG_WRITE } else { 0 };
+    let [low, high] = words(segment.address);
+    memory.store32(place, low);
+    memory.store32(place + 4, high);
+    memory.store32(place + 8, segment.len);
+    memory.store16(place + 12, flags | chained | writable);
+    memory.store16(place + 14, next.unwrap_or(0));
 }
 
 /// Whether an index moving from `old` to `new` passed the entry `event`, on the

@@ -8,19 +8,20 @@ use crate::protocol::{
     ConfigIo, Features, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover, needed_config,
 };
 use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
-use crate::ring::{Areas, Ring, Segment, store_bytes};
+use crate::ring::{Areas, DESCRIPTOR, Ring, Segment, store_bytes};
 use crate::{DmaRegion, MappedPci};
 
 /// Split virtqueues of at most `S` descriptors each, a power of two.
 ///
 /// The shared memory holds the rings and a buffer of 1 KiB for each descriptor
-/// of the inflate and the deflate queue: [`DMA_BYTES`](Self::DMA_BYTES), 141 KiB
+/// of the inflate and the deflate queue: [`DMA_BYTES`](Self::DMA_BYTES), 171 KiB
 /// for the default of 64, which lets 64 MiB be on their way at 4 KiB each.
 pub struct Rings<D = MappedPci, M = DmaRegion, const S: usize = 64> {
     device: D,
     memory: M,
     map: QueueMap,
     rings: [Ring<S>; QueueId::COUNT],
+    indirect: bool,
     counters: QueueCounters,
 }
 
@@ -65,6 +66,9 @@ impl<E: fmt::Display, D, M> fmt::Display for Refused<E, D, M> {
 
 impl<E: core::error::Error, D: fmt::Debug, M: fmt::Debug> core::error::Error for Refused<E, D, M> {}
 
+/// Ranges that fit in a request of one descriptor.
+const TABLE: usize = 32;
+
 /// Bytes of a hinting command.
 const COMMAND: usize = 4;
 
@@ -82,6 +86,8 @@ struct Buffers {
 struct Layout {
     areas: [Areas; QueueId::COUNT],
     buffers: [Buffers; QueueId::COUNT],
+    /// Descriptor tables of the reporting queue, one for each descriptor.
+    tables: usize,
     len: usize,
 }
 
@@ -134,10 +140,12 @@ impl Layout {
                 requests: 0,
             },
         ];
+        let tables = (hint + size * COMMAND).next_multiple_of(16);
         Self {
             areas,
             buffers,
-            len: hint + size * COMMAND,
+            tables,
+            len: tables + size * TABLE * DESCRIPTOR,
         }
     }
 }
@@ -176,6 +184,7 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
                 memory,
                 map,
                 rings,
+                indirect: negotiated.contains(Features::INDIRECT_DESC),
                 counters: QueueCounters::default(),
             }),
             Err(error) => Err(Refused {
@@ -268,6 +277,17 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         (self.device, self.memory)
     }
 
+    /// The most ranges a request of one descriptor may have.
+    fn table(&self, queue: QueueId) -> usize {
+        let ring = self.rings.get(queue.index());
+        let size = ring.map_or(0, |ring| ring.size().into());
+        if self.indirect && queue == QueueId::Reporting {
+            TABLE.min(size)
+        } else {
+            0
+        }
+    }
+
     fn ring(&mut self, queue: QueueId) -> Option<(&mut Ring<S>, &M, &mut QueueCounters)> {
         let ring = self
             .rings
@@ -294,6 +314,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
         Capacity {
             descriptors,
             requests,
+            ranges: self.table(queue),
         }
     }
 
@@ -303,6 +324,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
         request: RequestId,
         body: Body<'_>,
     ) -> Result<(), QueueError> {
+        let table = self.table(queue);
         let (ring, memory, _) = self.ring(queue).ok_or(QueueError::TooLong)?;
         match body {
             Body::Bytes(bytes) => {
@@ -337,6 +359,11 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
                     len: len(run).unwrap_or(0),
                     writable: true,
                 });
+                if (2..=table).contains(&runs.len()) {
+                    let head = ring.next_head().ok_or(QueueError::Full)?;
+                    let place = Self::LAYOUT.tables + usize::from(head) * TABLE * DESCRIPTOR;
+                    return ring.submit_indirect(memory, request, place, segments);
+                }
                 ring.submit(memory, request, segments)
             }
         }

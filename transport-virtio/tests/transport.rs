@@ -203,8 +203,8 @@ fn ranges_go_out_as_writable_descriptors_below_4_gib() {
     let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
     let slots = Slots::<16>::new();
     let limits = balloon.capabilities().bulk.unwrap();
-    // A queue of sixteen, shared by two requests; also above 16 TiB.
-    assert_eq!((limits.runs, limits.in_flight), (8, 2));
+    // A queue of sixteen, tables of as many; also above 16 TiB.
+    assert_eq!((limits.runs, limits.in_flight), (16, 16));
     let runs = [run(0x200, 512), run(1 << 32, limits.run.get())];
     send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
     balloon.kick(1).unwrap();
@@ -341,7 +341,7 @@ fn queues_of_any_size_carry_requests() {
             size.min(16)
         );
         let bulk = limits.bulk.unwrap();
-        assert!(bulk.runs * bulk.in_flight <= usize::from(size) && bulk.runs > 0);
+        assert!(bulk.runs <= usize::from(size) && bulk.in_flight <= usize::from(size));
         check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
         // Beyond what fits: refused for now, nothing lost.
         let slots = Slots::<16>::new();
@@ -564,4 +564,36 @@ fn an_index_that_runs_away_ends_one_queue_not_the_others() {
         1,
         "the frames are still accounted for"
     );
+}
+
+#[test]
+fn without_tables_two_requests_share_the_descriptors() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let policy = Policy::new().without_indirect();
+    let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+    let limits = balloon.capabilities().bulk.unwrap();
+    assert_eq!((limits.runs, limits.in_flight), (8, 2));
+    check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
+}
+
+#[test]
+fn a_full_ring_of_full_tables_goes_through_and_comes_back() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    for round in 0..3 {
+        let slots = Slots::<16>::new();
+        let runs: Vec<Run> = (0..16).map(|i| run(0x1000 + 2 * i, 1)).collect();
+        for _ in 0..16 {
+            send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
+        }
+        balloon.kick(1).unwrap();
+        let chains = device(&mut balloon).serve(QueueId::Reporting);
+        assert_eq!(chains.len(), 16, "round {round}");
+        for chain in chains {
+            let starts = chain.descriptors.iter().map(|d| (d.address >> 12, d.len));
+            assert!(starts.eq((0..16).map(|i| (0x1000 + 2 * i, 4096))));
+        }
+        balloon.reap(slots.completer()).unwrap();
+        assert_eq!(balloon.in_flight(QueueId::Reporting), 0);
+    }
 }

@@ -65,6 +65,7 @@ pub const OPTIONAL: Features = Features::MUST_TELL_HOST
     .union(Features::PAGE_POISON)
     .union(Features::DEFLATE_ON_OOM)
     .union(Features::PAGE_REPORTING)
+    .union(Features::INDIRECT_DESC)
     .union(Features::EVENT_IDX);
 
 /// What the embedding kernel wants from the device.
@@ -83,6 +84,7 @@ pub struct Policy {
     bulk: bool,
     interrupts: bool,
     event_idx: bool,
+    indirect: bool,
     statistics: bool,
     hints: bool,
     reporting: bool,
@@ -97,6 +99,7 @@ impl Policy {
             bulk: true,
             interrupts: true,
             event_idx: true,
+            indirect: true,
             statistics: false,
             hints: false,
             reporting: false,
@@ -125,6 +128,13 @@ impl Policy {
     #[must_use]
     pub const fn without_event_idx(mut self) -> Self {
         self.event_idx = false;
+        self
+    }
+
+    /// Declines tables of descriptors: each range costs a descriptor then.
+    #[must_use]
+    pub const fn without_indirect(mut self) -> Self {
+        self.indirect = false;
         self
     }
 
@@ -205,6 +215,7 @@ impl Default for Policy {
 ///     Features::VERSION_1
 ///         | Features::DEFLATE_ON_OOM
 ///         | Features::PAGE_REPORTING
+///         | Features::INDIRECT_DESC
 ///         | Features::EVENT_IDX,
 /// );
 /// ```
@@ -227,6 +238,9 @@ pub const fn wanted_features(offered: Features, policy: &Policy) -> Features {
     }
     if policy.hints {
         wanted = wanted.union(Features::FREE_PAGE_HINT);
+    }
+    if policy.indirect {
+        wanted = wanted.union(Features::INDIRECT_DESC);
     }
     if policy.event_idx {
         wanted = wanted.union(Features::EVENT_IDX);

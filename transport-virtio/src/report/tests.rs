@@ -126,7 +126,7 @@ impl Guest {
 fn guest(pace: ReportPace) -> Guest {
     Guest::new(
         Features::PAGE_REPORTING,
-        Policy::new().with_reporting(),
+        Policy::new().with_reporting().without_indirect(),
         pace,
     )
 }
@@ -239,19 +239,20 @@ fn a_source_that_does_not_take_frames_back_loses_none() {
 
 #[test]
 fn the_queue_is_shared_with_the_bulk_path_in_halves() {
-    let both = guest(pace(4)).balloon;
-    let (bulk, report) = (
-        both.capabilities().bulk.unwrap(),
-        both.report_limits().unwrap(),
-    );
-    assert_eq!(
-        bulk.runs * bulk.in_flight + report.runs * report.in_flight,
-        16
-    );
-    assert_eq!(bulk, report);
-    let alone = Policy::new().with_reporting().without_bulk();
-    let alone = Guest::new(Features::PAGE_REPORTING, alone, pace(4)).balloon;
-    assert_eq!(alone.report_limits().unwrap().runs, 8);
+    let limits = |policy: Policy| {
+        let balloon = Guest::new(Features::PAGE_REPORTING, policy, pace(4)).balloon;
+        let of = |limits: Limits| (limits.runs, limits.in_flight);
+        (
+            balloon.capabilities().bulk.map(of),
+            balloon.report_limits().map(of),
+        )
+    };
+    let policy = Policy::new().with_reporting();
+    assert_eq!(limits(policy), (Some((16, 8)), Some((16, 8))));
+    assert_eq!(limits(policy.without_bulk()), (None, Some((16, 16))));
+    let policy = policy.without_indirect();
+    assert_eq!(limits(policy), (Some((4, 2)), Some((4, 2))));
+    assert_eq!(limits(policy.without_bulk()), (None, Some((8, 2))));
 }
 
 #[test]
