@@ -12,6 +12,8 @@ pub struct HypercallPage(*const u8);
 
 // SAFETY: the page is code, never written after it was installed.
 unsafe impl Send for HypercallPage {}
+// SAFETY: as above.
+unsafe impl Sync for HypercallPage {}
 
 /// Length of one stub.
 const STUB: usize = 32;

@@ -20,7 +20,7 @@ unsafe fn field<T: Copy>(base: *mut (), offset: usize) -> T {
 impl Reader {
     /// # Safety
     /// `at` is a reservation of the ABI.
-    unsafe fn extents<'a>(at: *mut ()) -> (&'a mut [Gmfn], Order) {
+    unsafe fn extents(at: *mut ()) -> (*mut Gmfn, usize, Order) {
         // SAFETY: the layout of xen_memory_reservation.
         let list = unsafe { field::<*mut Gmfn>(at, 0) };
         // SAFETY: as above.
@@ -32,10 +32,29 @@ impl Reader {
         // SAFETY: as above.
         let domain = unsafe { field::<u16>(at, 24) };
         assert_eq!((flags, domain), (0, 0x7ff0));
-        let count = usize::try_from(count).unwrap();
+        let order = Order::new(u8::try_from(order).unwrap()).unwrap();
+        (list, usize::try_from(count).unwrap(), order)
+    }
+
+    /// # Safety
+    /// `at` is a reservation of the ABI whose list is read.
+    unsafe fn read<'a>(at: *mut ()) -> (&'a [Gmfn], Order) {
+        // SAFETY: passed on.
+        let (list, count, order) = unsafe { Self::extents(at) };
         // SAFETY: the list is as long as it says.
-        let list = unsafe { core::slice::from_raw_parts_mut(list, count) };
-        (list, Order::new(u8::try_from(order).unwrap()).unwrap())
+        (unsafe { core::slice::from_raw_parts(list, count) }, order)
+    }
+
+    /// # Safety
+    /// `at` is a reservation of the ABI whose list is read and written.
+    unsafe fn write<'a>(at: *mut ()) -> (&'a mut [Gmfn], Order) {
+        // SAFETY: passed on.
+        let (list, count, order) = unsafe { Self::extents(at) };
+        // SAFETY: the list is as long as it says.
+        (
+            unsafe { core::slice::from_raw_parts_mut(list, count) },
+            order,
+        )
     }
 }
 
@@ -53,12 +72,12 @@ unsafe impl Gate for Reader {
         match (number, operation.addr()) {
             (12, 1) => {
                 // SAFETY: a decrease passes a reservation.
-                let (list, order) = unsafe { Self::extents(at) };
+                let (list, order) = unsafe { Self::read(at) };
                 returned(self.0.decrease_reservation(list, order))
             }
             (12, 6) => {
                 // SAFETY: a populate passes a reservation.
-                let (list, order) = unsafe { Self::extents(at) };
+                let (list, order) = unsafe { Self::write(at) };
                 returned(self.0.populate_physmap(list, order))
             }
             (12, 3) => returned(self.0.current_reservation().map(FrameCount::get)),
@@ -79,10 +98,10 @@ unsafe impl Gate for Reader {
             }
             (12, 11) => {
                 // SAFETY: two reservations and a count.
-                let given = unsafe { Self::extents(at) };
+                let given = unsafe { Self::read(at) };
                 // SAFETY: as above.
-                let wanted = unsafe { Self::extents(at.wrapping_byte_add(32)) };
-                let exchanged = self.0.exchange((given.0, given.1), wanted);
+                let wanted = unsafe { Self::write(at.wrapping_byte_add(32)) };
+                let exchanged = self.0.exchange(given, wanted);
                 // SAFETY: the progress counter behind them.
                 unsafe {
                     at.wrapping_byte_add(64)
