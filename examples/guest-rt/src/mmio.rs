@@ -48,12 +48,14 @@ unsafe impl RegisterWord for u32 {}
 // SAFETY: as above.
 unsafe impl RegisterWord for u64 {}
 
-/// Maps pages that a hypervisor shares with us, cached, at their address.
+/// Maps pages that a hypervisor shares with us, cached, at their address, and
+/// returns that.
 ///
 /// # Errors
 /// When the range is RAM of ours, or there is no room for the tables.
-pub fn map_shared(range: PhysRange) -> Result<(), MapError> {
-    arch::map_shared(range)
+pub fn map_shared(range: PhysRange) -> Result<*mut u8, MapError> {
+    arch::map_shared(range)?;
+    Ok(range.start().as_mut_ptr())
 }
 
 /// A device's registers, mapped uncached.

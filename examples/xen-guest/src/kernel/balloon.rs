@@ -1,0 +1,241 @@
+//! The balloon of this kernel: engine, transport, and the desk in the store.
+
+use balloon_core::{
+    Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status, Unit,
+};
+use buddy_alloc::Zone;
+use guest_rt::now;
+use qemu_guest::{Watch, WatchLog};
+use spin::{Mutex, MutexGuard};
+use transport_xen::hypercall::{Events as _, Woken};
+use transport_xen::store::{Client, Desk, DeskPolicy, Notice};
+use transport_xen::suspend::{Duty, Suspension};
+use transport_xen::{Counters, MappedPage, Reservation, Target, Translated, XenBalloon};
+
+use super::xen::{self, Ties, Xen, XenError};
+
+/// Hypercalls answer at once: more would never be in flight.
+const REQUESTS: usize = 2;
+
+static SHARED: Shared<REQUESTS> = Shared::new();
+
+/// Superpages while there are any; some frames stay for the kernel itself.
+const POLICY: Policy = {
+    let mut policy = Policy::DEFAULT;
+    policy.unit = Unit::Adaptive;
+    policy.keep = FrameCount::new(64);
+    policy
+};
+
+/// Too large for a stack; locked once, for the kernel's whole life.
+static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, POLICY));
+
+/// A running balloon.
+pub(super) struct Balloon {
+    engine: MutexGuard<'static, Engine<REQUESTS>>,
+    transport: XenBalloon<Xen, Translated>,
+    desk: Option<Desk<MappedPage>>,
+    ties: Ties,
+    suspension: Suspension,
+    log: WatchLog,
+    told: Option<(FrameCount, FrameCount, FrameCount)>,
+    blocked: Option<Blocked>,
+}
+
+/// Something the host waits to hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// The balloon has the size the host wants.
+    Reached {
+        actual: FrameCount,
+        target: FrameCount,
+    },
+    /// Nothing moves any more.
+    Blocked { reason: Blocked, actual: FrameCount },
+    /// Back from a suspend.
+    Woken(Woken),
+    /// The store says nonsense.
+    BadTarget,
+    /// The store is gone for good.
+    StoreGone,
+}
+
+/// What a step leaves to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    pub(super) more: bool,
+    pub(super) wake_at: Option<Nanos>,
+}
+
+/// The time, as the balloon counts it.
+pub(super) fn time() -> Nanos {
+    Nanos::new(now().as_nanos())
+}
+
+impl Balloon {
+    /// Opens the store and starts with an empty balloon.
+    pub(super) fn start(xen: Xen, ties: Ties, managed: FrameCount) -> Result<Self, XenError> {
+        let desk = match ties.store() {
+            Some(store) => {
+                let client = Client::new(xen::page(store.frame)?);
+                Some(Desk::new(client, DeskPolicy::DEFAULT))
+            }
+            None => None,
+        };
+        let reservation = Reservation::new(xen, Translated);
+        Ok(Self {
+            engine: ENGINE.lock(),
+            transport: XenBalloon::new(reservation, Target::new(managed)),
+            desk,
+            ties,
+            suspension: Suspension::new(),
+            log: WatchLog::new(),
+            told: None,
+            blocked: None,
+        })
+    }
+
+    /// Whether the store has called.
+    pub(super) fn called() -> bool {
+        xen::store_called() || SHARED.signal().pending()
+    }
+
+    /// Does a bounded piece of work; what there is to tell goes to `tell`.
+    pub(super) fn step(&mut self, zone: &mut Zone<'_>, mut tell: impl FnMut(News)) -> Left {
+        xen::take_store_called();
+        let now = time();
+        self.read_store(now, &mut tell);
+        let mut source = Watch::new(zone, &mut self.log);
+        let step = self
+            .engine
+            .step(&mut self.transport, &mut source, now, Budget::LARGE);
+        let mut wake_at = step.wake_at;
+        if let Some(desk) = &mut self.desk {
+            desk.publish_unit(self.transport.unit());
+            desk.publish_downgrades(self.transport.reservation().counters().downgrades);
+            wake_at = [wake_at, desk.wake_at()].into_iter().flatten().min();
+        }
+        if let Some(news) = self.news(zone) {
+            tell(news);
+        }
+        Left {
+            more: step.more,
+            wake_at,
+        }
+    }
+
+    fn read_store(&mut self, now: Nanos, tell: &mut impl FnMut(News)) {
+        /// News of one step: a store that talks for ever is not listened to.
+        const NEWS: usize = 16;
+        for _ in 0..NEWS {
+            let Some(desk) = &mut self.desk else { return };
+            let notice = match desk.step(now) {
+                Ok(notice) => notice,
+                Err(_) => {
+                    self.desk = None;
+                    tell(News::StoreGone);
+                    return;
+                }
+            };
+            if desk.take_notify()
+                && let Some(store) = self.ties.store()
+            {
+                // A port that is gone: the desk's clock finds out.
+                let _ = self
+                    .transport
+                    .reservation_mut()
+                    .memory_mut()
+                    .notify(store.port);
+            }
+            let Some(notice) = notice else { return };
+            if self.transport.hear(notice) {
+                SHARED.signal().config_changed();
+            }
+            let duty = match notice {
+                Notice::BadTarget => {
+                    tell(News::BadTarget);
+                    None
+                }
+                Notice::Shutdown(request) => self.suspension.asked(request),
+                Notice::Acknowledged => self.suspension.acknowledged(),
+                _ => None,
+            };
+            match duty {
+                Some(Duty::Acknowledge) => {
+                    if let Some(desk) = &mut self.desk {
+                        desk.acknowledge();
+                    }
+                }
+                Some(Duty::Stop(_)) => guest_rt::exit_success(),
+                Some(Duty::Suspend) => {
+                    if let Some(woken) = self.suspend() {
+                        tell(News::Woken(woken));
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Down and up again. Nothing interrupts while the ties are not rebuilt.
+    fn suspend(&mut self) -> Option<Woken> {
+        critical_section::with(|_| {
+            let xen = self.transport.reservation_mut().memory_mut();
+            let woken = self.suspension.suspend(xen).ok()?;
+            let desk = self.desk.as_mut()?;
+            match woken {
+                Woken::Restored => {
+                    if let Err(error) = self.ties.rebuild() {
+                        panic!("after a restore: {error}");
+                    }
+                    desk.restored();
+                }
+                Woken::Cancelled => desk.cancelled(),
+            }
+            Some(woken)
+        })
+    }
+
+    /// Where it stands.
+    pub(super) fn status(&self, zone: &Zone<'_>) -> Status {
+        self.engine.status(zone)
+    }
+
+    /// What changed since the last call that the host should hear of.
+    fn news(&mut self, zone: &Zone<'_>) -> Option<News> {
+        let status = self.status(zone);
+        match status.progress {
+            Progress::Reached => {
+                let target = status.target?;
+                let counters = status.counters;
+                let told = Some((target, counters.inflated, counters.deflated));
+                self.blocked = None;
+                let news = self.told != told;
+                self.told = told;
+                news.then_some(News::Reached {
+                    actual: status.size,
+                    target,
+                })
+            }
+            Progress::Blocked(reason) => {
+                let news = self.blocked != Some(reason);
+                self.blocked = Some(reason);
+                news.then_some(News::Blocked {
+                    reason,
+                    actual: status.size,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// What passed between the allocator and the balloon.
+    pub(super) const fn log(&mut self) -> &mut WatchLog {
+        &mut self.log
+    }
+
+    /// What moving memory has cost.
+    pub(super) const fn counters(&self) -> Counters {
+        self.transport.reservation().counters()
+    }
+}

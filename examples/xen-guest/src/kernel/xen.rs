@@ -1,0 +1,256 @@
+//! This kernel on Xen: hypercalls, event interrupts, console, the way out.
+
+use core::arch::global_asm;
+use core::cell::RefCell;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use balloon_core::Pfn;
+use critical_section::Mutex;
+use guest_rt::platform::{self, Platform as RtPlatform};
+use guest_rt::{BootInfo, EVENT_VECTOR, PhysAddr, PhysRange, console, interrupts, mmio};
+use spin::Once;
+use thiserror::Error;
+use transport_xen::events::EventPage;
+use transport_xen::hypercall::gate::{Cpuid, HypercallPage};
+use transport_xen::hypercall::{Domain as _, Events as _, Guest, ShutdownReason};
+use transport_xen::platform::{Channel, Platform, PlatformError};
+use transport_xen::{MappedPage, Port, Vector};
+use x86_64::instructions::port::PortWriteOnly;
+use xen_guest::ConsoleRing;
+
+/// This domain's hypercalls.
+pub(super) type Xen = Guest<HypercallPage>;
+
+// Filled by Xen, executed ever after.
+global_asm!(
+    ".section .text.hypercall_page, \"ax\", @progbits",
+    ".p2align 12",
+    "xen_hypercall_page:",
+    ".skip 4096, 0xcc",
+    ".text",
+    ".global xen_hypercall_page",
+);
+
+unsafe extern "C" {
+    static xen_hypercall_page: u8;
+}
+
+/// Xen's port for a guest's first and last words.
+const DEBUG_PORT: u16 = 0xe9;
+const FRAME: u64 = 4096;
+
+/// Why this is no Xen domain this kernel can run in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum XenError {
+    /// No hypervisor, or another one.
+    #[error("this machine is no Xen domain")]
+    Absent,
+    /// The memory map leaves no frame number for shared pages.
+    #[error("no frame for shared info")]
+    NoFrame,
+    /// A shared page cannot be mapped.
+    #[error("mapping a shared page: {0}")]
+    Map(#[from] mmio::MapError),
+    /// Xen refused something.
+    #[error("{0}")]
+    Platform(#[from] PlatformError),
+}
+
+/// What interrupts and the console touch.
+struct State {
+    events: EventPage<MappedPage>,
+    console: Option<(ConsoleRing<MappedPage>, Port)>,
+    store: Option<Port>,
+}
+
+static XEN: Once<Xen> = Once::new();
+static STATE: Mutex<RefCell<Option<State>>> = Mutex::new(RefCell::new(None));
+static STORE_CALLED: AtomicBool = AtomicBool::new(false);
+
+/// The ties to the domain, and where they are kept.
+#[derive(Debug)]
+pub(super) struct Ties {
+    shared_info: Pfn,
+    platform: Platform,
+}
+
+/// The hypercalls; before anything else, and again by whoever needs them.
+pub(super) fn hypercalls() -> Result<Xen, XenError> {
+    if let Some(xen) = XEN.get() {
+        return Ok(*xen);
+    }
+    let cpuid = Cpuid::find().ok_or(XenError::Absent)?;
+    let page = &raw const xen_hypercall_page;
+    // SAFETY: ring 0, and the page is set aside for this.
+    unsafe { cpuid.install(PhysAddr::of(page).get()) };
+    // SAFETY: just installed; mapped executable for good.
+    let gate = unsafe { HypercallPage::new(page) };
+    // SAFETY: on Xen, with memory mapped one to one; frames passed on come from
+    // the allocator.
+    let xen = unsafe { Guest::new(gate) };
+    platform::install(RtPlatform { write, exit });
+    Ok(*XEN.call_once(|| xen))
+}
+
+/// Connects to the domain's rings and interrupts.
+pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
+    let mut xen = hypercalls()?;
+    // A frame that never was RAM: mapping over it costs none.
+    let end = boot.ram().iter().last().ok_or(XenError::NoFrame)?.end();
+    let shared_info = Pfn::containing(end.get() + FRAME);
+    let mut events = EventPage::new(page(shared_info)?);
+    let vector = Vector::new(EVENT_VECTOR).ok_or(XenError::NoFrame)?;
+    let platform = Platform::connect(&mut xen, shared_info, &mut events, vector)?;
+    let ties = Ties {
+        shared_info,
+        platform,
+    };
+    ties.listen(events)?;
+    interrupts::on_event(on_event);
+    Ok(ties)
+}
+
+impl Ties {
+    /// The store's ring, if this domain has a store.
+    pub(super) const fn store(&self) -> Option<Channel> {
+        self.platform.store
+    }
+
+    /// After a restore: everything but memory is new.
+    pub(super) fn rebuild(&mut self) -> Result<(), XenError> {
+        let mut xen = hypercalls()?;
+        let mut events = EventPage::new(page(self.shared_info)?);
+        let vector = Vector::new(EVENT_VECTOR).ok_or(XenError::NoFrame)?;
+        self.platform
+            .rebuild(&mut xen, self.shared_info, &mut events, vector)?;
+        self.listen(events)
+    }
+
+    fn listen(&self, events: EventPage<MappedPage>) -> Result<(), XenError> {
+        let console = match self.platform.console {
+            Some(channel) => Some((ConsoleRing::new(page(channel.frame)?), channel.port)),
+            None => None,
+        };
+        let store = self.platform.store.map(|store| store.port);
+        let console_port = console.as_ref().map(|(_, port)| *port);
+        critical_section::with(|cs| {
+            STATE.borrow_ref_mut(cs).replace(State {
+                events,
+                console,
+                store,
+            });
+        });
+        let mut xen = hypercalls()?;
+        for port in [store, console_port].into_iter().flatten() {
+            // A port that is gone will be silent; the desk asks by the clock.
+            let _ = xen.unmask(port);
+        }
+        STORE_CALLED.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A page shared with the domain or the hypervisor.
+pub(super) fn page(pfn: Pfn) -> Result<MappedPage, XenError> {
+    let range = PhysRange::sized(PhysAddr::new(pfn.address()), FRAME);
+    let address = mmio::map_shared(range)?;
+    // SAFETY: mapped for good; each caller takes a page of its own.
+    Ok(unsafe { MappedPage::new(address) })
+}
+
+/// Whether the store has called since the last time.
+pub(super) fn take_store_called() -> bool {
+    STORE_CALLED.swap(false, Ordering::Relaxed)
+}
+
+/// Whether the store has called.
+pub(super) fn store_called() -> bool {
+    STORE_CALLED.load(Ordering::Relaxed)
+}
+
+fn on_event() {
+    critical_section::with(|cs| {
+        let mut state = STATE.borrow_ref_mut(cs);
+        let Some(State {
+            events,
+            console,
+            store,
+        }) = state.as_mut()
+        else {
+            return;
+        };
+        events.take_pending(|port| {
+            if Some(port) == *store {
+                STORE_CALLED.store(true, Ordering::Relaxed);
+            }
+            if let Some((ring, ours)) = console
+                && port == *ours
+            {
+                while let Some(byte) = ring.read() {
+                    console::feed(&[byte]);
+                }
+            }
+        });
+    });
+}
+
+/// Looks at a full ring before the rest is dropped: xenconsoled is woken by
+/// each, and needs its share of the CPU.
+const PATIENCE: u32 = 1 << 12;
+
+fn write(bytes: &[u8]) {
+    critical_section::with(|cs| {
+        let mut state = STATE.borrow_ref_mut(cs);
+        let console = state.as_mut().and_then(|state| state.console.as_mut());
+        let (Some((ring, port)), Some(&(mut xen))) = (console, XEN.get()) else {
+            early(bytes);
+            return;
+        };
+        let mut left = bytes;
+        for _ in 0..PATIENCE {
+            left = ring.write(left);
+            let _ = xen.notify(*port);
+            if left.is_empty() {
+                return;
+            }
+            xen.yield_cpu();
+        }
+    });
+}
+
+/// Words that Xen itself prints, before there is a console.
+fn early(bytes: &[u8]) {
+    let mut port = PortWriteOnly::<u8>::new(DEBUG_PORT);
+    for &byte in bytes {
+        // SAFETY: Xen's, or nobody's.
+        unsafe { port.write(byte) };
+    }
+}
+
+fn exit(success: bool) -> ! {
+    let Some(&(mut xen)) = XEN.get() else {
+        loop {
+            x86_64::instructions::hlt();
+        }
+    };
+    for _ in 0..PATIENCE {
+        let drained = critical_section::with(|cs| {
+            let state = STATE.borrow_ref(cs);
+            let console = state.as_ref().and_then(|state| state.console.as_ref());
+            console.is_none_or(|(ring, _)| ring.is_drained())
+        });
+        if drained {
+            break;
+        }
+        xen.yield_cpu();
+    }
+    let reason = if success {
+        ShutdownReason::PowerOff
+    } else {
+        ShutdownReason::Crash
+    };
+    loop {
+        // Neither returns.
+        let _ = xen.shutdown(reason);
+    }
+}
