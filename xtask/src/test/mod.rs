@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::exec::Runner;
+use crate::sim;
 use crate::ui::{self, Table};
 use crate::workspace::Workspace;
 
@@ -113,6 +114,12 @@ const STAGES: &[Stage] = &[
         budget: minutes(2),
         about: "libraries with the oldest Rust they promise",
         run: Run::Whole(bare::msrv),
+    },
+    Stage {
+        name: "sim",
+        budget: minutes(3),
+        about: "whole guests and hosts from seeds, with an oracle",
+        run: Run::Whole(sim::stage),
     },
     Stage {
         name: "loom",
