@@ -143,6 +143,11 @@ impl Workspace {
 }
 
 impl Package {
+    /// Its name for `--package`, which tells it from a crate of the registry with the same name.
+    pub(crate) fn spec(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+
     /// Every feature that works on the host.
     ///
     /// `defmt` is left out: its records need the linker script of a guest, and a host test that enables

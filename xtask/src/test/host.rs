@@ -23,7 +23,7 @@ pub(super) fn fmt(workspace: &Workspace, runner: &mut Runner) -> Result<String> 
 /// `-p NAME` for each package.
 pub(super) fn selected<'a>(packages: impl Iterator<Item = &'a Package>) -> Vec<String> {
     packages
-        .flat_map(|package| ["--package".to_owned(), package.name.clone()])
+        .flat_map(|package| ["--package".to_owned(), package.spec()])
         .collect()
 }
 

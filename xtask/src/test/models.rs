@@ -20,9 +20,10 @@ pub(super) fn loom(workspace: &Workspace, runner: &mut Runner) -> Result<String>
     let mut packages = 0;
     for package in workspace.libraries().filter(|package| package.has_loom()) {
         let name = &package.name;
+        let spec = package.spec();
         let output = runner.run(cmd!(
             shell,
-            "cargo test --profile loom --package {name} --lib --tests --target-dir {folder} -- loom"
+            "cargo test --profile loom --package {spec} --lib --tests --target-dir {folder} -- loom"
         ))?;
         let found = passed(&output);
         ensure!(
@@ -58,7 +59,7 @@ pub(super) fn miri(workspace: &Workspace, runner: &mut Runner) -> Result<String>
         shell.set_var("MIRIFLAGS", flags);
         let mut tests = 0;
         for package in workspace.libraries() {
-            let name = &package.name;
+            let spec = package.spec();
             let skipped = match model {
                 "stacked" => package.note("tree-borrows-only"),
                 _ => Vec::new(),
@@ -66,7 +67,7 @@ pub(super) fn miri(workspace: &Workspace, runner: &mut Runner) -> Result<String>
             let skip = skipped.into_iter().flat_map(|test| ["--skip", test]);
             let output = runner.run(cmd!(
                 shell,
-                "cargo {toolchain} miri test --package {name} --lib --tests -- -Zunstable-options --report-time {skip...}"
+                "cargo {toolchain} miri test --package {spec} --lib --tests -- -Zunstable-options --report-time {skip...}"
             ))?;
             tests += passed(&output);
         }
