@@ -97,16 +97,42 @@ impl<'m> Bits<'m> {
         word(tier, base, item >> WORD) & mask(item, order) != 0
     }
 
+    /// Which halves of an aligned block of `2^(order + 1)` items have any bit set.
+    #[inline]
+    pub(crate) fn halves(&self, item: u64, order: u32) -> (bool, bool) {
+        if order < WORD {
+            // Both halves in one word.
+            let word = self.word0(item >> WORD) >> (item & 63);
+            let half = (1 << (1 << order)) - 1;
+            (word & half != 0, (word >> (1 << order)) & half != 0)
+        } else {
+            (self.any(item, order), self.any(item + (1 << order), order))
+        }
+    }
+
     /// Number of set bits in an aligned block; one word per 64 items.
     #[inline]
     pub(crate) fn count(&self, item: u64, order: u32) -> u64 {
+        if order == 0 {
+            return (self.word0(item >> WORD) >> (item & 63)) & 1;
+        }
         if order <= WORD {
-            return u64::from((self.word0(item >> WORD) & mask(item, order)).count_ones());
+            let mask = mask(item, order);
+            let bits = self.word0(item >> WORD) & mask;
+            return if bits == mask {
+                1 << order
+            } else {
+                u64::from(bits.count_ones())
+            };
         }
         let first = item >> WORD;
-        (first..first + (1 << (order - WORD)))
-            .map(|n| u64::from(self.word0(n).count_ones()))
-            .sum()
+        let ones = |number| match self.word0(number) {
+            // Mostly all or nothing, and counting is a dozen instructions on many targets.
+            0 => 0,
+            u64::MAX => 64,
+            word => u64::from(word.count_ones()),
+        };
+        (first..first + (1 << (order - WORD))).map(ones).sum()
     }
 
     /// Sets or clears an aligned block; one word per 64 items.

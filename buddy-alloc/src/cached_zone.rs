@@ -7,7 +7,6 @@ use crate::cached_bits::{self, CachedBits};
 use crate::error::{AllocError, AtError, ConfigError, FreeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::lock::Lock;
-use crate::node::{Kind, Slot};
 use crate::zone::{NodeView, Preference, Zone};
 
 /// Number of a CPU, from 0.
@@ -136,11 +135,13 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     #[inline]
     pub fn free(&self, cpu: Cpu, frame: Frame, order: Order) -> Result<(), FreeError> {
         let number = frame.get();
+        // Both tables are looked up at once; a locked operation would wait for the first.
+        let waits = self.bits.is_set(number);
         if let Some(class) = class_of(u32::from(order.get()))
             && let Some(cache) = self.caches.get(cpu.0 as usize)
-            && self.nodes.slot(number) == Slot::Held(Kind::Used, u32::from(order.get()))
+            && self.nodes.is_used_head(number, u32::from(order.get()))
         {
-            if !self.bits.put(number) {
+            if waits || !self.bits.put(number) {
                 return Err(FreeError::DoubleFree);
             }
             let entry = self.nodes.entry(number);
@@ -217,7 +218,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         if !self.bits.claim(number) {
             return None;
         }
-        if self.nodes.slot(number) == Slot::Held(Kind::Used, u32::from(order.get())) {
+        if self.nodes.is_used_head(number, u32::from(order.get())) {
             return Some(Frame::new(number));
         }
         // A leftover entry whose frame heads a block of another order by now, waiting in another
@@ -236,27 +237,20 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     ) -> Result<Frame, AllocError> {
         let batch = (CpuCache::limit(class) / 4).max(1);
         let mut found = [0; BATCH];
-        let mut taken = 0;
-        let first = self.lock.with(|zone| {
-            let first = zone.allocate(order, preference)?;
-            for place in found.iter_mut().take(batch as usize - 1) {
-                let Ok(frame) = zone.allocate(order, preference) else {
-                    break;
-                };
-                *place = frame.get();
-                taken += 1;
-            }
-            Ok(first)
-        });
+        let found = found.get_mut(..batch as usize).unwrap_or_default();
+        let taken = self
+            .lock
+            .with(|zone| zone.allocate_batch(order, preference, found));
+        let mut found = found.iter().take(taken);
+        let Some(&first) = found.next() else {
+            return self.allocate_drained(order, preference);
+        };
         // The first one found is the first to be popped.
-        for &number in found.iter().take(taken).rev() {
+        for &number in found.rev() {
             self.bits.put(number);
             cache.push(class, self.nodes.entry(number));
         }
-        match first {
-            Err(AllocError::Exhausted) => self.allocate_drained(order, preference),
-            answer => answer,
-        }
+        Ok(Frame::new(first))
     }
 
     fn allocate_locked(&self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
@@ -288,11 +282,25 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     }
 
     fn drain_entries(&self, zone: &mut Zone<'m>, cache: &CpuCache, class: usize, count: u32) {
+        // Neighbours are released together: they need not be merged one by one.
+        let mut run = FrameRange::new(Frame::new(0), FrameCount::ZERO);
         for entry in (0..count).filter_map(|index| cache.get(class, index)) {
             let number = self.nodes.frame(entry);
-            if self.bits.claim(number) {
-                zone.free_claimed(number);
+            if !self.bits.claim(number) {
+                continue;
             }
+            let Some(block) = zone.unhold_claimed(number) else {
+                continue;
+            };
+            run = if block.start() == run.end() {
+                FrameRange::between(run.start(), block.end())
+            } else if block.end() == run.start() {
+                FrameRange::between(block.start(), run.end())
+            } else {
+                zone.release_used(run);
+                block
+            };
         }
+        zone.release_used(run);
     }
 }

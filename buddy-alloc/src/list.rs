@@ -76,10 +76,24 @@ impl List {
         self.head = pair;
     }
 
-    /// Takes a node out, wherever it is. The node's own word is left as it was.
-    #[inline]
-    pub(crate) fn remove(&mut self, nodes: &Nodes<'_>, pair: u32) {
-        let node = nodes.get(pair);
+    /// Takes a node out, wherever it is. `node` is its content, left as it was.
+    #[inline(always)]
+    pub(crate) fn remove(&mut self, nodes: &Nodes<'_>, pair: u32, node: Node) {
+        let (hot, next) = (node.is_hot(), node.next());
+        // The commonest case of all: the top of the top run.
+        if pair == self.head && next != pair {
+            let after = nodes.get(next);
+            if after.is_hot() == hot {
+                nodes.set(next, after.with_prev(next));
+                self.head = next;
+                return;
+            }
+        }
+        self.remove_inner(nodes, pair, node);
+    }
+
+    #[inline(never)]
+    fn remove_inner(&mut self, nodes: &Nodes<'_>, pair: u32, node: Node) {
         let hot = node.is_hot();
         let (prev, next) = (node.prev(), node.next());
         let (before, after) = (nodes.get(prev), nodes.get(next));
@@ -101,12 +115,7 @@ impl List {
             self.detach(nodes, pair);
             fold(nodes, first, last);
         } else if same_after {
-            if pair == self.head {
-                // The commonest case of all: the top of the top run.
-                nodes.set(next, after.with_prev(next));
-                self.head = next;
-                return;
-            }
+            // Not the head: that was dealt with.
             let last = run_last(nodes, pair);
             unfold(nodes, pair, last);
             let first = nodes.get(pair).next();

@@ -106,6 +106,38 @@ impl Node {
         Self((self.0 & !(LINK << NEXT)) | ((next as u64) << NEXT))
     }
 
+    /// Whether a free block of this order starts at a frame; quicker than [`slot`](Self::slot).
+    #[inline]
+    pub(crate) const fn is_free_head(self, odd: bool, order: u32) -> bool {
+        if order == 0 {
+            let half = if odd { HALF } else { 0 };
+            self.0 & (FREE | HALF) == FREE | half && self.code() >= SINGLE
+        } else {
+            const WITHOUT_LINKS: u64 = FREE | HALF | (CODE_MASK << CODE);
+            !odd && self.0 & WITHOUT_LINKS == FREE | ((order as u64) << CODE)
+        }
+    }
+
+    /// Whether a used block of this order starts at a frame; quicker than [`slot`](Self::slot).
+    #[inline]
+    pub(crate) const fn is_used_head(self, odd: bool, order: u32) -> bool {
+        const WITHOUT_LINKS: u64 = u64::MAX << KIND_EVEN;
+        if order != 0 {
+            !odd && self.0 & WITHOUT_LINKS == Self::held_block(Kind::Used, order).0
+        } else if self.is_free() {
+            self.code() == SINGLE + Kind::Used as u64 && self.odd_is_free() != odd
+        } else {
+            let kind = (self.0 >> if odd { KIND_ODD } else { KIND_EVEN }) & 15;
+            kind == Kind::Used as u64 && self.code() == 0
+        }
+    }
+
+    /// For a free single frame: whether it is the odd one.
+    #[inline]
+    pub(crate) const fn odd_is_free(self) -> bool {
+        self.0 & HALF != 0
+    }
+
     const fn code(self) -> u64 {
         (self.0 >> CODE) & CODE_MASK
     }
@@ -115,10 +147,13 @@ impl Node {
         Self(FREE | ((order as u64) << CODE) | if hot { HOT } else { 0 })
     }
 
-    /// A free single frame beside a frame of kind `other`, links still zero.
-    pub(crate) const fn free_single(odd: bool, hot: bool, other: Kind) -> Self {
+    /// A free single frame in this pair, links still zero. The other frame keeps its kind; what
+    /// the pair says about this one does not matter.
+    #[inline]
+    pub(crate) const fn free_single(self, odd: bool, hot: bool) -> Self {
+        let other = (self.0 >> if odd { KIND_EVEN } else { KIND_ODD }) & 15;
         Self(
-            FREE | ((SINGLE + other as u64) << CODE)
+            FREE | ((SINGLE + other) << CODE)
                 | if hot { HOT } else { 0 }
                 | if odd { HALF } else { 0 },
         )
@@ -155,10 +190,18 @@ impl Node {
         }
     }
 
-    /// The pair after its free single frame left the list: that frame is `kind` now.
+    /// The pair after its free single frame left the list: nobody's, the other keeps its kind.
+    #[inline]
     pub(crate) const fn unlisted_single(self) -> Self {
-        let odd = self.0 & HALF != 0;
-        Self::ZERO.with_single(!odd, Kind::from_bits(self.code().wrapping_sub(SINGLE)))
+        let other = self.code().wrapping_sub(SINGLE) & 15;
+        Self(
+            other
+                << if self.odd_is_free() {
+                    KIND_EVEN
+                } else {
+                    KIND_ODD
+                },
+        )
     }
 
     /// What starts at the even (`odd == false`) or odd frame of this pair.

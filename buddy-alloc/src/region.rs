@@ -9,14 +9,17 @@ use crate::bits::Bits;
 /// Words per region.
 pub(crate) const WORDS: u64 = 2;
 const LEVELS: u32 = 16;
-const FIELD: u64 = (1 << 20) - 1;
-const POPULATED: u32 = 20;
-const MANAGED: u32 = 40;
-const BREAKABLE: u64 = 1 << 60;
+/// First word: three counters of up to 2^18, the level, a flag.
+const FIELD: u64 = (1 << 19) - 1;
+const POPULATED: u32 = 19;
+const MANAGED: u32 = 38;
+const LEVEL: u32 = 57;
+const LEVEL_MASK: u64 = 31 << LEVEL;
+const BREAKABLE: u64 = 1 << 62;
+/// Second word: links in the list of the level.
 const LINK: u64 = (1 << 24) - 1;
 const NONE: u64 = LINK;
 const NEXT: u32 = 24;
-const LEVEL: u32 = 48;
 
 #[derive(Debug)]
 pub(crate) struct Regions<'m> {
@@ -135,88 +138,85 @@ impl<'m> Regions<'m> {
     /// Frames of a region became free.
     #[inline]
     pub(crate) fn freed(&mut self, region: u64, frames: u64, populated: u64) {
-        let index = region.wrapping_sub(self.base);
-        if let Some(word) = self.word_mut(index, 0) {
-            *word += frames + (populated << POPULATED);
-            let now = (*word >> POPULATED) & FIELD;
-            if populated != 0 {
-                self.relevel(index, now);
-            }
-        }
+        self.change(region, (frames + (populated << POPULATED)) as i64);
     }
 
     /// Frames of a region are free no more.
     #[inline]
     pub(crate) fn taken(&mut self, region: u64, frames: u64, populated: u64) {
+        self.change(region, -((frames + (populated << POPULATED)) as i64));
+    }
+
+    #[inline]
+    fn change(&mut self, region: u64, by: i64) {
+        let order = self.order;
         let index = region.wrapping_sub(self.base);
-        if let Some(word) = self.word_mut(index, 0) {
-            *word -= frames + (populated << POPULATED);
-            let now = (*word >> POPULATED) & FIELD;
-            if populated != 0 {
-                self.relevel(index, now);
-            }
+        let Some(word) = self.word_mut(index, 0) else {
+            return;
+        };
+        *word = word.wrapping_add_signed(by);
+        let word = *word;
+        let populated = (word >> POPULATED) & FIELD;
+        let level = (word & LEVEL_MASK) >> LEVEL;
+        // The level spans one step, and half a step to either side of it.
+        let step = order - LEVELS.trailing_zeros();
+        let halves = (populated + (1 << (step - 1)) - 1) >> (step - 1);
+        let fits = if populated == 0 {
+            level == 0
+        } else {
+            level != 0 && halves + 2 > 2 * level && halves <= 2 * level + 1
+        };
+        if !fits {
+            #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
+            self.relevel(index, ((populated + (1 << step) - 1) >> step) as u32);
         }
     }
 
     /// Density level of a region: 0 without free populated frames, else 1 to 16.
     pub(crate) fn level(&self, region: u64) -> u32 {
-        Self::level_of(self.word(region.wrapping_sub(self.base), 1))
+        Self::level_of(self.word(region.wrapping_sub(self.base), 0))
     }
 
     const fn level_of(word: u64) -> u32 {
-        ((word >> LEVEL) & 31) as u32
+        ((word & LEVEL_MASK) >> LEVEL) as u32
     }
 
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "at most 16")]
-    fn relevel(&mut self, index: u64, populated: u64) {
-        let word = self.word(index, 1);
-        let level = Self::level_of(word);
-        let step = 1 << (self.order - LEVELS.trailing_zeros());
-        let fits = level != 0
-            && populated != 0
-            && populated + step / 2 > u64::from(level - 1) * step
-            && populated <= u64::from(level) * step + step / 2;
-        if fits {
-            return;
-        }
-        let new = populated.div_ceil(step) as u32;
-        if new != level {
-            self.move_to(index, word, new);
-            if (new == 0) != (level == 0) {
-                self.dense.fill(index + self.base, 0, new != 0);
-            }
-        }
-    }
-
-    fn move_to(&mut self, index: u64, word: u64, level: u32) {
-        let (prev, next) = (word & LINK, (word >> NEXT) & LINK);
-        let old = Self::level_of(word);
-        if old != 0 {
-            if prev == NONE {
-                self.set_head(old, next);
-            } else if let Some(word) = self.word_mut(prev, 1) {
-                *word = (*word & !(LINK << NEXT)) | (next << NEXT);
-            }
-            if next != NONE
-                && let Some(word) = self.word_mut(next, 1)
-            {
-                *word = (*word & !LINK) | prev;
-            }
-        }
-        let mut fresh = u64::from(level) << LEVEL;
+    fn relevel(&mut self, index: u64, level: u32) {
+        let old = Self::level_of(self.word(index, 0));
+        self.unlink(index, old);
         if level != 0 {
             let head = self.heads.get(level as usize).copied().unwrap_or(NONE);
-            if head != NONE
-                && let Some(word) = self.word_mut(head, 1)
-            {
+            if let Some(word) = self.word_mut(head, 1) {
                 *word = (*word & !LINK) | index;
             }
-            fresh |= NONE | (head << NEXT);
+            if let Some(word) = self.word_mut(index, 1) {
+                *word = NONE | (head << NEXT);
+            }
             self.set_head(level, index);
         }
-        if let Some(word) = self.word_mut(index, 1) {
-            *word = fresh;
+        if let Some(word) = self.word_mut(index, 0) {
+            *word = (*word & !LEVEL_MASK) | (u64::from(level) << LEVEL);
+        }
+        if (level == 0) != (old == 0) {
+            self.dense.fill(index + self.base, 0, level != 0);
+        }
+    }
+
+    fn unlink(&mut self, index: u64, level: u32) {
+        if level == 0 {
+            return;
+        }
+        let word = self.word(index, 1);
+        let (prev, next) = (word & LINK, (word >> NEXT) & LINK);
+        if prev == NONE {
+            self.set_head(level, next);
+        } else if let Some(word) = self.word_mut(prev, 1) {
+            *word = (*word & !(LINK << NEXT)) | (next << NEXT);
+        }
+        if next != NONE
+            && let Some(word) = self.word_mut(next, 1)
+        {
+            *word = (*word & !LINK) | prev;
         }
     }
 

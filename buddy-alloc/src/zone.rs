@@ -33,6 +33,26 @@ use crate::node::{Kind, Node, Nodes, Slot};
 use crate::region::Regions;
 use crate::storage::Cells;
 
+/// The free blocks of one order.
+#[derive(Clone, Copy, Debug)]
+struct Bin {
+    list: List,
+    /// How many, by class (cold, hot).
+    blocks: [u32; 2],
+}
+
+impl Bin {
+    const EMPTY: Self = Self {
+        list: List::EMPTY,
+        blocks: [0; 2],
+    };
+}
+
+/// A power of two long, as above.
+const KINDS: usize = Kind::COUNT.next_power_of_two();
+
+const BINS: usize = Order::COUNT.next_power_of_two();
+
 /// Index of the lists of blocks inside regions set aside for being fragmented.
 const BREAKABLE: usize = 1;
 
@@ -54,13 +74,12 @@ pub struct Zone<'m> {
     regions: Regions<'m>,
     /// Regions that may hold frames ballooned by either path; a superset.
     ballooned: [Bits<'m>; 2],
-    lists: [[List; Order::COUNT]; 2],
+    /// By list set and order; a power of two long, so that no index needs a check.
+    bins: [[Bin; BINS]; 2],
     /// Bit per order with blocks, by list set and class (cold, hot).
     masks: [[u32; 2]; 2],
-    /// Free blocks by order and class.
-    blocks: [[u64; 2]; Order::COUNT],
     /// Frames by kind.
-    held: [u64; Kind::COUNT],
+    held: [u64; KINDS],
     free: u64,
     free_populated: u64,
     managed: u64,
@@ -151,10 +170,9 @@ impl<'m> Zone<'m> {
             populated,
             regions,
             ballooned: [region_bits()?, region_bits()?],
-            lists: [[List::EMPTY; Order::COUNT]; 2],
+            bins: [[Bin::EMPTY; BINS]; 2],
             masks: [[0; 2]; 2],
-            blocks: [[0; 2]; Order::COUNT],
-            held: [0; Kind::COUNT],
+            held: [0; KINDS],
             free: 0,
             free_populated: 0,
             managed: 0,
@@ -214,10 +232,16 @@ impl<'m> Zone<'m> {
     /// What starts at a frame; nothing outside the span.
     #[inline]
     fn slot(&self, frame: u64) -> Slot {
+        self.node(frame).slot(frame % 2 == 1)
+    }
+
+    /// The node of any frame; nothing starts outside the span.
+    #[inline]
+    fn node(&self, frame: u64) -> Node {
         if self.contains(frame) {
-            self.nodes.get(self.pair(frame)).slot(frame % 2 == 1)
+            self.nodes.get(self.pair(frame))
         } else {
-            Slot::Nothing
+            Node::ZERO
         }
     }
 
@@ -245,25 +269,39 @@ impl<'m> Zone<'m> {
         usize::from(small && self.regions.is_breakable(self.regions.of(frame)))
     }
 
+    #[inline]
+    fn bin(&self, set: usize, order: u32) -> Option<&Bin> {
+        self.bins.get(set & 1)?.get(order as usize & (BINS - 1))
+    }
+
+    #[inline]
+    fn bin_mut(&mut self, set: usize, order: u32) -> Option<&mut Bin> {
+        self.bins
+            .get_mut(set & 1)?
+            .get_mut(order as usize & (BINS - 1))
+    }
+
     /// Puts a free block in front of its list.
     #[inline]
     fn list(&mut self, frame: u64, order: u32, hot: bool) {
-        let set = self.set_of(frame, order);
         let pair = self.pair(frame);
         let node = if order == 0 {
-            let odd = frame % 2 == 1;
-            Node::free_single(odd, hot, self.nodes.get(pair).single(!odd))
+            self.nodes.get(pair).free_single(frame % 2 == 1, hot)
         } else {
             Node::free_block(order, hot)
         };
-        if let Some(list) = self
-            .lists
-            .get_mut(set)
-            .and_then(|set| set.get_mut(order as usize))
-        {
-            list.push(&self.nodes, pair, node);
+        let set = self.set_of(frame, order);
+        let nodes = self.nodes;
+        let Some(bin) = self.bin_mut(set, order) else {
+            return;
+        };
+        bin.list.push(&nodes, pair, node);
+        if let Some(count) = bin.blocks.get_mut(usize::from(hot)) {
+            *count += 1;
         }
-        self.count_block(set, order, hot, true);
+        if let Some(mask) = self.mask_mut(set, hot) {
+            *mask |= 1 << order;
+        }
     }
 
     /// Takes a free block out of its list; nothing starts there afterwards. Says if it was hot.
@@ -272,43 +310,38 @@ impl<'m> Zone<'m> {
         let set = self.set_of(frame, order);
         let pair = self.pair(frame);
         let node = self.nodes.get(pair);
-        if let Some(list) = self
-            .lists
-            .get_mut(set)
-            .and_then(|set| set.get_mut(order as usize))
-        {
-            list.remove(&self.nodes, pair);
-        }
-        let after = if order == 0 {
-            node.unlisted_single()
-        } else {
-            Node::ZERO
-        };
-        self.nodes.set(pair, after);
-        self.count_block(set, order, node.is_hot(), false);
+        self.unlist_node(set, order, pair, node);
         node.is_hot()
     }
 
-    #[inline]
-    fn count_block(&mut self, set: usize, order: u32, hot: bool, more: bool) {
-        let class = usize::from(hot);
-        if let Some(count) = self
-            .blocks
-            .get_mut(order as usize)
-            .and_then(|count| count.get_mut(class))
-        {
-            *count = if more { *count + 1 } else { *count - 1 };
-        }
-        let list = self.lists.get(set).and_then(|set| set.get(order as usize));
-        let left =
-            more || list.is_some_and(|list| list.first_of(&self.nodes, hot) != crate::list::NONE);
-        if let Some(mask) = self.masks.get_mut(set).and_then(|set| set.get_mut(class)) {
-            *mask = if left {
-                *mask | 1 << order
+    #[inline(always)]
+    fn unlist_node(&mut self, set: usize, order: u32, pair: u32, node: Node) {
+        let nodes = self.nodes;
+        let hot = node.is_hot();
+        let Some(bin) = self.bin_mut(set, order) else {
+            return;
+        };
+        bin.list.remove(&nodes, pair, node);
+        let last = bin.blocks.get_mut(usize::from(hot)).is_some_and(|count| {
+            *count -= 1;
+            *count == 0
+        });
+        nodes.set(
+            pair,
+            if order == 0 {
+                node.unlisted_single()
             } else {
-                *mask & !(1 << order)
-            };
+                Node::ZERO
+            },
+        );
+        if last && let Some(mask) = self.mask_mut(set, hot) {
+            *mask &= !(1 << order);
         }
+    }
+
+    #[inline]
+    fn mask_mut(&mut self, set: usize, hot: bool) -> Option<&mut u32> {
+        self.masks.get_mut(set & 1)?.get_mut(usize::from(hot))
     }
 
     /// Marks an aligned block that is in no list as held.
@@ -330,9 +363,7 @@ impl<'m> Zone<'m> {
         for (frame, order) in self.blocks_of(start, end) {
             self.mark(frame, order, kind);
         }
-        if let Some(held) = self.held.get_mut(kind as usize) {
-            *held += end - start;
-        }
+        self.add_held(kind, end - start);
     }
 
     /// Cuts a range into aligned blocks.
@@ -354,10 +385,18 @@ impl<'m> Zone<'m> {
                 self.unset_breakable(frame);
             }
             let buddy = frame ^ (1 << order);
-            if self.slot(buddy) != Slot::Free(order) {
+            // A buddy outside the span has no node, or its half of one is never free.
+            if !self
+                .nodes
+                .get(self.pair(buddy))
+                .is_free_head(buddy % 2 == 1, order)
+            {
                 break;
             }
             hot |= self.unlist(buddy, order);
+            if order == 0 {
+                self.nodes.set(self.pair(frame), Node::ZERO);
+            }
             frame &= buddy;
             order += 1;
         }
@@ -377,7 +416,7 @@ impl<'m> Zone<'m> {
     }
 
     /// Counts an aligned block in or out of the free frames.
-    #[inline]
+    #[inline(always)]
     fn account(&mut self, frame: u64, order: u32, populated: u64, freed: bool) {
         let frames = 1 << order;
         if freed {
@@ -392,11 +431,17 @@ impl<'m> Zone<'m> {
             self.account_region(self.regions.of(frame), frames, populated, freed);
             return;
         }
+        self.account_regions(frame, order, populated, freed);
+    }
+
+    #[inline(never)]
+    fn account_regions(&mut self, frame: u64, order: u32, populated: u64, freed: bool) {
+        let granule = self.regions.order();
         let each = 1 << granule;
-        for region in self.regions.of(frame)..self.regions.of(frame + frames) {
+        for region in self.regions.of(frame)..self.regions.of(frame + (1 << order)) {
             let populated = match populated {
                 0 => 0,
-                all if all == frames => each,
+                all if all == 1 << order => each,
                 _ => self.populated.count(region << granule, granule),
             };
             self.account_region(region, each, populated, freed);
@@ -450,20 +495,19 @@ impl NodeView<'_> {
         self.span
     }
 
-    /// What starts at a frame. Stable for the owner of the block that starts there.
+    /// Whether a used block of this order starts at a frame. Stable for the owner of the block.
     #[inline]
-    pub(crate) fn slot(&self, frame: u64) -> Slot {
-        if frame >= self.span.start().get() && frame < self.span.end().get() {
-            let even = self.span.start().get() & !1;
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "a span has at most 2^28 pairs"
-            )]
-            let pair = ((frame - even) / 2) as u32;
-            self.nodes.peek(pair).slot(frame % 2 == 1)
-        } else {
-            Slot::Nothing
+    pub(crate) fn is_used_head(&self, frame: u64, order: u32) -> bool {
+        let start = self.span.start().get();
+        if frame < start || frame >= self.span.end().get() {
+            return false;
         }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a span has at most 2^28 pairs"
+        )]
+        let pair = (frame / 2 - start / 2) as u32;
+        self.nodes.peek(pair).is_used_head(frame % 2 == 1, order)
     }
 
     /// A frame of the span in 32 bits.

@@ -33,8 +33,7 @@ fn a_zone_keeps_the_laws_of_sources_and_ledgers() {
     let in_hand = range(FIRST + 700, 300);
     FrameSource::take_at(&mut zone, in_hand).expect("free");
     check_ledger_laws(&mut zone, in_hand);
-    FrameSource::put(&mut zone, in_hand, core_::Backing::Populated)
-        .expect("in hand");
+    FrameSource::put(&mut zone, in_hand, core_::Backing::Populated).expect("in hand");
     assert_eq!(zone.stats().free.get(), FRAMES);
 }
 

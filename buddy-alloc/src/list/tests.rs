@@ -32,7 +32,7 @@ fn run(pairs: u32, steps: impl Iterator<Item = u32>) {
     for step in steps {
         let pair = step % pairs;
         if let Some(place) = model.iter().position(|&(p, _)| p == pair) {
-            list.remove(&nodes, pair);
+            list.remove(&nodes, pair, nodes.get(pair));
             model.remove(place);
         } else {
             let hot = (step / pairs) % 2 == 1;

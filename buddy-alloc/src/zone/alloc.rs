@@ -32,8 +32,8 @@ impl Zone<'_> {
         if order > self.max_order {
             return Err(AllocError::TooLarge);
         }
-        let (frame, _) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
-        self.use_block(frame, order);
+        let (frame, populated) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
+        self.use_block(frame, order, populated);
         Ok(Frame::new(frame))
     }
 
@@ -68,40 +68,44 @@ impl Zone<'_> {
         if order > self.max_order {
             return Err(AllocError::TooLarge);
         }
-        let (start, hot) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
+        let (start, populated) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
         let (end, tail) = (start + count.get(), start + (1 << order));
         // The used part is marked first: a merging tail must not meet unmarked frames.
         for (frame, order) in self.blocks_of(start, end) {
-            self.use_block(frame, order);
+            self.use_block(frame, order, 0);
         }
         for (frame, order) in self.blocks_of(end, tail) {
-            let populated = if hot {
-                self.populated.count(frame, order)
-            } else {
+            let known = if populated == 0 {
                 0
+            } else {
+                self.populated.count(frame, order)
             };
-            self.release(frame, order, populated);
+            self.release(frame, order, known);
         }
         Ok(FrameRange::raw(start, end))
     }
 
-    /// Marks a block that left the free lists as used and populated.
+    /// Marks a block that left the free lists as used and populated; `populated` of its frames
+    /// are known to be already.
     #[inline]
-    pub(super) fn use_block(&mut self, frame: u64, order: u32) {
+    fn use_block(&mut self, frame: u64, order: u32, populated: u64) {
         self.mark(frame, order, Kind::Used);
-        self.populated.fill(frame, order, true);
+        if populated != 1 << order {
+            self.populated.fill(frame, order, true);
+        }
         self.add_held(Kind::Used, 1 << order);
     }
 
     pub(super) fn add_held(&mut self, kind: Kind, frames: u64) {
-        if let Some(held) = self.held.get_mut(kind as usize) {
+        if let Some(held) = self.held.get_mut(kind as usize & (super::KINDS - 1)) {
             *held += frames;
         }
     }
 
-    /// Takes a block of exactly `order` out of the free frames. Says whether it is hot.
+    /// Takes a block of exactly `order` out of the free frames. Says how many of its frames are
+    /// populated.
     #[inline]
-    fn grab(&mut self, order: u32, preference: Preference) -> Option<(u64, bool)> {
+    fn grab(&mut self, order: u32, preference: Preference) -> Option<(u64, u64)> {
         let granule = self.regions.order();
         if self.breakable_limit == 0 || order >= granule {
             let (set, found, class) = self.find(0, order, preference)?;
@@ -161,8 +165,8 @@ impl Zone<'_> {
         class: Option<bool>,
         preference: Preference,
         set_aside: bool,
-    ) -> Option<(u64, bool)> {
-        let list = self.lists.get(set)?.get(found as usize)?;
+    ) -> Option<(u64, u64)> {
+        let list = &self.bin(set, found)?.list;
         let pair = match class {
             Some(hot) => list.first_of(&self.nodes, hot),
             None => list.first(),
@@ -170,10 +174,32 @@ impl Zone<'_> {
         if pair == NONE {
             return None;
         }
-        let odd = matches!(self.nodes.get(pair).slot(true), crate::node::Slot::Free(_));
-        let mut frame = self.frame_of(pair, found, odd);
-        let mut hot = self.unlist(frame, found);
-        let mut at = found;
+        let node = self.nodes.get(pair);
+        let mut frame = self.frame_of(pair, found, node.odd_is_free());
+        let mut hot = node.is_hot();
+        self.unlist_node(set, found, pair, node);
+        if found != order {
+            (frame, hot) = self.halve((frame, found, hot), order, preference, set_aside);
+        }
+        let populated = match (hot, order) {
+            (false, _) => 0,
+            (true, 0) => 1,
+            (true, _) => self.populated.count(frame, order),
+        };
+        self.account(frame, order, populated, false);
+        Some((frame, populated))
+    }
+
+    /// Halves a block in no list down to `order`, listing the other halves. What is wanted is
+    /// kept, the lower half if both are alike.
+    fn halve(
+        &mut self,
+        (mut frame, mut at, mut hot): (u64, u32, bool),
+        order: u32,
+        preference: Preference,
+        set_aside: bool,
+    ) -> (u64, bool) {
+        let wanted = !matches!(preference, Preference::Untouched);
         while at > order {
             if set_aside && at == self.regions.order() {
                 self.regions.set_breakable(self.regions.of(frame), true);
@@ -182,29 +208,76 @@ impl Zone<'_> {
             at -= 1;
             let upper = frame + (1 << at);
             let (lower_hot, upper_hot) = if hot {
-                (self.populated.any(frame, at), self.populated.any(upper, at))
+                self.populated.halves(frame, at)
             } else {
                 (false, false)
             };
-            // Hand out the half that is wanted, the lower one if both are alike.
-            let wanted = !matches!(preference, Preference::Untouched);
-            let rest = if lower_hot != wanted && upper_hot == wanted {
-                let lower = frame;
-                frame = upper;
-                hot = upper_hot;
-                (lower, lower_hot)
+            if lower_hot != wanted && upper_hot == wanted {
+                self.list(frame, at, lower_hot);
+                (frame, hot) = (upper, upper_hot);
             } else {
+                self.list(upper, at, upper_hot);
                 hot = lower_hot;
-                (upper, upper_hot)
-            };
-            self.list(rest.0, at, rest.1);
+            }
         }
-        let populated = if hot {
-            self.populated.count(frame, order)
-        } else {
-            0
+        (frame, hot)
+    }
+
+    /// The largest piece up to `most` that the next demand of `order` would be cut from and that is
+    /// alike in all of its parts, so that no other block would come first for any of them.
+    fn whole_piece(&self, from: (usize, u32, Option<bool>), order: u32, most: u32) -> u32 {
+        let (set, at, class) = from;
+        let piece = at.min(most).min(self.max_order);
+        let Some(bin) = self.bin(set, at).filter(|_| piece > order) else {
+            return order;
         };
-        self.account(frame, order, populated, false);
-        Some((frame, hot))
+        let pair = match class {
+            Some(false) => return piece,
+            Some(true) => bin.list.first_of(&self.nodes, true),
+            None => bin.list.first(),
+        };
+        let frame = self.frame_of(pair, at, false);
+        let populated = self.populated.count(frame, piece);
+        if populated == 1 << piece {
+            piece
+        } else {
+            order
+        }
+    }
+
+    /// As many blocks of one order as `found` has places, as if allocated one after the other.
+    ///
+    /// Where a larger block has to be broken anyway, its pieces are marked without being listed.
+    pub(crate) fn allocate_batch(
+        &mut self,
+        order: Order,
+        preference: Preference,
+        found: &mut [u64],
+    ) -> usize {
+        let order = u32::from(order.get());
+        let mut done = 0;
+        while let Some(left) = found.len().checked_sub(done).and_then(usize::checked_ilog2) {
+            let exact = self.find(BREAKABLE, order, preference).or_else(|| {
+                self.find(0, order, preference)
+                    .filter(|_| self.breakable_limit == 0)
+            });
+            let larger = exact.map_or(order, |from| self.whole_piece(from, order, order + left));
+            let Some((frame, populated)) = self.grab(larger, preference) else {
+                break;
+            };
+            if populated != 1 << larger {
+                self.populated.fill(frame, larger, true);
+            }
+            self.add_held(Kind::Used, 1 << larger);
+            for piece in 0..1 << (larger - order) {
+                let frame = frame + (piece << order);
+                self.mark(frame, order, Kind::Used);
+                if let Some(place) = found.get_mut(done) {
+                    *place = frame;
+                    done += 1;
+                }
+            }
+        }
+        done
     }
 }

@@ -262,7 +262,7 @@ impl Zone<'_> {
                 let order = mask.checked_ilog2().filter(|&order| order >= taker.unit)?;
                 Some((set, order))
             })?;
-        let list = self.lists.get(set)?.get(order as usize)?;
+        let list = &self.bin(set, order)?.list;
         let pair = if taker.hot_only {
             list.first_of(&self.nodes, true)
         } else {

@@ -15,10 +15,14 @@ impl Zone<'_> {
     #[inline]
     pub fn free(&mut self, frame: Frame, order: Order) -> Result<(), FreeError> {
         let (start, order) = (frame.get(), u32::from(order.get()));
-        if self.slot(start) != Slot::Held(Kind::Used, order) || self.cached.is_set(start) {
+        let used = self.node(start).is_used_head(start % 2 == 1, order);
+        if !used || self.cached.is_set(start) {
             return Err(self.free_error(start));
         }
-        self.unhold(start, order, Kind::Used);
+        if order != 0 {
+            self.mark(start, order, Kind::None);
+        }
+        self.drop_held(Kind::Used, 1 << order);
         self.release(start, order, 1 << order);
         Ok(())
     }
@@ -81,8 +85,23 @@ impl Zone<'_> {
 
     /// Frees a used block of whatever order that the caller has just claimed from a CPU cache.
     pub(crate) fn free_claimed(&mut self, frame: u64) {
-        if let Slot::Held(Kind::Used, order) = self.slot(frame) {
-            self.unhold(frame, order, Kind::Used);
+        if let Some(range) = self.unhold_claimed(frame) {
+            self.release_used(range);
+        }
+    }
+
+    /// The first half of [`free_claimed`](Self::free_claimed): the frames are nobody's then.
+    pub(crate) fn unhold_claimed(&mut self, frame: u64) -> Option<FrameRange> {
+        let Slot::Held(Kind::Used, order) = self.slot(frame) else {
+            return None;
+        };
+        self.unhold(frame, order, Kind::Used);
+        Some(FrameRange::raw(frame, frame + (1 << order)))
+    }
+
+    /// The second half, for neighbouring blocks at once.
+    pub(crate) fn release_used(&mut self, range: FrameRange) {
+        for (frame, order) in self.blocks_of(range.start().get(), range.end().get()) {
             self.release(frame, order, 1 << order);
         }
     }
@@ -108,8 +127,13 @@ impl Zone<'_> {
     #[inline]
     fn unhold(&mut self, frame: u64, order: u32, kind: Kind) {
         self.mark(frame, order, Kind::None);
-        if let Some(held) = self.held.get_mut(kind as usize) {
-            *held -= 1 << order;
+        self.drop_held(kind, 1 << order);
+    }
+
+    #[inline]
+    fn drop_held(&mut self, kind: Kind, frames: u64) {
+        if let Some(held) = self.held.get_mut(kind as usize & (super::KINDS - 1)) {
+            *held -= frames;
         }
     }
 

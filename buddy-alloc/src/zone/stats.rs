@@ -113,7 +113,21 @@ impl Zone<'_> {
             in_hand: FrameCount::new(held(Kind::Taken)),
             ballooned: FrameCount::new(held(Kind::Told) + held(Kind::Bulk)),
             breakable: self.breakable,
-            blocks: self.blocks,
+            blocks: core::array::from_fn(|order| {
+                let count = |set, class: usize| {
+                    let bin = self
+                        .bins
+                        .get(set)
+                        .and_then(|set: &[super::Bin; _]| set.get(order));
+                    bin.and_then(|bin| bin.blocks.get(class))
+                        .copied()
+                        .map_or(0, u64::from)
+                };
+                [
+                    count(0, 0) + count(BREAKABLE, 0),
+                    count(0, 1) + count(BREAKABLE, 1),
+                ]
+            }),
         }
     }
 
@@ -168,14 +182,11 @@ impl Zone<'_> {
     /// fragmented last).
     pub fn free_blocks(&self, order: Order) -> impl Iterator<Item = FreeBlock> + use<'_> {
         [0, BREAKABLE].into_iter().flat_map(move |set| {
-            let list = self
-                .lists
-                .get(set)
-                .and_then(|set| set.get(usize::from(order.get())));
-            list.into_iter().flat_map(move |list| {
-                list.iter(self.nodes).map(move |pair| {
+            let bin = self.bin(set, u32::from(order.get()));
+            bin.into_iter().flat_map(move |bin| {
+                bin.list.iter(self.nodes).map(move |pair| {
                     let node = self.nodes.get(pair);
-                    let odd = matches!(node.slot(true), Slot::Free(_));
+                    let odd = node.odd_is_free();
                     let start = self.frame_of(pair, u32::from(order.get()), odd);
                     FreeBlock {
                         start: Frame::new(start),
