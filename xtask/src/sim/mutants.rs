@@ -1,0 +1,163 @@
+//! Planted bugs: does the simulator find what it is there for?
+//!
+//! Each mutant is one line changed in a copy of the checkout. The simulator must
+//! end with a finding; one that passes over a bug is a defect of the simulator.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use xshell::{Shell, cmd};
+
+use crate::ui;
+use crate::workspace::Workspace;
+
+/// One line, broken.
+#[derive(Debug)]
+struct Mutant {
+    name: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "frames in flight are not counted",
+        file: "balloon-core/src/engine/mod.rs",
+        from: ".saturating_add(self.inflating.frames())",
+        to: "",
+    },
+    Mutant {
+        name: "a refused request loses its frames",
+        file: "balloon-core/src/engine/settle.rs",
+        from: "(Kind::Inflate, false) => source.put(range, Backing::Unknown),",
+        to: "(Kind::Inflate, false) => Ok(()),",
+    },
+    Mutant {
+        name: "a partial answer is taken for a whole one",
+        file: "balloon-core/src/slots.rs",
+        from: "Self::Partial(done) if done.get() < asked.get() => done,",
+        to: "Self::Partial(done) if done.get() > asked.get() => done,",
+    },
+    Mutant {
+        name: "frames told by number return without a word",
+        file: "balloon-core/src/engine/take_back.rs",
+        from: "let told = path == GivePath::Told && !self.mode.is_forgetting();",
+        to: "let told = false;",
+    },
+    Mutant {
+        name: "a frame used early is given again at once",
+        file: "balloon-core/src/engine/give.rs",
+        from: "self.deflating.has_early()",
+        to: "false",
+    },
+    Mutant {
+        name: "the ledger forgets the give path",
+        file: "buddy-alloc/src/balloon.rs",
+        from: "core_::GivePath::Told => GivePath::Told,",
+        to: "core_::GivePath::Told => GivePath::Bulk,",
+    },
+    Mutant {
+        name: "a slot is free while its request is in flight",
+        file: "balloon-core/src/slots.rs",
+        from: "place.word.store(IN_FLIGHT, release);",
+        to: "place.word.store(FREE, release);",
+    },
+    Mutant {
+        name: "after a reset requests in flight stay in flight",
+        file: "balloon-core/src/engine/lifecycle.rs",
+        from: "self.inflating.revoke_all(FrameCount::ZERO);",
+        to: "",
+    },
+    Mutant {
+        name: "the allocator hands out a frame that is in the balloon",
+        file: "buddy-alloc/src/zone/balloon.rs",
+        from: "self.hold_free(range, Kind::Taken)",
+        to: "Ok::<(), AtError>(())",
+    },
+];
+
+/// Seeds each mutant is given to show itself.
+const SEEDS: &str = "400";
+
+pub(super) fn run(workspace: &Workspace) -> Result<()> {
+    let tree = workspace.output("mutants")?;
+    let shell = workspace.shell()?;
+    copy(&shell, workspace.root(), &tree)?;
+    shell.change_dir(&tree);
+    shell.set_var("CARGO_TARGET_DIR", workspace.output("mutants-target")?);
+    simulate(&shell).context("the unbroken code fails: nothing can be said of mutants")?;
+    let bar = ui::bar("planted bugs", MUTANTS.len() as u64);
+    let mut survivors = Vec::new();
+    for mutant in MUTANTS {
+        let path = tree.join(mutant.file);
+        let sound = std::fs::read_to_string(&path)?;
+        ensure!(
+            sound.matches(mutant.from).count() == 1,
+            "`{}` stands {} times in {}: bring the list of mutants up to date",
+            mutant.from,
+            sound.matches(mutant.from).count(),
+            mutant.file
+        );
+        std::fs::write(&path, sound.replace(mutant.from, mutant.to))?;
+        cmd!(shell, "cargo build --quiet --release --package simulator")
+            .ignore_stderr()
+            .quiet()
+            .run()
+            .with_context(|| format!("`{}` does not even compile", mutant.name))?;
+        let finding = simulate(&shell).err();
+        std::fs::write(&path, sound)?;
+        bar.suspend(|| {
+            let verdict = if finding.is_some() {
+                "found "
+            } else {
+                "MISSED"
+            };
+            println!("{verdict}  {}", mutant.name);
+        });
+        if finding.is_none() {
+            survivors.push(mutant.name);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if survivors.is_empty() {
+        println!("all {} planted bugs were found", MUTANTS.len());
+        return Ok(());
+    }
+    bail!("not found: {}", survivors.join(", "))
+}
+
+fn simulate(shell: &Shell) -> Result<()> {
+    cmd!(
+        shell,
+        "cargo run --quiet --release --package simulator -- --seeds {SEEDS}"
+    )
+    .ignore_stdout()
+    .ignore_stderr()
+    .quiet()
+    .run()?;
+    Ok(())
+}
+
+/// Copies what git knows, as it is now.
+fn copy(shell: &Shell, from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        std::fs::remove_dir_all(to)?;
+    }
+    let files = cmd!(shell, "git ls-files --cached --others --exclude-standard")
+        .quiet()
+        .read()?;
+    for file in files.lines() {
+        let source = from.join(file);
+        if !source.is_file() {
+            continue;
+        }
+        let copy = to.join(file);
+        if let Some(folder) = copy.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        std::fs::copy(&source, &copy).with_context(|| format!("copying {}", source.display()))?;
+    }
+    Ok(())
+}
