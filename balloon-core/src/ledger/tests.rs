@@ -52,6 +52,33 @@ fn regions_are_kept_apart() {
 }
 
 #[test]
+fn regions_are_looked_at_by_address() {
+    // In no order, and two of them neighbours.
+    let mut ledger = ledger(&[range(500, 100), range(60, 70), range(130, 40)]);
+    ledger.store(range(500, 2), GivePath::Told).unwrap();
+    ledger.store(range(128, 2), GivePath::Bulk).unwrap();
+    ledger.store(range(130, 2), GivePath::Told).unwrap();
+    let all = range(0, 2000);
+    assert_eq!(ledger.next_held(all), Some((range(128, 2), GivePath::Bulk)));
+    assert_eq!(
+        ledger.next_held(range(131, 900)),
+        Some((range(131, 1), GivePath::Told))
+    );
+    assert_eq!(
+        ledger.next_held(range(132, 368)),
+        None,
+        "nothing beyond what was asked"
+    );
+    let across = range(128, 4);
+    assert_eq!(ledger.recall_at(across, GivePath::Told), Err(across));
+    assert_eq!(ledger.recall_at(range(130, 2), GivePath::Told), Ok(()));
+    assert_eq!(
+        ledger.next_held(range(130, 900)),
+        Some((range(500, 2), GivePath::Told))
+    );
+}
+
+#[test]
 fn a_frame_is_held_by_one_path_only() {
     let mut ledger = ledger(&[range(0, 100)]);
     ledger.store(range(10, 1), GivePath::Bulk).unwrap();
