@@ -102,6 +102,48 @@ fn a_second_round_finds_nothing_to_do() {
     assert_eq!(report.before, report.after);
 }
 
+/// A zone of blocks with so many holes and free frames, in random places.
+fn mixed(way: Migration, blocks: &[(u64, u64)], seed: u64) -> Rig {
+    let mut rig = Rig::new(way, blocks.len() as u64 * BLOCK);
+    let mut random = Random(seed);
+    for (at, &(holes, free)) in (0u64..).zip(blocks) {
+        let mut frames: Vec<u64> = (at * BLOCK..(at + 1) * BLOCK).collect();
+        for i in (1..frames.len()).rev() {
+            frames.swap(i, random.below(i as u64 + 1) as usize);
+        }
+        for (i, &frame) in (0u64..).zip(&frames) {
+            if i >= holes + free {
+                rig.zone.set(pfn(frame), At::Used);
+            } else if i >= holes {
+                rig.zone.set(pfn(frame), At::Hand);
+            }
+        }
+    }
+    // The rest goes to the host, the frames kept aside become free.
+    let holes = rig.zone.count(At::Free);
+    rig.set_target(holes);
+    rig.settle();
+    for frame in rig.zone.all.frames() {
+        if rig.zone.at(frame) == At::Hand {
+            rig.zone.set(frame, At::Free);
+        }
+    }
+    rig
+}
+
+#[test]
+fn equals_are_chosen_no_more_than_fit() {
+    // Three blocks can be whole: the last two for 20 moves, and one of the first.
+    let blocks = [(100, 412), (100, 412), (10, 502), (10, 502)];
+    let mut rig = mixed(Migration::Move, &blocks, 4);
+    let report = rig.compact();
+    assert_eq!(
+        (report.after.blocks(), report.moves.get()),
+        (3, 120),
+        "{report:?}"
+    );
+}
+
 /// Scatterings of a block: holes, free, in use, and how they are mixed.
 fn block() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![
@@ -126,30 +168,8 @@ proptest! {
         way in prop::sample::select(&WAYS[..]),
         delayed: bool,
     ) {
-        let mut rig = Rig::new(way, blocks.len() as u64 * BLOCK);
-        let mut random = Random(seed);
-        for (at, &(holes, free)) in (0u64..).zip(&blocks) {
-            let mut frames: Vec<u64> = (at * BLOCK..(at + 1) * BLOCK).collect();
-            for i in (1..frames.len()).rev() {
-                frames.swap(i, random.below(i as u64 + 1) as usize);
-            }
-            for (i, &frame) in (0u64..).zip(&frames) {
-                if i >= holes + free {
-                    rig.zone.set(pfn(frame), At::Used);
-                } else if i >= holes {
-                    rig.zone.set(pfn(frame), At::Hand);
-                }
-            }
-        }
-        // The rest goes to the host, the frames kept aside become free.
-        let holes = rig.zone.count(At::Free);
-        rig.set_target(holes);
-        rig.settle();
-        for frame in rig.zone.all.frames() {
-            if rig.zone.at(frame) == At::Hand {
-                rig.zone.set(frame, At::Free);
-            }
-        }
+        let mut rig = mixed(way, &blocks, seed);
+        let holes = rig.host.owned().get();
         rig.host.delayed = delayed;
         let (possible, fewest) = by_subsets(&blocks, BLOCK);
         let report = rig.compact();
