@@ -84,6 +84,7 @@ fn compaction_of_a_scattered_balloon_splits_nothing_more() {
             "the balloon did that"
         );
         let report = rig.compact();
+        assert_eq!(report.after.blocks(), 32);
         let stage = &rig.host.second_stage;
         println!(
             "{way:?}: {} moves, {} guest superpages split, {} heap superpages broken",
@@ -95,30 +96,34 @@ fn compaction_of_a_scattered_balloon_splits_nothing_more() {
     }
 }
 
-#[test]
-fn broken_superpages_are_filled_before_whole_ones_are_touched() {
-    // Holes in the first 8 blocks; block 8 on is whole at the host, and has a
-    // frame in use, so that only the plan's preference protects it.
+/// Two blocks' worth of holes in the first four of 16 blocks, one in each of
+/// the next `broken`; all but the first four have a frame in use too.
+fn crowded(broken: u64) -> Rig {
     let mut rig = Rig::new(Migration::Move, 16 * BLOCK);
-    for block in 8..16 {
+    for block in 4..16 {
         rig.zone.set(pfn(block * BLOCK), At::Used);
     }
     let mut random = Random(2);
-    let mut order: Vec<Pfn> = (0..8 * BLOCK).map(pfn).collect();
+    let mut order: Vec<Pfn> = (0..4 * BLOCK).map(pfn).collect();
     for i in (1..order.len()).rev() {
         order.swap(i, random.below(i as u64 + 1) as usize);
     }
+    order.extend((4..4 + broken).map(|block| pfn(block * BLOCK + 7)));
     rig.zone.order = order;
-    rig.set_target(4 * BLOCK);
+    rig.set_target(2 * BLOCK + broken);
     rig.settle();
-    assert_eq!(rig.host.second_stage.guest_splits, 8);
-    let report = rig.compact();
-    // All 8 blocks can be emptied, so the balloon must go behind them in the
-    // end; only what does not fit into broken blocks splits whole ones.
-    assert_eq!(report.after.blocks(), 8);
-    assert_eq!(
-        rig.host.second_stage.guest_splits,
-        8 + 5,
-        "2048 holes fill five blocks of 511"
-    );
+    assert_eq!(rig.host.second_stage.guest_splits, 4 + broken);
+    rig
+}
+
+#[test]
+fn broken_superpages_are_filled_before_whole_ones_are_touched() {
+    // Each block outside has room for 510 or 511 of the 1024 holes.
+    for (broken, more) in [(4, 0), (3, 0), (2, 1), (1, 2), (0, 3)] {
+        let mut rig = crowded(broken);
+        let report = rig.compact();
+        assert_eq!(report.after.blocks(), 4);
+        let splits = rig.host.second_stage.guest_splits;
+        assert_eq!(splits - 4 - broken, more, "with {broken} broken blocks");
+    }
 }
