@@ -87,9 +87,10 @@ impl Guest {
             .try_for_each(|&block| verify(block, host))
     }
 
-    /// The frames in use.
-    pub(crate) fn used(&self) -> impl Iterator<Item = Pfn> {
-        self.blocks.iter().flat_map(|&block| frames(block))
+    /// The blocks in use: first frame, and one past the last.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (u64, u64)> {
+        let span = |block: &Block| (block.frame.get(), block.frame.get() + block.order.frames());
+        self.blocks.iter().map(span)
     }
 }
 

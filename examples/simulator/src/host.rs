@@ -1,12 +1,11 @@
 //! Hosts: transports with memory behind them and faults on the way.
 
-use std::collections::BTreeMap;
-
 use balloon_core::{
-    Capabilities, Completer, FrameCount, GivePath, Kind, Limits, Migrate, Migration, Order,
-    Outcome, Pfn, Request, Run, SlotId, Trade, Transport, TransportErrorKind,
+    Capabilities, Completer, FrameCount, FrameRange, GivePath, Kind, Limits, Migrate, Migration,
+    Order, Outcome, Pfn, Request, Run, SlotId, Trade, Transport, TransportErrorKind,
 };
 
+use crate::map::FrameMap;
 use crate::memory::Memory;
 use crate::rng::Rng;
 
@@ -78,8 +77,10 @@ pub(crate) struct Host {
     pub(crate) target: FrameCount,
     pub(crate) actual: FrameCount,
     pub(crate) faults: Faults,
-    /// What the guest gave, and how.
-    pub(crate) owned: BTreeMap<Pfn, GivePath>,
+    /// Frames the guest gave by name.
+    pub(crate) told: FrameMap,
+    /// Frames the guest gave in bulk and has not touched since.
+    bulk: FrameMap,
     pub(crate) memory: Memory,
     /// Rules the guest broke, and answers it believed that were none.
     pub(crate) breaches: Vec<String>,
@@ -90,14 +91,15 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) const fn new(model: Model, memory: Memory, rng: Rng) -> Self {
+    pub(crate) fn new(model: Model, all: FrameRange, rng: Rng) -> Self {
         Self {
             model,
             target: FrameCount::ZERO,
             actual: FrameCount::ZERO,
             faults: Faults::NONE,
-            owned: BTreeMap::new(),
-            memory,
+            told: FrameMap::new(all),
+            bulk: FrameMap::new(all),
+            memory: Memory::new(all),
             breaches: Vec::new(),
             interrupt: false,
             queue: Vec::new(),
@@ -113,23 +115,18 @@ impl Host {
     /// The device forgets everything, requests included.
     pub(crate) fn reset(&mut self) {
         self.queue.clear();
-        self.owned.clear();
+        self.told.clear();
+        self.bulk.clear();
         self.actual = FrameCount::ZERO;
     }
 
     /// The guest uses a frame: fine unless the host still has it by name.
     pub(crate) fn touch(&mut self, pfn: Pfn) {
-        match self.owned.get(&pfn) {
-            Some(GivePath::Bulk) => {
-                self.owned.remove(&pfn);
-            }
-            // Told on the way back, but not acknowledged: the guest's already.
-            Some(GivePath::Told) if self.is_returning(pfn) => {}
-            Some(GivePath::Told) => {
-                self.breaches
-                    .push(format!("frame {:#x} is used while given", pfn.get()));
-            }
-            None => {}
+        self.bulk.set(pfn, false);
+        // Told on the way back, but not acknowledged: the guest's already.
+        if self.told.contains(pfn) && !self.is_returning(pfn) {
+            self.breaches
+                .push(format!("frame {:#x} is used while given", pfn.get()));
         }
     }
 
@@ -164,25 +161,21 @@ impl Host {
             let (old, new) = (job.returned.get(index), job.given.get(index));
             if let (Some(&old), Some(&new), Model::Xen) = (old, new, self.model) {
                 self.memory.relocate(new, old);
-            } else {
-                old.into_iter().chain(new).for_each(|&pfn| {
-                    // Told frames used before the acknowledgement keep what is in them.
-                    if job.given.contains(&pfn) {
-                        self.memory.wipe(pfn);
-                    }
-                });
+            } else if let Some(&new) = new {
+                self.memory.wipe(new);
             }
             if let Some(&old) = old
-                && self.owned.remove(&old) != Some(GivePath::Told)
+                && !self.told.set(old, false)
             {
                 self.breaches
                     .push(format!("frame {:#x} returned, was not given", old.get()));
             }
-            if let Some(&new) = new
-                && self.owned.insert(new, job.path) == Some(GivePath::Told)
-            {
-                self.breaches
-                    .push(format!("frame {:#x} given twice", new.get()));
+            if let Some(&new) = new {
+                self.bulk.set(new, job.path == GivePath::Bulk);
+                if self.told.set(new, job.path == GivePath::Told) {
+                    self.breaches
+                        .push(format!("frame {:#x} given twice", new.get()));
+                }
             }
         }
         let outcome = if carried == frames {

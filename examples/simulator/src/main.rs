@@ -2,6 +2,7 @@
 
 mod guest;
 mod host;
+mod map;
 mod memory;
 mod rng;
 mod trace;

@@ -1,7 +1,5 @@
 //! One run: everything together, step by step, with the oracle looking on.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Result, bail, ensure};
 use balloon_core::{
     Budget, Compactor, Engine, FrameCount, FrameRange, Nanos, Need, Pfn, Policy, Progress, Resume,
@@ -11,7 +9,7 @@ use buddy_alloc::{Backing, Config, Frame, Order, State, Zone};
 
 use crate::guest::Guest;
 use crate::host::{Faults, Host, Model};
-use crate::memory::Memory;
+use crate::map::FrameMap;
 use crate::rng::Rng;
 use crate::trace::Trace;
 
@@ -29,6 +27,8 @@ pub(crate) struct World<'m> {
     shared: &'static Shared<SLOTS>,
     host: Host,
     guest: Guest,
+    /// The oracle's own list of the frames in use.
+    used: FrameMap,
     now: Nanos,
     rng: Rng,
     pub(crate) trace: Trace,
@@ -100,7 +100,8 @@ impl<'m> World<'m> {
             engine: Box::new(Engine::new(shared, policy)),
             compactor: Compactor::new(vec![0; words], all()?)?,
             shared,
-            host: Host::new(model, Memory::new(all()?), Rng::new(rng.next())),
+            host: Host::new(model, all()?, Rng::new(rng.next())),
+            used: FrameMap::new(all()?),
             guest: Guest::new(),
             now: Nanos::ZERO,
             rng,
@@ -401,11 +402,13 @@ impl<'m> World<'m> {
         if let Some(breach) = self.host.breaches.first() {
             bail!("{breach}");
         }
-        let used: BTreeSet<Pfn> = self.guest.used().collect();
-        ensure!(
-            used.len() as u64 == self.guest.frames(),
-            "a frame is in use twice"
-        );
+        self.used.clear();
+        for (start, end) in self.guest.used() {
+            ensure!(
+                self.used.add(start, end),
+                "a frame of {start:#x}..{end:#x} is in use twice"
+            );
+        }
         let mut counts = [0u64; 4];
         let mut frame = FIRST;
         while frame < FIRST + FRAMES {
@@ -420,21 +423,25 @@ impl<'m> World<'m> {
                 State::Ballooned(_) => 3,
                 other => bail!("frame {frame:#x} is {other:?}, which nobody asked for"),
             };
-            for pfn in (frame..end).map(Pfn::new) {
-                let in_use = used.contains(&pfn);
-                ensure!(
-                    in_use == (place == 1),
-                    "frame {:#x}: in use {in_use}, allocator says {:?}",
-                    pfn.get(),
-                    at.state
-                );
-                let told = self.host.owned.get(&pfn) == Some(&balloon_core::GivePath::Told);
-                ensure!(
-                    !told || place >= 2 || place <= 1 && self.host_is_told_later(pfn),
-                    "frame {:#x} is the host's and {:?}",
-                    pfn.get(),
-                    at.state
-                );
+            let used = self.used.span(frame, end);
+            let right = if place == 1 {
+                used.all()
+            } else {
+                used.not_any()
+            };
+            ensure!(
+                right,
+                "the allocator says {:?} of {frame:#x}..{end:#x}",
+                at.state
+            );
+            if place < 2 {
+                // Told to return, and used before the host acknowledged it.
+                let told = self.host.told.span(frame, end).iter_ones();
+                let mut told = told.map(|bit| Pfn::new(frame + bit as u64));
+                let early = |pfn| self.model == Model::Bulk && self.host.is_returning(pfn);
+                if let Some(pfn) = told.find(|&pfn| !early(pfn)) {
+                    bail!("frame {:#x} is the host's and {:?}", pfn.get(), at.state);
+                }
             }
             if let Some(count) = counts.get_mut(place) {
                 *count += end - frame;
@@ -458,12 +465,6 @@ impl<'m> World<'m> {
             status.size
         );
         Ok(())
-    }
-
-    /// Whether a frame the host has by name may be the guest's all the same:
-    /// told to return before it was acknowledged.
-    fn host_is_told_later(&self, pfn: Pfn) -> bool {
-        self.model == Model::Bulk && self.host.is_returning(pfn)
     }
 }
 
