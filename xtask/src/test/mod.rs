@@ -22,8 +22,10 @@ use crate::sim;
 use crate::ui::{self, Table};
 use crate::workspace::Workspace;
 
-/// A stage that takes this many times its budget hangs.
+/// A stage that takes this many times its budget hangs...
 const PATIENCE: u32 = 4;
+/// ...but not before this much time has passed: the machine may have other work.
+const LEAST_PATIENCE: Duration = minutes(20);
 
 /// Set up and run the test stages (all of them unless some are named).
 #[derive(Debug, clap::Args)]
@@ -167,7 +169,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
         let begun = Instant::now();
         let bar = ui::spinner(stage.name);
         let log = workspace.output(&format!("log/{}.log", stage.name))?;
-        let mut runner = Runner::new(log, bar.clone(), stage.budget * PATIENCE)?;
+        let mut runner = Runner::new(
+            log,
+            bar.clone(),
+            (stage.budget * PATIENCE).max(LEAST_PATIENCE),
+        )?;
         let outcome = match stage.run {
             Run::Whole(run) => run(workspace, &mut runner),
             Run::Cases(run) => run(
