@@ -1,13 +1,17 @@
 //! What each fuzz target does, as functions that `cargo test` replays over the corpus.
 
 pub mod core_wire;
+pub mod virtio_device;
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     /// Every target: the folder of its corpus and its function.
-    const TARGETS: &[(&str, fn(&[u8]))] = &[("core_wire", super::core_wire::run)];
+    const TARGETS: &[(&str, fn(&[u8]))] = &[
+        ("core_wire", super::core_wire::run),
+        ("virtio_device", super::virtio_device::run),
+    ];
 
     #[test]
     fn every_corpus_replays() {
