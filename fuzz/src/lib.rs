@@ -1,7 +1,10 @@
 //! What each fuzz target does, as functions that `cargo test` replays over the corpus.
 
+pub mod buddy_zone;
 pub mod core_wire;
+pub mod pod_program;
 pub mod virtio_device;
+pub mod xen_store;
 
 #[cfg(test)]
 mod tests {
@@ -9,8 +12,11 @@ mod tests {
 
     /// Every target: the folder of its corpus and its function.
     const TARGETS: &[(&str, fn(&[u8]))] = &[
+        ("buddy_zone", super::buddy_zone::run),
         ("core_wire", super::core_wire::run),
+        ("pod_program", super::pod_program::run),
         ("virtio_device", super::virtio_device::run),
+        ("xen_store", super::xen_store::run),
     ];
 
     #[test]

@@ -11,8 +11,8 @@ use crate::frame::Flushed;
 use crate::pod::Dying;
 use crate::reclaim::{Batch, Job};
 use crate::{
-    Backing, Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Mfn, NeedsFlush, Order, Pod,
-    Users, Zeroed,
+    Backing, Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Mfn, NeedsFlush, Order, Pattern,
+    Pod, Users, Zeroed,
 };
 
 /// Whether the content has to move along.
@@ -20,8 +20,9 @@ use crate::{
 pub enum Content {
     /// The destination has to read what the source held.
     Keep,
-    /// Nobody cares (balloon pages): the destination may get the frame that makes its
-    /// superpage whole again, zeroed.
+    /// Nobody cares (balloon pages): the destination gets the frame that makes its superpage
+    /// whole again if that can be had, zeroed. If not it becomes a promise, and the source's
+    /// frame its backing: by the time of the touch the right frame may be back.
     Discard,
 }
 
@@ -111,13 +112,13 @@ impl Pod<'_> {
                 Err(RelocateError::InUse)
             }
             ram @ Entry::Ram { mfn, attr } => {
-                let own = match content {
-                    Content::Discard => self.own_frame(host, to, order),
-                    Content::Keep => None,
-                };
-                let result = match own {
-                    Some(frame) => self.swap(host, (from, to, order), (mfn, attr), frame, budget),
-                    None => self.move_frame(host, (from, to, order), ram, mfn),
+                let runs = (from, to, order);
+                let result = match content {
+                    Content::Keep => self.move_frame(host, runs, ram, mfn),
+                    Content::Discard => match self.own_frame(host, to, order) {
+                        Some(frame) => self.swap(host, runs, (mfn, attr), frame, budget),
+                        None => self.swap_promise(host, runs, (mfn, attr), budget),
+                    },
                 };
                 let index = self.regions().index_of(to);
                 self.promote(host, index, budget);
@@ -229,6 +230,34 @@ impl Pod<'_> {
             let ram = (mfn, ram.1);
             self.hold(host, &mut batch, to, order, ram, Job::Give(Entry::Hole));
             self.settle(host, &mut batch, budget);
+            return Err(RelocateError::InUse);
+        }
+        Ok(())
+    }
+
+    /// The destination becomes a promise, the source's frame goes to the cache for it.
+    fn swap_promise<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        (from, to, order): (Gfn, Gfn, Order),
+        ram: (Mfn, crate::Attr),
+        budget: &mut Budget,
+    ) -> Result<(), RelocateError> {
+        let promise = Entry::Promise(Pattern::ZERO);
+        let mut batch = Batch::EMPTY;
+        if !self.hold(host, &mut batch, from, order, ram, Job::Give(Entry::Hole)) {
+            return Err(RelocateError::NoTableMemory);
+        }
+        let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
+        if !complete {
+            host.thaw(from, order);
+            self.undo(host, to, applied, promise, Entry::Hole);
+            return Err(RelocateError::NoTableMemory);
+        }
+        let kept = self.settle(host, &mut batch, budget).kept;
+        if kept > 0 {
+            self.undo(host, to, order.frames().get(), promise, Entry::Hole);
+            self.check_alive(host)?;
             return Err(RelocateError::InUse);
         }
         Ok(())

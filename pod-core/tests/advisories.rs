@@ -127,12 +127,33 @@ fn xsa_030_an_error_leaves_nothing_half_done() {
     assert_eq!(answer, Err(RangeError::Occupied(Gfn::new(700))));
     world.check();
     assert_eq!(world.stats().promises.get(), 700);
+    // A table that stops in the middle of one write.
+    let mut world = small(64, 32);
+    let _ = release(&mut world, 0, 64);
+    world.sim.script.fail_at = Some(world.sim.script.fallible() + 1);
+    world.sim.script.prefix = 3;
+    let answer = world.with(|p, s| {
+        p.mark(
+            s,
+            Gfn::new(0),
+            frames(16),
+            Pattern::ZERO,
+            &mut Budget::default(),
+        )
+    });
+    assert!(
+        matches!(answer, Err(RangeError::NoTableMemory(_))),
+        "{answer:?}"
+    );
+    world.sim.script.fail_at = None;
+    world.check();
 }
 
 #[test]
 fn xsa_031_158_any_length_is_bounded_work() {
     let mut world = guest(64 * SUPER, 8 * SUPER);
-    assert!(dirty(&mut world, (0..4 * SUPER).step_by(64)));
+    world.sim.traits.max_order = Order::FRAME;
+    assert!(dirty(&mut world, 0..6 * SUPER));
     let mut budget = Budget::new(100);
     let all = frames(64 * SUPER);
     let step = world.with(|p, s| p.release(s, Gfn::new(1), all, Leave::Hole, &mut budget));
@@ -228,8 +249,10 @@ fn xsa_222_247_a_refused_unmap_frees_nothing() {
     );
     assert_eq!(world.sim.owned(), owned);
     world.check();
-    // The zero check: freezing works, committing does not.
+    // The zero check: freezing works, committing stops in the middle of a run of small entries.
     let mut world = small(64, 32);
+    world.sim.traits.max_order = Order::FRAME;
+    assert!((20..24).all(|g| world.write(0, Gfn::new(g), Content::ZERO)));
     assert!(world.write(0, Gfn::new(0), Content::ZERO));
     assert!(world.write(0, Gfn::new(4), Content::Data(1)));
     for n in 1..40 {
