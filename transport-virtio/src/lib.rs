@@ -24,6 +24,8 @@ mod report;
 mod ring;
 mod rings;
 mod statistics;
+#[cfg(feature = "virtio-drivers-0-13")]
+pub mod virtio_drivers_0_13;
 mod virtio_mmio;
 
 pub use balloon::{Counters, VirtioBalloon, VirtioError};
