@@ -4,8 +4,9 @@ use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::migrate::{Migrate, Migration, Trade};
 use crate::run::{RangeSink, Run};
-use crate::slots::{Kind, Slots};
+use crate::slots::{InFlight, Kind, Outcome, Slots};
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
 use crate::transport::{Limits, Transport};
 use crate::units::{FrameCount, FrameRange, Pfn};
@@ -43,8 +44,11 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
     let mut sink = RangeSink::new(&mut runs, FrameCount::ONE);
     assert_ne!(source.take(Ask::any(Pfn::new(0)), &mut sink), Stop::Enough);
     assert!(sink.runs().is_empty(), "a frame above the limit of the ask");
+    let place = hull(&owned);
+    check_taking_by_place(source, &owned, place);
     for pfn in owned {
         let range = FrameRange::single(pfn).expect("taken frames are in range");
+        assert!(source.take_at(range).is_err(), "{pfn:?} is in hand");
         assert_eq!(
             source.put(range, Backing::Populated),
             Ok(()),
@@ -55,6 +59,54 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
             Err(range),
             "and only once"
         );
+    }
+}
+
+/// The frames from the first of them to the last.
+fn hull(frames: &BTreeSet<Pfn>) -> FrameRange {
+    let (first, last) = (frames.first().expect("some"), frames.last().expect("some"));
+    let count = last.get() - first.get() + 1;
+    FrameRange::new(*first, FrameCount::new(count)).expect("taken frames are in range")
+}
+
+/// What is shown inside `place` can be had, is free, and is clipped; sources
+/// that cannot look or take by place show or refuse all alike.
+fn check_taking_by_place(
+    source: &mut impl FrameSource,
+    in_hand: &BTreeSet<Pfn>,
+    place: FrameRange,
+) {
+    let mut taken = Vec::new();
+    while let Some(shown) = source.next_free(place) {
+        assert_eq!(place.intersection(shown), Some(shown), "not clipped");
+        assert!(
+            !shown.frames().any(|pfn| in_hand.contains(&pfn)),
+            "{shown} is shown as free and in hand"
+        );
+        assert!(source.take_at(shown).is_ok(), "{shown} is shown as free");
+        assert_eq!(source.take_at(shown), Err(shown), "{shown} was taken");
+        taken.push(shown);
+    }
+    for shown in taken {
+        // One frame of it, beside others that are not free.
+        let (frame, rest) = shown.split_at(FrameCount::ONE);
+        let frame = frame.expect("one frame");
+        assert_eq!(source.put(frame, Backing::Unknown), Ok(()));
+        if rest.is_some() {
+            assert_eq!(
+                source.take_at(shown),
+                Err(shown),
+                "{shown} is in hand in part"
+            );
+        }
+        assert_eq!(
+            source.next_free(frame),
+            Some(frame),
+            "a refusal changes nothing, and what was put back is shown"
+        );
+        if let Some(rest) = rest {
+            assert_eq!(source.put(rest, Backing::Unknown), Ok(()));
+        }
     }
 }
 
@@ -95,6 +147,52 @@ pub fn check_ledger_laws(ledger: &mut impl Ledger, in_hand: FrameRange) {
         );
         assert_eq!(ledger.held(path), FrameCount::ZERO);
     }
+    check_recalling_by_place(ledger, told, bulk);
+}
+
+/// What is shown can be recalled by its path, and by no other.
+fn check_recalling_by_place(ledger: &mut impl Ledger, told: FrameRange, bulk: FrameRange) {
+    let all = told.joined(bulk).expect("two parts of a range");
+    assert_eq!(ledger.next_held(all), None, "nothing is held");
+    assert_eq!(ledger.store(told, GivePath::Told), Ok(()));
+    assert_eq!(ledger.store(bulk, GivePath::Bulk), Ok(()));
+    let mut recalled = BTreeSet::new();
+    while let Some((shown, path)) = ledger.next_held(all) {
+        let (stored, other) = match path {
+            GivePath::Told => (told, GivePath::Bulk),
+            GivePath::Bulk => (bulk, GivePath::Told),
+        };
+        assert_eq!(
+            stored.intersection(shown),
+            Some(shown),
+            "stored as {path:?}"
+        );
+        assert_eq!(ledger.recall_at(shown, other), Err(shown), "another path");
+        let held = ledger.held(path);
+        assert_eq!(ledger.recall_at(shown, path), Ok(()), "{shown} is shown");
+        assert_eq!(
+            ledger.recall_at(shown, path),
+            Err(shown),
+            "recalled already"
+        );
+        assert_eq!(ledger.held(path), held.saturating_sub(shown.count()));
+        assert!(
+            shown.frames().all(|pfn| recalled.insert(pfn)),
+            "{shown} was recalled twice"
+        );
+    }
+    if recalled.is_empty() {
+        // A ledger that cannot look.
+        for path in GivePath::ALL {
+            let mut runs = vec![Run::ZERO; 2];
+            ledger.recall(path, &mut RangeSink::new(&mut runs, all.count()));
+        }
+        return;
+    }
+    assert!(
+        recalled.into_iter().eq(all.frames()),
+        "shown other frames than were stored"
+    );
 }
 
 /// Checks [`Transport`]'s laws over a host that answers everything.
@@ -123,19 +221,7 @@ pub fn check_transport_laws<T: Transport>(
             .submit(slot.request(path, &runs), slots.completer())
             .expect("within the limits");
         transport.kick(1).expect("a live host");
-        let mut waiting = Some(slot);
-        for _ in 0..1000 {
-            pump(transport);
-            transport.reap(slots.completer()).expect("a live host");
-            waiting = waiting.and_then(|slot| slot.answer().err());
-            if waiting.is_none() {
-                break;
-            }
-        }
-        assert!(
-            waiting.is_none(),
-            "the {kind:?} by {path:?} was never answered"
-        );
+        await_answer(transport, &slots, slot, &mut pump);
         // Beyond the limits: refused, and nothing is in flight.
         let slot = slots.claim(kind).expect("a free slot").launch();
         let beyond = vec![runs.first().copied().expect("a run"); limits.runs + 1];
@@ -148,6 +234,105 @@ pub fn check_transport_laws<T: Transport>(
         .write_actual(FrameCount::ZERO)
         .expect("a live host");
     transport.read_target().expect("a live host");
+}
+
+/// Checks [`Migrate`]'s laws over a host that answers everything.
+///
+/// `frames`, at least 16 of them in a row and a multiple of two, are the
+/// guest's; the first half is given and traded for the second. `pump` lets the
+/// host work between calls.
+///
+/// # Panics
+/// If a law is broken.
+pub fn check_migrate_laws<T: Migrate>(
+    transport: &mut T,
+    frames: FrameRange,
+    mut pump: impl FnMut(&mut T),
+) {
+    let slots = Slots::<4>::new();
+    let half = FrameCount::new(frames.count().get() / 2);
+    let (olds, news) = frames.split_at(half);
+    let olds = request_runs(olds.expect("a half"), transport.capabilities().inflate);
+    let count = olds.first().expect("a run").count();
+    let (news, _) = news.expect("the other half").split_at(count);
+    let news = vec![news.and_then(Run::new).expect("as many")];
+    let pump: &mut dyn FnMut(&mut T) = &mut pump;
+    let ask = |transport: &mut T, pump: &mut dyn FnMut(&mut T), kind, runs: &[Run]| {
+        let slot = slots.claim(kind).expect("a free slot").launch();
+        let request = slot.request(GivePath::Told, runs);
+        transport
+            .submit(request, slots.completer())
+            .expect("within the limits");
+        transport.kick(1).expect("a live host");
+        await_answer(transport, &slots, slot, pump).frames(count)
+    };
+    assert_eq!(
+        ask(transport, pump, Kind::Inflate, &olds),
+        count,
+        "the olds are given"
+    );
+    let slot = slots.claim(Kind::Migrate).expect("a free slot").launch();
+    let trade = Trade {
+        slot: slot.slot(),
+        olds: &olds,
+        news: &news,
+    };
+    let submitted = transport.submit_trade(trade, slots.completer());
+    if !matches!(transport.migration(), Migration::Exchange | Migration::Move) {
+        assert!(submitted.is_err(), "a host that cannot trade");
+        assert!(slot.revoke().is_ok(), "a refused trade is not answered");
+        assert_eq!(
+            ask(transport, pump, Kind::Deflate, &olds),
+            count,
+            "nothing was traded"
+        );
+        return;
+    }
+    submitted.expect("within the limits");
+    transport.kick(1).expect("a live host");
+    let outcome = await_answer(transport, &slots, slot, pump);
+    assert_eq!(
+        outcome.frames(count),
+        count,
+        "nothing stands in the way of a pair"
+    );
+    // The host has the news now, and gives back those.
+    assert_eq!(
+        ask(transport, pump, Kind::Deflate, &news),
+        count,
+        "the news are held"
+    );
+    // Beyond the limits: refused, and nothing is in flight.
+    let slot = slots.claim(Kind::Migrate).expect("a free slot").launch();
+    let limits = transport.capabilities().inflate;
+    let beyond = vec![olds.first().copied().expect("a run"); limits.runs + 1];
+    let trade = Trade {
+        slot: slot.slot(),
+        olds: &beyond,
+        news: &beyond,
+    };
+    let refused = transport.submit_trade(trade, slots.completer());
+    assert!(refused.is_err(), "beyond the limits");
+    assert!(transport.reap(slots.completer()).is_ok());
+    assert!(slot.revoke().is_ok(), "a refused trade is not answered");
+}
+
+/// Waits until the host has answered.
+fn await_answer<T: Transport, const N: usize>(
+    transport: &mut T,
+    slots: &Slots<N>,
+    mut slot: InFlight<'_>,
+    pump: &mut dyn FnMut(&mut T),
+) -> Outcome {
+    for _ in 0..1000 {
+        pump(transport);
+        transport.reap(slots.completer()).expect("a live host");
+        match slot.answer() {
+            Ok((_, outcome)) => return outcome,
+            Err(waiting) => slot = waiting,
+        }
+    }
+    panic!("the {:?} was never answered", slot.kind());
 }
 
 fn request_runs(frames: FrameRange, limits: Limits) -> Vec<Run> {

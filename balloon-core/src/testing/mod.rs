@@ -5,15 +5,28 @@
 //! [`FakeSource`] is an allocator and ledger that knows where each frame is.
 //! Together they are an ownership oracle: after every step each frame must be
 //! in exactly one place.
+//!
+//! Over any transport, fake or real: [`FaultInjector`] puts failures in its way,
+//! [`Tracer`] shows each call, [`Recorder`] writes down what host and guest said
+//! to each other, and [`Replay`] says it again. The `check_…_laws` put an
+//! implementation of one of the traits through that trait's laws.
 
 mod host;
+mod inject;
 mod laws;
+mod record;
 mod second_stage;
 mod source;
+mod trace;
 mod trader;
 
 pub use host::{Answers, FakeHost};
-pub use laws::{check_frame_source_laws, check_ledger_laws, check_transport_laws};
+pub use inject::{FaultInjector, InjectedError, Injection, Odds};
+pub use laws::{
+    check_frame_source_laws, check_ledger_laws, check_migrate_laws, check_transport_laws,
+};
+pub use record::{Recorder, Recording, Replay, Said};
 pub use second_stage::SecondStage;
 pub use source::FakeSource;
+pub use trace::{Call, Tracer};
 pub use trader::{FakeTrader, Fault};
