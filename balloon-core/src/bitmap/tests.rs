@@ -7,7 +7,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SIZES: [u64; 9] = [1, 63, 64, 65, 4095, 4096, 4097, 262_143, 262_145];
+/// The large ones are too many bits for an interpreter.
+const SIZES: &[u64] = if cfg!(miri) {
+    &[1, 63, 64, 65, 4095, 4096, 4097]
+} else {
+    &[1, 63, 64, 65, 4095, 4096, 4097, 262_143, 262_145]
+};
 
 #[test]
 fn storage_is_small() {
@@ -25,7 +30,7 @@ proptest! {
     /// Against a vector of booleans, at sizes around word and group bounds.
     #[test]
     fn agrees_with_a_plain_vector(
-        size in prop::sample::select(&SIZES[..]),
+        size in prop::sample::select(SIZES),
         ops in prop::collection::vec((any::<bool>(), any::<u32>(), 1..9000u64), 1..24),
         from: u32,
     ) {

@@ -35,8 +35,7 @@ impl Rig {
     }
 
     fn with_policy(host: FakeHost, frames: u64, policy: Policy) -> Self {
-        // One engine per test lives as long as the program.
-        let shared: &'static Shared<N> = Box::leak(Box::default());
+        let shared = crate::shared::tests::leaked();
         let all = FrameRange::new(Pfn::new(0x100), FrameCount::new(frames)).expect("some frames");
         Self {
             engine: Box::new(Engine::new(shared, policy)),
@@ -104,6 +103,7 @@ impl Rig {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn reaches_every_target_exactly_and_rests() {
     for answers in [
         Answers::Promptly,
@@ -232,6 +232,7 @@ fn frames_in_flight_count_so_nothing_overshoots() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn one_step_does_no_more_than_its_budget() {
     let mut rig = Rig::new(FakeHost::plain(), 3000);
     rig.set_target(3000);
@@ -245,6 +246,7 @@ fn one_step_does_no_more_than_its_budget() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn bursts_refill_when_half_is_answered() {
     let mut host = FakeHost::plain();
     host.answers = Answers::WhenTold;
