@@ -9,7 +9,7 @@
     reason = "a benchmark"
 )]
 
-use std::hint::black_box;
+use core::hint::black_box;
 use std::time::Instant;
 
 use pod_core::scan::{self, PAGE_WORDS, Page};
@@ -20,6 +20,8 @@ use pod_core::{
 };
 
 const GIB: u64 = 1 << 18;
+/// Memory on the map of the guests that boot: 512 MiB.
+const GUEST: u64 = GIB / 2;
 const SUPER: u64 = 512;
 
 fn row(test: &str, config: &str, value: f64, unit: &str) {
@@ -87,16 +89,18 @@ fn avx2(page: &Page) -> bool {
     unsafe { inner(page) }
 }
 
+type Test = fn(&Page) -> bool;
+
 /// Zero test, cold and in cache, against the anchors; and the early exit.
 fn scans() {
-    // 1 GiB does not fit any cache: every pass is cold.
-    let mut pages = vec![[0_u64; PAGE_WORDS]; GIB as usize];
+    // 512 MiB does not fit any cache: every pass is cold.
+    let mut pages = vec![[0_u64; PAGE_WORDS]; GUEST as usize];
     for page in &mut pages {
         page[17] = 1;
         page[17] = black_box(0);
     }
     let warm = vec![[0_u64; PAGE_WORDS]; 64];
-    let mut cases: Vec<(&str, fn(&Page) -> bool)> = vec![
+    let mut cases: Vec<(&str, Test)> = vec![
         ("engine", scan::is_zero),
         ("word loop", word_loop),
         ("8-word OR", eight_words),
@@ -266,12 +270,12 @@ fn yields() {
         for (rules_name, rules) in [("full", Rules::FULL), ("Xen's rules", Rules::XEN)] {
             let (mut large, mut ram, mut levels) = (0, 0, 0);
             for seed in 0..3 {
-                let mut world = guest(GIB, GIB / 2, rules, vcpus);
+                let mut world = guest(GUEST, GUEST / 2, rules, vcpus);
                 let boot = Boot {
                     scrub: Scrub::Word(0),
                     balloon: Balloon::Late,
                     extent,
-                    data: GIB / 4,
+                    data: GUEST / 4,
                     early_data: 100,
                     seed,
                 };
@@ -308,7 +312,7 @@ fn yields() {
 struct Full {
     max: u64,
     peeks: u64,
-    lookups: std::cell::Cell<u64>,
+    lookups: core::cell::Cell<u64>,
     tracks: bool,
     written: Vec<bool>,
 }

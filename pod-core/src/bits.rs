@@ -112,6 +112,7 @@ impl Bits {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "numbers below 512")]
 mod tests {
     use super::*;
 

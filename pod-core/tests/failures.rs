@@ -2,6 +2,12 @@
 //!
 //! After each run: no frame lost, shared or left frozen, all counters recounted, the guest reads
 //! what it wrote; and once it is dying, the cache drains to nothing.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test"
+)]
 
 use pod_core::sim::{Content, World};
 use pod_core::{

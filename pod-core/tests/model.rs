@@ -9,10 +9,17 @@
 //! in all orders; owned frames are mapped or cached, once; a started guest has no surplus; debt
 //! never rises but by marking; cached frames are zero, in no table, no translation and no reverse
 //! map; reverse map and dirty log follow the table; the guest reads what it wrote.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::std_instead_of_alloc,
+    reason = "a test"
+)]
 
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::Relaxed;
 use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 
 use pod_core::sim::{Content, World};
 use pod_core::{

@@ -4,19 +4,20 @@
 //! Optional: where the kernel forbids userfaultfd, the test says loudly that it was skipped, and
 //! fails if `POD_REQUIRE_USERFAULT` is set.
 #![cfg(all(target_os = "linux", target_pointer_width = "64", not(miri)))]
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::std_instead_of_alloc,
     reason = "a test"
 )]
 
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use pod_core::sim::Memory;
 use pod_core::{
@@ -59,7 +60,7 @@ impl Fault {
         // SAFETY: a fresh mapping of our own file.
         let base = unsafe {
             rustix::mm::mmap(
-                std::ptr::null_mut(),
+                core::ptr::null_mut(),
                 len,
                 prot,
                 MapFlags::SHARED,
@@ -212,13 +213,13 @@ impl Host for Vmm {
 }
 
 fn write(base: u64, page: u64, value: u64) {
-    let at = std::ptr::with_exposed_provenance_mut::<u64>((base + page * PAGE) as usize);
+    let at = core::ptr::with_exposed_provenance_mut::<u64>((base + page * PAGE) as usize);
     // SAFETY: inside the mapping, which outlives the threads; no reference to it exists.
     unsafe { at.write_volatile(value) };
 }
 
 fn read(base: u64, page: u64) -> u64 {
-    let at = std::ptr::with_exposed_provenance::<u64>((base + page * PAGE) as usize);
+    let at = core::ptr::with_exposed_provenance::<u64>((base + page * PAGE) as usize);
     // SAFETY: as for `write`.
     unsafe { at.read_volatile() }
 }

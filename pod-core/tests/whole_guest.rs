@@ -1,5 +1,10 @@
 //! A guest made of the real balloon engine and the real allocator boots ballooned on this
 //! engine: the transport between them is this file, everything else is what others ship.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test"
+)]
 
 use balloon_core::{
     self as balloon, Capabilities, Compactor, Completer, Kind, Limits, Migrate, Migration, Nanos,
@@ -250,10 +255,6 @@ fn boot(seed: u64, target: u64, touched: Option<u64>, compact: bool) {
         );
         use_all(road.world);
         let after = census(road.world);
-        println!(
-            "seed {seed}: {} migrations, {before:?} -> {after:?}",
-            road.migrations
-        );
         let leaves = |c: &pod_core::Census| c.superpages.get() / 512;
         assert!(
             leaves(&after) >= leaves(&before) + 2,

@@ -261,6 +261,7 @@ impl Host for Sim {
 
     fn free(&mut self, frame: Backing) {
         self.called();
+        self.work.frees += 1;
         let (mfn, count) = (frame.mfn().get(), frame.order().frames().get());
         self.assert_unreachable(mfn, count, "freed");
         assert!(

@@ -126,6 +126,8 @@ pub struct Work {
     pub scans: u64,
     /// Whole pages written.
     pub fills: u64,
+    /// Runs given back by the engine.
+    pub frees: u64,
     /// Guest accesses that needed the engine.
     pub faults: u64,
 }

@@ -198,10 +198,8 @@ fn run_step(world: &mut World, model: &mut Model, step: Step) {
             }
             for i in gfn..gfn + count {
                 match (world.sim.leaf(Gfn::new(i)).at(Gfn::new(i)), leave) {
-                    (Entry::Hole, Leave::Hole) => {
-                        if model.memory[i as usize].take().is_some() {
-                            model.pay(1);
-                        }
+                    (Entry::Hole, Leave::Hole) if model.memory[i as usize].take().is_some() => {
+                        model.pay(1);
                     }
                     (Entry::Promise(_), Leave::Promise(_)) => {
                         model.memory[i as usize] = world.sim.visible(Gfn::new(i));
