@@ -6,6 +6,8 @@
 //! `pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()>`, which parses its own
 //! arguments (`clap::Parser::parse_from`, so that `--help` works) and has a line in [`BENCHES`].
 
+mod alloc;
+
 use anyhow::{Result, bail};
 
 use crate::workspace::Workspace;
@@ -18,7 +20,11 @@ struct Bench {
     run: fn(&Workspace, &[String]) -> Result<()>,
 }
 
-const BENCHES: &[Bench] = &[];
+const BENCHES: &[Bench] = &[Bench {
+    name: "alloc",
+    about: "buddy-alloc beside its peers: time, metadata, balloon quality",
+    run: alloc::run,
+}];
 
 /// Run a bench in an optimised build: `cargo xtask bench NAME --help`.
 #[derive(Debug, clap::Args)]
