@@ -324,5 +324,6 @@ fn release(
     released
 }
 
-#[cfg(test)]
+// Safe code on safe memory: too slow for Miri, and nothing for it to find.
+#[cfg(all(test, not(miri)))]
 mod tests;

@@ -229,7 +229,13 @@ fn indices_wrap_past_65536() {
     let (memory, mut ring) = ring(true);
     let used_event = areas().available + 4 + 2 * usize::from(SIZE);
     let avail_event = areas().used + 4 + 8 * usize::from(SIZE);
-    for round in 0..70_000u32 {
+    // Miri is slow: it starts just before the end of the circle.
+    let first = if cfg!(miri) { 65_500 } else { 0u32 };
+    let at = u16::try_from(first).unwrap();
+    (ring.published, ring.kicked, ring.taken) = (at, at, at);
+    memory.store16(areas().used + 2, at);
+    let last = if cfg!(miri) { 65_600 } else { 70_000 };
+    for round in first..last {
         let index = u16::try_from(round & 0xffff).unwrap();
         submit(&mut ring, &memory, index, 1).unwrap();
         // The device asks for the next entry each time: one kick each.
