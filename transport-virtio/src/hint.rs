@@ -325,5 +325,6 @@ fn release(
 }
 
 // Safe code on safe memory: too slow for Miri, and nothing for it to find.
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests;

@@ -193,12 +193,14 @@ fn first(read: &mut impl FnMut(u8) -> u32) -> u8 {
     first & !3
 }
 
-/// The region of the capability at `at`; `None` for reserved BARs.
+/// The region of the capability at `at`; `None` for reserved BARs, and for a
+/// place whose registers a [`MmioWindow`] could not hold.
 fn region(read: &mut impl FnMut(u8) -> u32, at: u8) -> Option<BarRegion> {
     let [bar, ..] = read(at.checked_add(4)?).to_le_bytes();
     let offset = read(at.checked_add(8)?);
     let len = read(at.checked_add(12)?);
-    (bar < 6 && offset.checked_add(len).is_some()).then_some(BarRegion { bar, offset, len })
+    let usable = bar < 6 && offset.is_multiple_of(4) && offset.checked_add(len).is_some();
+    usable.then_some(BarRegion { bar, offset, len })
 }
 
 #[cfg(test)]
@@ -261,6 +263,13 @@ mod tests {
                 len: 0x38
             }
         );
+    }
+
+    #[test]
+    fn a_structure_at_an_odd_place_is_skipped() {
+        let mut words = qemu();
+        words[0x48 / 4] = 2;
+        assert_eq!(read(&words), Err(PciError::Missing(Structure::Common)));
     }
 
     #[test]

@@ -282,5 +282,6 @@ impl<const N: usize> Reporting<N> {
 }
 
 // Safe code on safe memory: too slow for Miri, and nothing for it to find.
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests;

@@ -88,11 +88,11 @@ impl MappedPci {
         self.common.write32(offset + 4, high);
     }
 
-    /// Where the selected queue is notified, if that is within the window.
+    /// Where the selected queue is notified, if a half-word of the window is there.
     fn notify_offset(&self) -> Option<usize> {
         let off = u32::from(self.common.read16(QUEUE_NOTIFY_OFF));
         let at = usize::try_from(off.checked_mul(self.notify_multiplier)?).ok()?;
-        (at.checked_add(2)? <= self.notify.len()).then_some(at)
+        (at.is_multiple_of(2) && at.checked_add(2)? <= self.notify.len()).then_some(at)
     }
 }
 

@@ -90,6 +90,16 @@ fn a_notification_register_outside_the_window_is_refused() {
 }
 
 #[test]
+fn a_notification_register_that_cannot_be_written_is_refused() {
+    // Half-words lie at even places; an odd multiplier leads to others.
+    let mut machine = Machine::new();
+    assert_eq!(
+        machine.pci(3).set_queue(QueueIndex::new(0), 64, AT),
+        Err(QueueRefused)
+    );
+}
+
+#[test]
 fn vectors_are_written_and_checked() {
     let mut machine = Machine::new();
     let vectors = Vectors {
