@@ -13,10 +13,10 @@ use core::hint::black_box;
 use std::time::Instant;
 
 use pod_core::scan::{self, PAGE_WORDS, Page};
-use pod_core::sim::{Balloon, Boot, Content, Memory, Scrub, World};
+use pod_core::sim::{Balloon, Boot, Content, Full, Memory, Scrub, World};
 use pod_core::{
-    Backing, Budget, Config, Demand, Entry, FrameCount, FreezeError, Gfn, Host, Leaf, Leave, Mfn,
-    Node, Order, Pattern, Pod, ReclaimStep, Rules, SetError, Sizes, Toucher, Users, Vcpu,
+    Budget, Config, Demand, FrameCount, Gfn, Leave, Order, Pod, ReclaimStep, Rules, Sizes, Toucher,
+    Vcpu,
 };
 
 const GIB: u64 = 1 << 18;
@@ -262,11 +262,23 @@ fn release(count: u64) -> f64 {
 /// Share of memory in large leaves after boot, full rules against Xen's.
 fn yields() {
     let boots = [
-        ("zero scrubber, 4 vCPUs, 4 KiB balloon", Order::FRAME, 4),
-        ("zero scrubber, 16 vCPUs, 4 KiB balloon", Order::FRAME, 16),
-        ("zero scrubber, 4 vCPUs, 2 MiB balloon", Order::SUPERPAGE, 4),
+        (
+            "zero scrubber, 4 vCPUs, balloon in 4 KiB pieces",
+            Order::FRAME,
+            4,
+        ),
+        (
+            "zero scrubber, 16 vCPUs, balloon in 4 KiB pieces",
+            Order::FRAME,
+            16,
+        ),
+        (
+            "zero scrubber, 4 vCPUs, balloon in 2 MiB pieces",
+            Order::SUPERPAGE,
+            4,
+        ),
     ];
-    for (name, extent, vcpus) in boots {
+    for (name, piece, vcpus) in boots {
         for (rules_name, rules) in [("full", Rules::FULL), ("Xen's rules", Rules::XEN)] {
             let (mut large, mut ram, mut levels) = (0, 0, 0);
             for seed in 0..3 {
@@ -274,7 +286,8 @@ fn yields() {
                 let boot = Boot {
                     scrub: Scrub::Word(0),
                     balloon: Balloon::Late,
-                    extent,
+                    extent: Order::SUPERPAGE,
+                    piece,
                     data: GUEST / 4,
                     early_data: 100,
                     seed,
@@ -308,62 +321,6 @@ fn yields() {
     );
 }
 
-/// A guest of any size, all mapped by 2 MiB leaves, all non-zero.
-struct Full {
-    max: u64,
-    peeks: u64,
-    lookups: core::cell::Cell<u64>,
-    tracks: bool,
-    written: Vec<bool>,
-}
-
-impl Host for Full {
-    fn lookup(&self, gfn: Gfn) -> Leaf {
-        self.lookups.set(self.lookups.get() + 1);
-        let start = gfn.align_down(Order::SUPERPAGE);
-        let entry = if gfn.get() >= self.max - SUPER {
-            Entry::Promise(Pattern::ZERO)
-        } else {
-            Entry::ram(Mfn::new(start.get()))
-        };
-        Leaf {
-            start,
-            order: Order::SUPERPAGE,
-            entry,
-        }
-    }
-    fn set(&mut self, _: Gfn, _: Order, _: Entry) -> Result<(), SetError> {
-        Ok(())
-    }
-    fn freeze(&mut self, _: Gfn, _: Order) -> Result<(), FreezeError> {
-        Ok(())
-    }
-    fn thaw(&mut self, _: Gfn, _: Order) {}
-    fn flush(&mut self) {}
-    fn users(&mut self, _: Mfn, _: Order) -> Users {
-        Users::None
-    }
-    fn peek(&mut self, _: Mfn) -> Option<u64> {
-        self.peeks += 1;
-        None
-    }
-    fn is_filled(&mut self, _: Mfn, _: u64) -> bool {
-        false
-    }
-    fn fill(&mut self, _: Mfn, _: Order, _: u64) {}
-    fn alloc(&mut self, _: Order, _: Node) -> Option<Backing> {
-        None
-    }
-    fn free(&mut self, _: Backing) {}
-    fn dying(&self) -> bool {
-        false
-    }
-    fn written(&mut self, gfn: Gfn) -> bool {
-        let region = (gfn.get() / SUPER) as usize;
-        core::mem::replace(&mut self.written[region], !self.tracks)
-    }
-}
-
 /// Worst case of the sweep: nothing is zero.
 fn sweeps() {
     for (name, gib, tracks) in [
@@ -378,19 +335,10 @@ fn sweeps() {
         let Ok(mut pod) = Pod::new(config, memory.storage()) else {
             return;
         };
-        let written = vec![true; (max / SUPER) as usize];
-        let mut host = Full {
-            max,
-            peeks: 0,
-            lookups: 0.into(),
-            tracks,
-            written,
-        };
-        let full = FrameCount::new(max - SUPER);
-        adopt(&mut pod, &mut host, full);
+        let mut host = Full::adopted(&mut pod, tracks);
         let passes = if tracks { 2 } else { 1 };
         for pass in 1..=passes {
-            let (peeks, lookups) = (host.peeks, host.lookups.get());
+            let (peeks, lookups) = (host.peeks(), host.lookups());
             let (mut steps, mut worst, mut longest, mut total, mut first) =
                 (0, 0, 0_u128, 0_u64, 0);
             let start = Instant::now();
@@ -402,7 +350,7 @@ fn sweeps() {
                 steps += 1;
                 worst = worst.max(budget.used());
                 total += u64::from(budget.used());
-                if host.peeks - peeks <= max / SUPER {
+                if host.peeks() - peeks <= max / SUPER {
                     first = total;
                 }
                 if answer == Ok(ReclaimStep::Done) {
@@ -433,7 +381,7 @@ fn sweeps() {
                 "of a full 4 KiB scan's looks",
             );
             // A peek reads two lines of 64, a full scan all.
-            let lines = 2 * (host.peeks - peeks) + (host.lookups.get() - lookups);
+            let lines = 2 * (host.peeks() - peeks) + (host.lookups() - lookups);
             row(
                 "sweep, all",
                 name,
@@ -454,62 +402,6 @@ fn sweeps() {
             );
         }
     }
-}
-
-/// Tells the engine about memory it did not populate.
-fn adopt(pod: &mut Pod<'_>, host: &mut Full, count: FrameCount) {
-    let max = core::mem::replace(&mut host.max, 0);
-    struct Empty<'a>(&'a mut Full);
-    impl Host for Empty<'_> {
-        fn lookup(&self, gfn: Gfn) -> Leaf {
-            let start = gfn.align_down(Order::MAX);
-            Leaf {
-                start,
-                order: Order::MAX,
-                entry: Entry::Hole,
-            }
-        }
-        fn set(&mut self, _: Gfn, _: Order, _: Entry) -> Result<(), SetError> {
-            Ok(())
-        }
-        fn freeze(&mut self, gfn: Gfn, order: Order) -> Result<(), FreezeError> {
-            self.0.freeze(gfn, order)
-        }
-        fn thaw(&mut self, _: Gfn, _: Order) {}
-        fn flush(&mut self) {}
-        fn users(&mut self, _: Mfn, _: Order) -> Users {
-            Users::None
-        }
-        fn peek(&mut self, _: Mfn) -> Option<u64> {
-            None
-        }
-        fn is_filled(&mut self, _: Mfn, _: u64) -> bool {
-            false
-        }
-        fn fill(&mut self, _: Mfn, _: Order, _: u64) {}
-        fn alloc(&mut self, _: Order, _: Node) -> Option<Backing> {
-            None
-        }
-        fn free(&mut self, _: Backing) {}
-        fn dying(&self) -> bool {
-            false
-        }
-    }
-    let mut done = 0;
-    while done < count.get() {
-        let left = FrameCount::new(count.get() - done);
-        let entry = Entry::ram(Mfn::new(done));
-        let step = pod.fill(
-            &mut Empty(host),
-            Gfn::new(done),
-            left,
-            entry,
-            &mut Budget::default(),
-        );
-        let Ok(progress) = step else { return };
-        done += progress.done.get();
-    }
-    host.max = max;
 }
 
 /// The engine's own memory.

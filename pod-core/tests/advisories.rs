@@ -205,6 +205,7 @@ fn xsa_153_a_balloon_short_by_the_slack_is_survived() {
             scrub: Scrub::Word(0),
             balloon: Balloon::Short(short),
             extent: Order::FRAME,
+            piece: Order::FRAME,
             data: 6 * SUPER,
             early_data: 0,
             seed: short,

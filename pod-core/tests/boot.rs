@@ -24,6 +24,7 @@ const LATE: Boot = Boot {
     scrub: Scrub::Word(0),
     balloon: Balloon::Late,
     extent: Order::FRAME,
+    piece: Order::FRAME,
     data: 6 * MIB,
     early_data: 100,
     seed: 1,

@@ -36,8 +36,10 @@ pub struct Boot {
     pub scrub: Scrub,
     /// The balloon.
     pub balloon: Balloon,
-    /// Order of the runs the balloon gives.
+    /// Order of the runs the balloon picks, all over the map.
     pub extent: Order,
+    /// Order of the pieces in which it gives them, at most `extent`.
+    pub piece: Order,
     /// Pages with data at the end.
     pub data: u64,
     /// In thousandths: data pages that are written during the scrubbing.
@@ -136,7 +138,7 @@ impl Boot {
         }
         let early = data.split_off(data.len() - (self.data * self.early_data / 1000) as usize);
         if self.balloon == Balloon::Early {
-            inflate(&mut run, &given, self.extent);
+            inflate(&mut run, &given, self.extent, self.piece);
         }
         if let Scrub::Word(word) = self.scrub {
             scrub(
@@ -150,7 +152,7 @@ impl Boot {
             );
         }
         if self.balloon != Balloon::Early {
-            inflate(&mut run, &given, self.extent);
+            inflate(&mut run, &given, self.extent, self.piece);
         }
         for (i, gfn) in data.into_iter().enumerate() {
             let vcpu = i % run.world.vcpus();
@@ -208,7 +210,7 @@ fn scrub(
     }
 }
 
-fn inflate(run: &mut Run<'_>, given: &[u64], extent: Order) {
+fn inflate(run: &mut Run<'_>, given: &[u64], extent: Order, piece: Order) {
     for start in given {
         if run.dead {
             return;
@@ -216,7 +218,7 @@ fn inflate(run: &mut Run<'_>, given: &[u64], extent: Order) {
         let gfn = Gfn::new(start * extent.frames().get());
         let (mut done, total) = (0, extent.frames().get());
         while done < total {
-            let left = FrameCount::new(total - done);
+            let left = FrameCount::new((total - done).min(piece.frames().get()));
             let answer = run.world.with(|pod, sim| {
                 pod.release(
                     sim,
@@ -227,7 +229,7 @@ fn inflate(run: &mut Run<'_>, given: &[u64], extent: Order) {
                 )
             });
             match answer {
-                Ok(released) if released.progress.complete => break,
+                Ok(released) if released.progress.complete => done += left.get(),
                 Ok(released) => done += released.progress.done.get().max(1),
                 Err(ReleaseError::Dying) => return,
                 Err(e) => panic!("{e}"),

@@ -13,6 +13,7 @@
 )]
 
 mod boot;
+mod full;
 mod host;
 mod map;
 mod program;
@@ -29,6 +30,7 @@ use map::Map;
 use table::Table;
 
 pub use boot::{Balloon, Boot, Outcome, Scrub};
+pub use full::Full;
 pub use program::{Step, run_program};
 pub use table::TableWork;
 pub use world::{Memory, World};
