@@ -1,0 +1,111 @@
+//! All that this kernel adds for its balloon.
+
+use balloon_core::{Policy as Pace, *};
+use transport_virtio::{Policy, *};
+
+use super::kernel::{self, DmaMemory, VirtioTransport};
+use crate::machine::Lock;
+
+type Frames = Ledgered<Pages, BitmapLedger<Vec<u64>>>;
+type Balloon = VirtioBalloon<Rings<Bus, DmaMemory, 16>>;
+static SHARED: Shared = Shared::new();
+static BALLOON: Lock<Option<(Engine, Balloon, Frames)>> = Lock::new(None);
+const POLL: Nanos = Nanos::from_millis(100);
+
+struct Pages;
+impl FrameSource for Pages {
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        let mut count = out.wanted();
+        while count >= ask.order.frames() && !count.is_zero() {
+            let align = ask.order.frames().get();
+            let pages = kernel::alloc_pages(count.get() as usize, align);
+            let range = |at| FrameRange::new(Pfn::containing(kernel::virt_to_phys(at)), count);
+            match pages
+                .and_then(range)
+                .map(|range| out.push(range, Backing::Unknown))
+            {
+                Some(_) => count = count.min(out.wanted()),
+                None => count = FrameCount::new(count.get() / 2).round_down(ask.order),
+            }
+        }
+        if out.is_full() {
+            Stop::Enough
+        } else {
+            Stop::Fragmented
+        }
+    }
+    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
+        let at = kernel::phys_to_virt(range.start().address());
+        kernel::dealloc_pages(at, range.count().get() as usize);
+        Ok(())
+    }
+}
+
+/// The kernel's register layer, for the balloon.
+struct Bus(VirtioTransport);
+impl ConfigIo for Bus {
+    fn config_len(&self) -> usize {
+        self.0.config_space_size()
+    }
+    fn read_config(&mut self, offset: u16) -> u32 {
+        self.0.read_config_space(offset.into())
+    }
+    fn write_config(&mut self, offset: u16, value: u32) {
+        self.0.write_config_space(offset.into(), value);
+    }
+    fn generation(&mut self) -> u32 {
+        self.0.read_config_generation()
+    }
+}
+impl Device for Bus {
+    fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
+        self.0
+            .max_queue_size(queue.get())
+            .try_into()
+            .unwrap_or(u16::MAX)
+    }
+    fn set_queue(&mut self, q: QueueIndex, n: u16, at: RingAddresses) -> Result<(), QueueRefused> {
+        let areas = [at.descriptors, at.driver, at.device];
+        self.0.queue_set(q.get(), n.into(), areas);
+        Ok(())
+    }
+    fn notify(&mut self, queue: QueueIndex) {
+        self.0.notify(queue.get());
+    }
+}
+
+/// Called by the bus for a balloon device.
+pub fn probe(mut bus: VirtioTransport, memory: DmaMemory) -> Option<()> {
+    let how = Policy::new().polled();
+    let offered = Features::from_bits_retain(bus.read_device_features());
+    let agreed = bus.begin_init(wanted_features(offered, &how).bits());
+    let agreed = Features::from_bits_retain(agreed);
+    let rings = Rings::attach(Bus(bus), memory, offered, agreed, &how).ok()?;
+    let mut balloon = VirtioBalloon::attach(rings, agreed, &how);
+    balloon.queues_mut().device_mut().0.finish_init();
+    let ram = kernel::memory();
+    let words = vec![0; BitmapLedger::words(ram.count()) as usize];
+    let ledger = BitmapLedger::new(words, &[ram]).ok()?;
+    let engine = Engine::new(&SHARED, Pace::DEFAULT);
+    let source = Pages;
+    let frames = Ledgered { source, ledger };
+    *BALLOON.lock() = Some((engine, balloon, frames));
+    kernel::on_out_of_pages(relieve);
+    Some(())
+}
+
+/// A task, or the body of the timer tick; when it is to be called next.
+pub fn work() -> Option<Nanos> {
+    let (now, mut balloon) = (kernel::now(), BALLOON.lock());
+    let (engine, balloon, frames) = balloon.as_mut()?;
+    while engine.step(balloon, frames, now, Budget::SMALL).more {}
+    Some(now.saturating_add(POLL))
+}
+
+fn relieve(pages: usize) -> Option<()> {
+    let mut balloon = BALLOON.try_lock()?;
+    let (engine, balloon, frames) = balloon.as_mut()?;
+    let need = Need::run(FrameCount::new(pages as u64), Order::FRAME);
+    let relieved = engine.relieve(balloon, frames, need, kernel::now());
+    (relieved.usable >= need.frames).then_some(())
+}

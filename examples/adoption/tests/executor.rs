@@ -1,0 +1,77 @@
+//! The kernel with a task in interrupt context, from plug-in to relief.
+
+use adoption::executor::{glue, kernel};
+use adoption::machine::Registers;
+use balloon_core::Nanos;
+
+const CHUNK: usize = 256;
+
+/// The host works and interrupts until it has nothing more to say.
+fn settle(device: &Registers) {
+    let mut seen = 0;
+    for _ in 0..500 {
+        kernel::pass(Nanos::from_millis(1));
+        let interrupts = device.work();
+        if interrupts != seen {
+            seen = interrupts;
+            kernel::interrupt(glue::used);
+        } else {
+            // The timer's interrupt.
+            kernel::interrupt(|| {});
+        }
+    }
+}
+
+fn want(device: &Registers, frames: usize) {
+    device.want(u32::try_from(frames).expect("a small machine"));
+    kernel::interrupt(glue::config_changed);
+    settle(device);
+}
+
+fn left() -> usize {
+    kernel::HEAP.lock().left()
+}
+
+#[test]
+fn inflate_deflate_and_relief_under_the_heap_lock() {
+    let (device, memory) = Registers::plugged();
+    glue::probe(device.clone(), memory).expect("a balloon");
+    settle(&device);
+    let reserve = 4;
+    let all = left() + reserve;
+    for target in [8 * CHUNK, 3 * CHUNK, 10 * CHUNK, 0] {
+        want(&device, target);
+        assert_eq!(device.actual() as usize, target);
+        assert_eq!(left(), all - reserve - target);
+    }
+    // Not a whole number of chunks: what fits.
+    want(&device, 2 * CHUNK + 100);
+    assert_eq!(device.actual() as usize, 2 * CHUNK);
+
+    // The heap is empty but for the balloon: a chunk comes back inside the
+    // allocation, with the heap locked.
+    want(&device, 6 * CHUNK);
+    let mut heap = kernel::HEAP.lock();
+    while heap.allocate_quietly(1, 1).is_some() {}
+    let address = heap.allocate(1, 1).expect("relief");
+    assert_eq!(heap.left(), CHUNK - 1);
+    heap.deallocate(address, 1);
+    while heap.allocate_quietly(1, 1).is_some() {}
+    drop(heap);
+    settle(&device);
+    assert_eq!(device.actual() as usize, 5 * CHUNK, "the host is told");
+
+    // The task is at work on another CPU: frames set aside help at once, and
+    // its next step brings the chunk.
+    let working = glue::BALLOON.lock();
+    let mut heap = kernel::HEAP.lock();
+    for _ in 0..reserve {
+        assert!(heap.allocate(1, 1).is_some(), "a frame set aside");
+    }
+    assert!(heap.allocate(1, 1).is_none(), "no more are");
+    drop(heap);
+    drop(working);
+    settle(&device);
+    assert_eq!(left(), CHUNK);
+    assert_eq!(device.actual() as usize, 4 * CHUNK);
+}

@@ -1,0 +1,63 @@
+//! The kernel with its own virtqueues, from plug-in to relief.
+
+use adoption::machine::Registers;
+use adoption::own_queues::glue;
+use adoption::own_queues::kernel::{self, FRAME_ALLOCATOR, VirtioDevice, WAIT_QUEUE};
+use balloon_core::FrameCount;
+use core::alloc::Layout;
+use transport_virtio::{Policy, QueueId, VirtioBalloon, wanted_features};
+
+/// What happens to the machine while the thread waits.
+fn machine(device: Registers, bulk: bool) -> impl FnMut() -> bool + Send {
+    let all = FRAME_ALLOCATOR.left();
+    let targets = [1000, 300, 1200, 0, 1500];
+    let page = Layout::from_size_align(4096, 4096).expect("a page");
+    let (mut ticks, mut used) = (0usize, Vec::new());
+    move || {
+        device.work();
+        kernel::interrupt();
+        let (phase, tick) = (ticks / 100, ticks % 100);
+        ticks += 1;
+        match (targets.get(phase), phase.checked_sub(targets.len())) {
+            (Some(target), _) if tick == 0 => device.want(*target),
+            (Some(target), _) if tick == 99 => {
+                assert_eq!(device.actual(), *target);
+                assert_eq!(FRAME_ALLOCATOR.left(), all - *target as usize);
+            }
+            (None, Some(0)) if tick == 0 => {
+                // Every frame that is left is in use, and one more is needed.
+                while let Some(frame) = FRAME_ALLOCATOR.alloc(page) {
+                    used.push(frame);
+                }
+                glue::SHARED.request_relief(FrameCount::new(64));
+            }
+            (None, Some(0)) if tick == 99 => {
+                assert_eq!(FRAME_ALLOCATOR.left(), 64, "relief");
+                assert_eq!(device.actual() as usize, 1500 - 64, "the host is told");
+                let pages = device.notified(QueueId::Inflate) > 0;
+                assert_eq!(pages, !bulk, "the path");
+            }
+            (None, Some(1)) => return false,
+            _ => {}
+        }
+        true
+    }
+}
+
+fn run(policy: &Policy) {
+    let (device, memory) = Registers::plugged();
+    let wanted = |offered| wanted_features(offered, policy);
+    let offered = device.read_features();
+    let (virtio, agreed) = VirtioDevice::negotiate(device.clone(), memory, wanted);
+    let queues = glue::probe(virtio, [offered, agreed]).expect("a balloon");
+    let balloon = VirtioBalloon::attach(queues, agreed, policy);
+    WAIT_QUEUE.plug(Box::new(machine(device, true)));
+    // Ends when the machine does.
+    assert_eq!(glue::run(balloon), None);
+}
+
+#[test]
+fn inflate_deflate_and_relief_by_ranges() {
+    // Its queues know no notification by ring position.
+    run(&Policy::new().without_event_idx());
+}
