@@ -2,7 +2,8 @@
 //!
 //! `xsa_NNN_…` are security advisories, `fix_YYYY_…` other faults, `weakness_N_…` weaknesses that
 //! remain elsewhere. `mutations.tsv` lists, for each test, a change of the engine that makes it
-//! fail; all were tried.
+//! fail; all were tried. Where a name has
+//! two lines the lesson is guarded twice: one alone may stay green, both together do not.
 //!
 //! Out of this engine's reach: XSA-14 (guests without translated memory: there is no such guest
 //! here), XSA-29 and -212 (arrays in guest memory), XSA-159 (exchange), XSA-378's identity map

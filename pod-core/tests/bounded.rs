@@ -1,5 +1,4 @@
 //! Work per call against 1 TiB in which nothing can be reclaimed.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use pod_core::sim::{Full, Memory};
 use pod_core::{
