@@ -79,17 +79,14 @@ impl ConfigIo for BalloonDevice {
 struct GlobalFrames;
 impl FrameSource for GlobalFrames {
     fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        let (frames, size) = (
-            ask.order.frames(),
-            ask.order.frames().bytes().get() as usize,
-        );
+        let (n, size) = (ask.order.frames(), 4096 << ask.order.get());
         let layout = core::alloc::Layout::from_size_align(size, size).ok();
-        let block = |l| FrameRange::new(Pfn::containing(FRAME_ALLOCATOR.alloc(l)?), frames);
-        while out.wanted() >= frames && !out.is_full() {
-            if layout
+        let block = |l| FrameRange::new(Pfn::containing(FRAME_ALLOCATOR.alloc(l)?), n);
+        while out.wanted() >= n && !out.is_full() {
+            let pushed = layout
                 .and_then(block)
-                .is_none_or(|b| out.push(b, Backing::Unknown).is_err())
-            {
+                .map(|b| out.push(b, Backing::Unknown));
+            if pushed.is_none_or(|pushed| pushed.is_err()) {
                 return Stop::Fragmented;
             }
         }
