@@ -40,8 +40,7 @@ impl Queues for BalloonDevice {
         let token = match body {
             Body::Bytes(bytes) => {
                 let buffer = self.0.dma_buffer(q.index() * SLOTS + id.slot.index());
-                buffer.write(bytes);
-                queue.add_input(&buffer, bytes.len())
+                queue.add_input(buffer.write(bytes), bytes.len())
             }
             Body::Ranges(runs) => queue.add_outputs(runs.iter().map(piece)),
         };

@@ -252,12 +252,13 @@ pub struct DmaBuffer {
 
 impl DmaBuffer {
     /// Fills it from the start.
-    pub fn write(&self, bytes: &[u8]) {
+    pub fn write(&self, bytes: &[u8]) -> &Self {
         for (at, pair) in bytes.chunks(2).enumerate() {
             let pair = [pair.first(), pair.get(1)].map(|byte| byte.copied().unwrap_or(0));
             let offset = self.offset + 2 * at;
             self.memory.store16(offset, u16::from_le_bytes(pair));
         }
+        self
     }
 }
 
