@@ -394,8 +394,6 @@ impl Zone<'_> {
         if start >= end {
             return None;
         }
-        self.carve(block.0, block.1, start, end);
-        self.mark_range(start, end, Kind::Taken);
         let populated = match (hot, taker.unit) {
             (false, _) => 0,
             (true, 0) if taker.hot_only => end - start,
@@ -404,6 +402,16 @@ impl Zone<'_> {
                 .map(|(f, k)| self.populated.count(f, k))
                 .sum(),
         };
+        if end - start == 1 << block.1 {
+            // The whole block: nothing to cut, nothing to count again.
+            self.unlist(block.0, block.1);
+            self.account(block.0, block.1, populated, false);
+            self.mark(block.0, block.1, Kind::Taken);
+            self.add_held(Kind::Taken, end - start);
+        } else {
+            self.carve(block.0, block.1, start, end);
+            self.mark_range(start, end, Kind::Taken);
+        }
         taker.add(start, end, populated);
         Some(end)
     }
