@@ -31,7 +31,8 @@ impl<const N: usize> Engine<N> {
         // was acknowledged must not be given again before that.
         let held_off =
             self.deflating.has_early() || self.cool_until.is_some() || self.give.is_waiting(io.now);
-        if held_off || !self.may_give(&io.caps, true) {
+        let full = self.inflating.is_full_at(self.with_host());
+        if held_off || full || !self.may_give(&io.caps, true) {
             return;
         }
         self.expect_blocks();

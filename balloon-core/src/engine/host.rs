@@ -39,7 +39,7 @@ impl<const N: usize> Engine<N> {
         io: &mut Io<'_, T, S>,
     ) -> bool {
         let (kind, slot) = (claimed.kind(), claimed.slot());
-        let alone = self.in_flight() + self.migrating.requests == 0;
+        let in_flight = self.with_host();
         let completer = self.shared.slots().completer();
         let table = self.table_mut(kind);
         if table
@@ -52,13 +52,14 @@ impl<const N: usize> Engine<N> {
             return false;
         };
         let Err(error) = io.transport.submit(request, completer) else {
+            table.set_full_at(usize::MAX);
             self.counters.requests = self.counters.requests.wrapping_add(1);
             return true;
         };
         table.revoke(slot, FrameCount::ZERO);
         match error.kind() {
             // Room comes with the next answer, which wakes us.
-            TransportErrorKind::Full if !alone => {}
+            TransportErrorKind::Full if in_flight > 0 => table.set_full_at(in_flight),
             _ => {
                 self.note::<(), _>(Err(error), io.now);
             }

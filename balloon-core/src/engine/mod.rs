@@ -36,7 +36,7 @@ use crate::slots::Kind;
 use crate::source::{FrameSource, GivePath, Ledger};
 use crate::status::{Blocked, Counters, Pace, Progress, Status, Step};
 use crate::transport::{Capabilities, Transport};
-use crate::units::{FrameCount, Nanos, Order};
+use crate::units::{FrameCount, Nanos, Order, Pfn};
 
 pub use lifecycle::Resume;
 pub(crate) use migrating::Migrating;
@@ -98,6 +98,17 @@ struct Io<'a, T, S> {
     budget: Budget,
 }
 
+/// By what a step that did something is told from one that did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    counters: Counters,
+    held: FrameCount,
+    inflating: FrameCount,
+    deflating: FrameCount,
+    refused: usize,
+    whole_below: Pfn,
+}
+
 impl<const N: usize> Engine<N> {
     /// An engine with an empty balloon.
     ///
@@ -150,7 +161,7 @@ impl<const N: usize> Engine<N> {
         };
         self.now = now;
         self.shared.signal().take_used();
-        let before = self.counters;
+        let (before, standing) = (self.counters, self.standing(io.source));
         let answered = self.collect(&mut io);
         self.observe_target(&mut io);
         self.settle(&mut io);
@@ -168,9 +179,11 @@ impl<const N: usize> Engine<N> {
             self.host.reset();
         }
         self.observe_progress(io.source);
+        // A budget spent on nothing would be spent on nothing again.
+        let unfinished = io.budget.is_spent() && self.standing(io.source) != standing;
         Step {
             // Late answers leave room that nothing else will announce.
-            more: io.budget.is_spent() || early || late || self.shared.signal().pending(),
+            more: unfinished || early || late || self.shared.signal().pending(),
             wake_at: self.wake_at(&io),
         }
     }
@@ -322,6 +335,23 @@ impl<const N: usize> Engine<N> {
 
     const fn in_flight(&self) -> usize {
         self.inflating.in_flight() + self.deflating.in_flight()
+    }
+
+    /// Requests in flight, those of migrations too: they share the room.
+    const fn with_host(&self) -> usize {
+        self.in_flight() + self.migrating.requests
+    }
+
+    /// What changes with every piece of work.
+    fn standing(&self, ledger: &impl Ledger) -> Standing {
+        Standing {
+            counters: self.counters,
+            held: held(ledger),
+            inflating: self.inflating.frames(),
+            deflating: self.deflating.frames(),
+            refused: self.inflating.refused() + self.deflating.refused(),
+            whole_below: self.unit.whole_below(),
+        }
     }
 
     fn oldest(&self) -> Option<Nanos> {

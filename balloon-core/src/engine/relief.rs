@@ -58,7 +58,8 @@ pub struct Relieved {
 }
 
 /// Requests one relief may use at most.
-const RELIEF_BUDGET: Budget = Budget::requests(4);
+const RELIEF_REQUESTS: usize = 4;
+const RELIEF_BUDGET: Budget = Budget::requests(RELIEF_REQUESTS);
 
 /// Answers of the ledger looked at for a contiguous need.
 const RELIEF_LOOKS: usize = 4096;
@@ -173,8 +174,14 @@ impl<const N: usize> Engine<N> {
                 }
                 _ => Some((next, path)),
             };
-            let fit =
-                run.and_then(|(range, path)| Some((aligned_part(range, frames, align)?, path)));
+            // Part of a run is no run, here neither.
+            let within_reach = |path| {
+                let piece = piece(&io.caps, path).get();
+                frames.get() <= piece.saturating_mul(RELIEF_REQUESTS as u64)
+            };
+            let fit = run
+                .filter(|&(_, path)| within_reach(path))
+                .and_then(|(range, path)| Some((aligned_part(range, frames, align)?, path)));
             if let Some((range, path)) = fit {
                 self.relieve_range(range, path, relieved, io);
                 return;
@@ -191,10 +198,7 @@ impl<const N: usize> Engine<N> {
         io: &mut Io<'_, T, S>,
     ) {
         let limits = io.caps.deflate;
-        let piece = match path {
-            GivePath::Bulk => Run::MAX,
-            GivePath::Told => limits.run.min(limits.frames),
-        };
+        let piece = piece(&io.caps, path);
         let mut rest = Some(range);
         while let Some(range) = rest {
             let (head, tail) = range.split_at(piece);
@@ -236,7 +240,9 @@ impl<const N: usize> Engine<N> {
             .map_or(FrameCount::ZERO, Entry::frames);
         if path == GivePath::Bulk || frames.is_zero() || self.mode.is_forgetting() {
             let placed = self.reclaim(claimed, io.source);
-            relieved.usable = relieved.usable.saturating_add(frames);
+            let left = self.deflating.entry(slot);
+            let left = left.map_or(FrameCount::ZERO, Entry::frames);
+            relieved.usable = relieved.usable.saturating_add(frames.saturating_sub(left));
             return placed && !frames.is_zero();
         }
         if !self.send(claimed, io) {
@@ -291,6 +297,14 @@ impl<const N: usize> Engine<N> {
                 return;
             }
         }
+    }
+}
+
+/// Frames of one run that one request takes back.
+fn piece(caps: &Capabilities, path: GivePath) -> FrameCount {
+    match path {
+        GivePath::Bulk => Run::MAX,
+        GivePath::Told => caps.deflate.run.min(caps.deflate.frames),
     }
 }
 

@@ -34,20 +34,24 @@ impl<const N: usize> Engine<N> {
 
     /// Puts the frames of answered and refused requests in their places.
     pub(super) fn settle<T, S: FrameSource + Ledger>(&mut self, io: &mut Io<'_, T, S>) {
+        if !self.source.is_waiting(io.now) {
+            self.inflating.ask_again();
+            self.deflating.ask_again();
+        }
         let mut refused = false;
         for kind in [Kind::Inflate, Kind::Deflate] {
             let mut from = 0;
             while let Some(slot) = self.table(kind).next_settling(from) {
                 if !io.budget.spend() {
-                    return;
+                    break;
                 }
                 refused |= !self.place(kind, slot, io.source);
                 from = slot.index() + 1;
             }
         }
-        if !refused {
+        if !self.inflating.is_settling() && !self.deflating.is_settling() {
             self.source.reset();
-        } else if !self.source.is_waiting(io.now) {
+        } else if refused && !self.source.is_waiting(io.now) {
             self.source
                 .fail(io.now, self.policy.retry, Blocked::SourceRefused);
         }

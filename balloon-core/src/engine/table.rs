@@ -21,6 +21,8 @@ pub(crate) struct Entry {
     /// Some of its frames are in their places although the host has not
     /// answered.
     early: bool,
+    /// The source did not take its frames, and is not asked again for now.
+    refused: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,7 @@ impl Entry {
         path: GivePath::Told,
         phase: Phase::Empty,
         early: false,
+        refused: false,
     };
 
     /// The unused ones of the first `runs` runs, to lay a sink over.
@@ -128,6 +131,7 @@ impl Entry {
         self.frames = FrameCount::ZERO;
         self.populated = FrameCount::ZERO;
         self.phase = Phase::Empty;
+        self.refused = false;
     }
 }
 
@@ -159,6 +163,9 @@ pub(crate) struct Table<const N: usize> {
     settling: usize,
     settling_frames: FrameCount,
     early: usize,
+    refused: usize,
+    /// So many requests were in flight when there was no room for one more.
+    full_at: usize,
 }
 
 impl<const N: usize> Table<N> {
@@ -171,6 +178,8 @@ impl<const N: usize> Table<N> {
             settling: 0,
             settling_frames: FrameCount::ZERO,
             early: 0,
+            refused: 0,
+            full_at: usize::MAX,
         }
     }
 
@@ -199,6 +208,35 @@ impl<const N: usize> Table<N> {
     /// Whether frames are in use that the host has not answered for.
     pub(crate) const fn has_early(&self) -> bool {
         self.early > 0
+    }
+
+    /// Whether answered requests are to be put in their places.
+    pub(crate) const fn is_settling(&self) -> bool {
+        self.settling > 0
+    }
+
+    /// Requests whose frames the source did not take.
+    pub(crate) const fn refused(&self) -> usize {
+        self.refused
+    }
+
+    /// The source is to be asked again about what it did not take.
+    pub(crate) fn ask_again(&mut self) {
+        if core::mem::take(&mut self.refused) > 0 {
+            for entry in &mut self.entries {
+                entry.refused = false;
+            }
+        }
+    }
+
+    /// Notes at how many requests in flight there was no room for one more.
+    pub(crate) const fn set_full_at(&mut self, in_flight: usize) {
+        self.full_at = in_flight;
+    }
+
+    /// Whether there was no room at so many requests in flight.
+    pub(crate) const fn is_full_at(&self, in_flight: usize) -> bool {
+        in_flight >= self.full_at
     }
 
     /// When the request that has waited longest was launched.
@@ -336,15 +374,16 @@ impl<const N: usize> Table<N> {
         placed
     }
 
-    /// A settling request at or after `from`, if there is any.
+    /// A settling request at or after `from` that the source has not refused, if
+    /// there is any.
     pub(crate) fn next_settling(&self, from: usize) -> Option<SlotId> {
-        if self.settling == 0 {
+        if self.settling == self.refused {
             return None;
         }
         let settling = |&index: &usize| {
             self.entries
                 .get(index)
-                .is_some_and(|e| matches!(e.phase, Phase::Settling(..)))
+                .is_some_and(|e| matches!(e.phase, Phase::Settling(..)) && !e.refused)
         };
         (from..N).find(settling).and_then(slot_id)
     }
@@ -363,11 +402,13 @@ impl<const N: usize> Table<N> {
         };
         while let Some((range, done)) = entry.last() {
             if place(range, done, entry.path).is_err() {
+                self.refused += usize::from(!core::mem::replace(&mut entry.refused, true));
                 return false;
             }
             entry.pop(range);
             self.settling_frames = self.settling_frames.saturating_sub(range.count());
         }
+        self.refused -= usize::from(entry.refused);
         // Drops the claim: the slot is free.
         entry.clear();
         self.settling -= 1;

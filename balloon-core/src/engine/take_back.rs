@@ -24,7 +24,8 @@ impl<const N: usize> Engine<N> {
                 return;
             };
             let told = path == GivePath::Told && !self.mode.is_forgetting();
-            if told && (!burst || self.deflating.in_flight() >= most) {
+            let full = self.deflating.is_full_at(self.with_host());
+            if told && (full || !burst || self.deflating.in_flight() >= most) {
                 return;
             }
             if !io.budget.spend() {

@@ -41,6 +41,10 @@ impl UnitState {
     pub(super) const fn order(self) -> Order {
         self.order
     }
+
+    pub(super) const fn whole_below(self) -> Pfn {
+        self.whole_below
+    }
 }
 
 impl<const N: usize> Engine<N> {

@@ -140,6 +140,14 @@ fn relief_can_ask_for_one_aligned_run() {
 }
 
 #[test]
+fn a_run_that_needs_more_requests_than_relief_makes_is_left_alone() {
+    let mut rig = Rig::new(oom_host(FakeHost::plain()), 4096);
+    rig.inflate_to(4096);
+    let none = rig.relieve(Need::run(FrameCount::new(2048), Order::FRAME));
+    assert_eq!((none, rig.size()), (Relieved::default(), 4096));
+}
+
+#[test]
 fn relief_asked_for_behind_the_engines_back_is_honoured_by_the_next_step() {
     let mut rig = Rig::new(oom_host(FakeHost::bulk()), 1000);
     rig.inflate_to(1000);
