@@ -295,3 +295,24 @@ fn neighbours_travel_as_one_range_without_what_is_unpopulated() {
         (0x100, 0)
     );
 }
+
+#[test]
+fn neither_party_takes_the_other_ones_half_of_the_queue() {
+    let policy = Policy::new().with_reporting();
+    let mut guest = Guest::new(Features::PAGE_REPORTING, policy, pace(4));
+    let slots = guest.shared.slots();
+    let run = FrameRange::single(Pfn::new(9)).and_then(Run::new).unwrap();
+    let give = |balloon: &mut FakeBalloon<16>| {
+        let slot = slots.claim(Kind::Inflate).unwrap().launch();
+        let runs = [run];
+        balloon.submit(slot.request(GivePath::Bulk, &runs), slots.completer())
+    };
+    for _ in 0..8 {
+        give(&mut guest.balloon).unwrap();
+    }
+    assert!(give(&mut guest.balloon).is_err());
+    // The device answers nothing; reports leave all the same.
+    guest.step(0).unwrap();
+    assert!(!guest.reporting.is_idle());
+    assert_eq!(guest.balloon.in_flight(QueueId::Reporting), 9);
+}
