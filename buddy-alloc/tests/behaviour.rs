@@ -241,6 +241,21 @@ fn a_zone_that_cannot_be_is_refused() {
     );
 }
 
+/// Free beside used: the two frames of a pair share a node, each has its own state.
+#[test]
+fn a_single_frame_is_freed_once() {
+    with_zone(64, Config::new(), Backing::Untouched, |zone| {
+        for (frame, buddy) in [(10, 11), (21, 20)] {
+            zone.allocate_range_at(range(frame.min(buddy), 2)).unwrap();
+            zone.free_range(range(frame, 1)).unwrap();
+            let again = zone.free(Frame::new(frame), Order::FRAME);
+            assert_eq!(again, Err(FreeError::DoubleFree));
+            zone.free_range(range(buddy, 1)).unwrap();
+        }
+        assert_eq!(zone.stats().free, FrameCount::new(64));
+    });
+}
+
 /// The whole 2 TiB of a zone: link values run up to the very last pair.
 #[test]
 #[cfg_attr(miri, ignore = "2 GiB of metadata, of which almost nothing is touched")]

@@ -53,14 +53,14 @@ fn matches_a_plain_sequence_on_random_programs() {
             seed ^= seed << 17;
             u32::try_from(seed >> 32).unwrap()
         });
-        run(pairs, steps.take(if cfg!(miri) { 300 } else { 20_000 }));
+        run(pairs, steps.take(if cfg!(miri) { 60 } else { 20_000 }));
     }
 }
 
 #[test]
 fn matches_a_plain_sequence_on_every_removal_from_every_pattern() {
     // All class patterns of up to nine nodes, then removal of every pair of nodes.
-    let longest = if cfg!(miri) { 5 } else { 9 };
+    let longest = if cfg!(miri) { 3 } else { 9 };
     for len in 1..=longest {
         for pattern in 0..1u32 << len {
             for first in 0..len {
