@@ -58,12 +58,11 @@ pub(crate) fn run(quick: bool) {
                 (200_000, now() - start)
             }),
         );
-        drop(zone);
         drop(unsafe { Box::from_raw(memory) });
         let (mut zone, memory) = fragmented(frames);
         let mut random = Random::new(3);
         let mut blocks: Vec<(Frame, Order)> = Vec::new();
-        for _ in 0..1 << 16 {
+        for _ in 0..1 << 14 {
             let order = Order::new(random.order() as u8).unwrap();
             blocks.extend(
                 zone.allocate(order, Preference::Populated)
@@ -109,7 +108,6 @@ pub(crate) fn run(quick: bool) {
                 (1000 * 4096, now() - start)
             }),
         );
-        drop(zone);
         drop(unsafe { Box::from_raw(memory) });
     }
     breakable();
