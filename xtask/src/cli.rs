@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::workspace::Workspace;
-use crate::{bench, demo, fuzz, image, sim, test};
+use crate::{bench, demo, fuzz, image, sim, test, xen};
 
 /// The one door for every task of this workspace.
 #[derive(Debug, Parser)]
@@ -45,6 +45,9 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Run the deterministic whole-system simulator.
     Sim(sim::Args),
+    /// Boot real Xen with domains of ours: `cargo xtask xen --help`.
+    #[command(subcommand)]
+    Xen(xen::Task),
 }
 
 impl Cli {
@@ -58,6 +61,7 @@ impl Cli {
             Command::Bench(args) => bench::run(&workspace, &args).map(|()| true),
             Command::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| true),
             Command::Sim(args) => sim::run(&workspace, &args).map(|()| true),
+            Command::Xen(task) => xen::run(&workspace, &task),
         }
     }
 }

@@ -21,6 +21,7 @@ mod test;
 mod ui;
 mod vm;
 mod workspace;
+mod xen;
 
 use std::process::ExitCode;
 

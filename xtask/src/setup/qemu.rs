@@ -46,6 +46,11 @@ impl std::fmt::Display for Version {
 }
 
 impl Qemu {
+    /// Whether it is the old one of the pair, which has faults of its own.
+    pub(crate) fn is_oldest(&self) -> bool {
+        self.version == OLDEST
+    }
+
     /// Its release.
     pub(crate) fn version(&self) -> Version {
         self.version

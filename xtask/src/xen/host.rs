@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::packages::Lab;
 use crate::setup::Qemu;
@@ -22,6 +22,8 @@ const LINUX: &str = "console=hvc0 quiet loglevel=1 tsc=reliable apparmor=0 ima=o
                      8250.nr_uarts=0 edd=off noresume no_timer_check";
 const XEN: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all noreboot bootscrub=0 \
                    no-real-mode edid=no edd=off spec-ctrl=no cpuidle=0";
+/// Bytes of a command.
+const LINE: usize = 120;
 /// Lines a failure shows.
 const TAIL: usize = 40;
 /// From the start to the first prompt; it takes 5 s alone on a machine.
@@ -98,8 +100,19 @@ impl Host {
         }
         command.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu(qemu)]);
         command.args(["-m", &format!("{}M", size.machine_mib), "-smp", "1"]);
-        command.args(["-display", "none", "-vga", "none", "-no-reboot", "-nic", "none"]);
-        command.args(["-serial", "stdio"]).arg("-kernel").arg(&lab.xen);
+        command.args([
+            "-display",
+            "none",
+            "-vga",
+            "none",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ]);
+        command
+            .args(["-serial", "stdio"])
+            .arg("-kernel")
+            .arg(&lab.xen);
         command.args(["-append", &format!("{XEN} dom0_mem={}M", size.dom0_mib)]);
         command.arg("-initrd").arg(format!(
             "{} {LINUX},{}",
@@ -118,18 +131,21 @@ impl Host {
         lab: &Lab,
         guest: &Path,
         arguments: &str,
-        pvh: bool,
         transcript: &Path,
     ) -> Result<Self> {
-        let kind = if pvh { "dom0=pvh dom0-iommu=none" } else { "dom0=pv" };
         let xen = XEN.replace("noreboot ", "");
         let mut command = qemu.command();
         command.args(["-machine", "q35", "-accel", "tcg", "-cpu", cpu(qemu)]);
         command.args(["-m", "256M", "-smp", "1", "-display", "none"]);
         command.args(["-no-reboot", "-nic", "none", "-serial", "stdio"]);
         command.arg("-kernel").arg(&lab.xen);
-        command.args(["-append", &format!("{xen} dom0_mem=64M {kind}")]);
-        command.arg("-initrd").arg(format!("{} {arguments}", guest.display()));
+        command.args([
+            "-append",
+            &format!("{xen} dom0_mem=64M dom0=pvh dom0-iommu=none"),
+        ]);
+        command
+            .arg("-initrd")
+            .arg(format!("{} {arguments}", guest.display()));
         Self::start(command, None, transcript)
     }
 
@@ -184,17 +200,26 @@ impl Host {
 
     /// Runs a command in the first domain.
     pub(super) fn run(&mut self, command: &str, limit: Duration) -> Result<Answer> {
+        // Xen's buffer for its console's input is that short.
+        ensure!(command.len() < LINE, "`{command}` is too long a line");
         writeln!(self.input, "{command}")?;
         self.input.flush()?;
         let mut lines = Vec::new();
         let deadline = Instant::now() + limit;
         loop {
-            let (_, line) = self.next(deadline).with_context(|| format!("running `{command}`"))?;
+            let (_, line) = self
+                .next(deadline)
+                .with_context(|| format!("running `{command}`"))?;
             if let Some(code) = line.strip_prefix("@@done ") {
                 let code = code.trim().parse().unwrap_or(-1);
                 return Ok(Answer { code, lines });
             }
-            lines.push(line);
+            // Xen's own words belong to no command.
+            if line.starts_with("(XEN)") {
+                self.log.push(line);
+            } else if !line.is_empty() {
+                lines.push(line);
+            }
         }
     }
 
@@ -237,6 +262,11 @@ impl Host {
                 next.with_context(|| format!("waiting for `@{name}` of guest `{guest}`"))?;
             self.log.push(line);
         }
+    }
+
+    /// Forgets what Xen has said so far.
+    pub(super) fn forget_log(&mut self) {
+        self.log.clear();
     }
 
     /// Waits for a line of Xen or the first domain.
@@ -285,9 +315,14 @@ impl Host {
         let left = deadline.saturating_duration_since(Instant::now());
         let (at, line) = match self.lines.recv_timeout(left) {
             Ok(received) => received,
-            Err(RecvTimeoutError::Timeout) => bail!("time is up; the console says\n{}", self.tail()),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("time is up; the console says\n{}", self.tail())
+            }
             Err(RecvTimeoutError::Disconnected) => bail!("QEMU is gone\n{}", self.tail()),
         };
+        if line.contains("Hardware Dom0 crashed") || line.contains("Panic on CPU") {
+            bail!("the host is dead: {line}\n{}", self.tail());
+        }
         self.recent.push_back(line.clone());
         if self.recent.len() > TAIL {
             self.recent.pop_front();

@@ -118,8 +118,18 @@ pub(super) fn toolstack(workspace: &Workspace, runner: &mut Runner, lab: &Lab) -
     let shell = workspace.shell()?;
     let mut archive = Archive::default();
     for folder in [
-        "proc", "sys", "dev", "tmp", "sbin", "run/xen", "run/xenstored", "var/log/xen/console",
-        "var/lib/xen/dump", "var/lib/xenstored", "etc/xen/scripts", "guests",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "sbin",
+        "run/xen",
+        "run/xenstored",
+        "var/log/xen/console",
+        "var/lib/xen/dump",
+        "var/lib/xenstored",
+        "etc/xen/scripts",
+        "guests",
     ] {
         archive.folder(folder);
     }
@@ -150,12 +160,18 @@ pub(super) fn toolstack(workspace: &Workspace, runner: &mut Runner, lab: &Lab) -
     for library in needed {
         let name = library.file_name().context("a library has a name")?;
         let name = name.to_string_lossy();
-        let folder = if name.starts_with("ld-linux") { "lib64" } else { LIBRARIES };
+        let folder = if name.starts_with("ld-linux") {
+            "lib64"
+        } else {
+            LIBRARIES
+        };
         archive.file(&format!("{folder}/{name}"), true, &read(&library)?);
     }
     let modules = lab.kernel.join("lib/modules");
     let version = shell.read_dir(&modules)?.into_iter().next();
-    let drivers = version.context("the kernel has no modules")?.join("kernel/drivers/xen");
+    let drivers = version
+        .context("the kernel has no modules")?
+        .join("kernel/drivers/xen");
     for module in MODULES {
         let from = drivers.join(format!("{module}.ko"));
         let stripped = workspace.output("xen/module.ko")?;

@@ -4,6 +4,7 @@
 //! installed. One machine boots in seconds and runs the guests of
 //! `examples/xen-guest` as domains.
 
+mod cases;
 mod guest;
 mod host;
 mod initramfs;
@@ -29,6 +30,12 @@ use packages::Lab;
 /// What to do with Xen.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
+    /// Run the cases on real Xen: see `examples/xen-guest/README.md`.
+    Test {
+        /// Only cases whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Boot one PVH domain, balloon it down and up, and check its data.
     Smoke {
         /// The domain's memory in MiB.
@@ -45,6 +52,9 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
     let bench = Bench::prepare(workspace, &mut runner)?;
     match task {
         Task::Smoke { mem } => smoke::run(&bench, *mem)?,
+        Task::Test { filter } => {
+            cases::run(&bench, &mut runner, filter)?;
+        }
     }
     ui::finish(&bar, "Xen: done");
     Ok(true)
@@ -101,12 +111,23 @@ impl Bench {
         Host::boot(&self.qemu, &self.lab, &path, size, None, &transcript)
     }
 
+    /// Boots Xen with our guest in place of the first domain.
+    fn boot_direct(&self, name: &str, arguments: &str) -> Result<Host> {
+        std::fs::create_dir_all(&self.folder)?;
+        self.stripped()?;
+        let guest = self.elf.with_extension("stripped");
+        let transcript = self.folder.join(format!("{name}.log"));
+        Host::boot_direct(&self.qemu, &self.lab, &guest, arguments, &transcript)
+    }
+
     /// The guest without its symbols: the first domain's memory is small.
     fn stripped(&self) -> Result<Vec<u8>> {
         let to = self.elf.with_extension("stripped");
         let shell = xshell::Shell::new()?;
         let from = &self.elf;
-        cmd!(shell, "objcopy --strip-all {from} {to}").quiet().run()?;
+        cmd!(shell, "objcopy --strip-all {from} {to}")
+            .quiet()
+            .run()?;
         Ok(std::fs::read(to)?)
     }
 }

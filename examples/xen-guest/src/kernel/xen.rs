@@ -244,8 +244,15 @@ fn exit(success: bool) -> ! {
         }
         xen.yield_cpu();
     }
-    let reason = if success {
+    let has_toolstack = critical_section::with(|cs| {
+        let state = STATE.borrow_ref(cs);
+        state.as_ref().is_some_and(|state| state.store.is_some())
+    });
+    let reason = if success && has_toolstack {
         ShutdownReason::PowerOff
+    } else if success {
+        // The first domain: ends the machine, if that does not start again.
+        ShutdownReason::Reboot
     } else {
         ShutdownReason::Crash
     };
