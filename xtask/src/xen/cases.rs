@@ -85,17 +85,11 @@ fn full(name: &str) -> Domain {
 
 /// Runs the cases whose name contains `filter`; returns how many.
 pub(super) fn run(bench: &Bench, runner: &mut Runner, filter: &str) -> Result<usize> {
-    if "direct".contains(filter) {
-        direct(bench).context("case `direct`")?;
-        runner.say("ok      direct")?;
-    }
     let chosen: Vec<&Case> = CASES
         .iter()
         .filter(|case| case.name.contains(filter))
         .collect();
-    if chosen.is_empty() {
-        return Ok(1);
-    }
+    ensure!(!chosen.is_empty(), "no case is called like `{filter}`");
     let domains: Vec<Domain> = chosen.iter().flat_map(|case| (case.domains)()).collect();
     let size = Size {
         machine_mib: 1200,
@@ -116,23 +110,6 @@ pub(super) fn run(bench: &Bench, runner: &mut Runner, filter: &str) -> Result<us
         outcome?;
     }
     Ok(chosen.len())
-}
-
-/// Our guest as the first domain: no toolstack, no store, over in a second.
-fn direct(bench: &Bench) -> Result<()> {
-    let mut host = bench.boot_direct("direct", "token=direct fill=all keep=20")?;
-    host.wait_line(LIMIT, |line| line.contains("@verify ok"))?;
-    let stats = host.wait_line(LIMIT, |line| line.contains("@stats"))?;
-    ensure!(number(&stats, "lost")? == 0, "{stats}");
-    for key in ["given_2m", "taken_2m"] {
-        ensure!(number(&stats, key)? > 0, "{stats}");
-    }
-    host.wait_line(LIMIT, |line| line.contains("@done direct"))?;
-    let code = host.wait_exit(LIMIT)?;
-    ensure!(code == Some(0), "QEMU ended with {code:?}");
-    let bad = |line: &&String| line.contains("@panic") || line.contains("FAIL");
-    ensure!(!host.log.iter().any(|line| bad(&line)), "{}", host.tail());
-    Ok(())
 }
 
 fn create(host: &mut Host, name: &str) -> Result<()> {

@@ -125,30 +125,6 @@ impl Host {
         Ok(host)
     }
 
-    /// Boots Xen with a guest of ours as the first domain: no toolstack at all.
-    pub(super) fn boot_direct(
-        qemu: &Qemu,
-        lab: &Lab,
-        guest: &Path,
-        arguments: &str,
-        transcript: &Path,
-    ) -> Result<Self> {
-        let xen = XEN.replace("noreboot ", "");
-        let mut command = qemu.command();
-        command.args(["-machine", "q35", "-accel", "tcg", "-cpu", cpu(qemu)]);
-        command.args(["-m", "256M", "-smp", "1", "-display", "none"]);
-        command.args(["-no-reboot", "-nic", "none", "-serial", "stdio"]);
-        command.arg("-kernel").arg(&lab.xen);
-        command.args([
-            "-append",
-            &format!("{xen} dom0_mem=64M dom0=pvh dom0-iommu=none"),
-        ]);
-        command
-            .arg("-initrd")
-            .arg(format!("{} {arguments}", guest.display()));
-        Self::start(command, None, transcript)
-    }
-
     fn start(
         mut command: std::process::Command,
         memory: Option<&Path>,
@@ -286,21 +262,6 @@ impl Host {
             }
             self.log.push(line);
         }
-    }
-
-    /// Waits for QEMU's end.
-    pub(super) fn wait_exit(&mut self, limit: Duration) -> Result<Option<i32>> {
-        let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status.code());
-            }
-            while let Ok((_, line)) = self.lines.try_recv() {
-                self.log.push(line);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        bail!("QEMU does not exit\n{}", self.tail())
     }
 
     /// The last lines of the console.

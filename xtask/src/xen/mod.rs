@@ -53,7 +53,8 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
     match task {
         Task::Smoke { mem } => smoke::run(&bench, *mem)?,
         Task::Test { filter } => {
-            cases::run(&bench, &mut runner, filter)?;
+            let passed = cases::run(&bench, &mut runner, filter)?;
+            runner.say(&format!("{passed} cases passed"))?;
         }
     }
     ui::finish(&bar, "Xen: done");
@@ -109,15 +110,6 @@ impl Bench {
         std::fs::write(&path, image)?;
         let transcript = self.folder.join(format!("{name}.log"));
         Host::boot(&self.qemu, &self.lab, &path, size, None, &transcript)
-    }
-
-    /// Boots Xen with our guest in place of the first domain.
-    fn boot_direct(&self, name: &str, arguments: &str) -> Result<Host> {
-        std::fs::create_dir_all(&self.folder)?;
-        self.stripped()?;
-        let guest = self.elf.with_extension("stripped");
-        let transcript = self.folder.join(format!("{name}.log"));
-        Host::boot_direct(&self.qemu, &self.lab, &guest, arguments, &transcript)
     }
 
     /// The guest without its symbols: the first domain's memory is small.

@@ -196,17 +196,6 @@ impl Balloon {
         })
     }
 
-    /// Sets a target by hand, for a domain whose toolstack says none.
-    pub(super) fn aim(&mut self, usable: FrameCount) {
-        self.transport.target_mut().set_target(usable.bytes());
-        SHARED.signal().config_changed();
-    }
-
-    /// Whether somebody else says the target.
-    pub(super) const fn has_store(&self) -> bool {
-        self.desk.is_some()
-    }
-
     /// Where it stands.
     pub(super) fn status(&self, zone: &Zone<'_>) -> Status {
         self.engine.status(zone)

@@ -9,7 +9,7 @@ mod ram;
 #[expect(unsafe_code, reason = "enters the hypervisor, maps shared pages")]
 mod xen;
 
-use balloon_core::{FrameCount, Nanos, Order, Progress};
+use balloon_core::{FrameCount, Nanos};
 use buddy_alloc::Zone;
 use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
 use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
@@ -93,11 +93,6 @@ fn main(mut boot: BootInfo) -> ! {
         kernel.fill();
         kernel.free();
     }
-    if !kernel.balloon.has_store() {
-        kernel.cycle_alone(frames);
-        println!("@done {}", options.token);
-        exit_success()
-    }
     kernel.run(options.token)
 }
 
@@ -116,26 +111,6 @@ impl Kernel {
             }
         }
         self.touching = true;
-    }
-
-    /// Gives half of what is free and takes it back: what a domain without a
-    /// store can do.
-    fn cycle_alone(&mut self, all: FrameCount) {
-        let half = FrameCount::new(self.zone.free_frames().get() / 2).round_down(Order::SUPERPAGE);
-        for given in [half, FrameCount::ZERO] {
-            self.balloon.aim(all.saturating_sub(given));
-            loop {
-                let more = self.step_balloon();
-                let status = self.balloon.status(&self.zone);
-                if status.size == given && status.progress == Progress::Reached {
-                    break;
-                }
-                if !more {
-                    interrupts::idle_unless(|| Balloon::called() || timer::went_off());
-                }
-            }
-        }
-        self.stats();
     }
 
     /// Works when there is work, and halts otherwise.

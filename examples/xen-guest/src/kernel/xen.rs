@@ -244,15 +244,8 @@ fn exit(success: bool) -> ! {
         }
         xen.yield_cpu();
     }
-    let has_toolstack = critical_section::with(|cs| {
-        let state = STATE.borrow_ref(cs);
-        state.as_ref().is_some_and(|state| state.store.is_some())
-    });
-    let reason = if success && has_toolstack {
+    let reason = if success {
         ShutdownReason::PowerOff
-    } else if success {
-        // The first domain: ends the machine, if that does not start again.
-        ShutdownReason::Reboot
     } else {
         ShutdownReason::Crash
     };
