@@ -39,7 +39,6 @@ fn print(name: &str, report: Report) {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn half_of_memory_scattered_comes_together() {
     for way in WAYS {
         // Checking a gigabyte of owners after each step would take minutes.
@@ -60,7 +59,6 @@ fn half_of_memory_scattered_comes_together() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn frames_in_use_are_worked_around() {
     for (name, used) in [("1 in 4096 in use", 4096), ("1 in 600 in use", 600)] {
         let mut rig = Rig::new(Migration::Exchange, GIB / 4);
@@ -81,7 +79,6 @@ fn frames_in_use_are_worked_around() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn holes_move_from_the_start_to_the_end() {
     let mut rig = Rig::scattered(Migration::Move, GIB / 4, GIB / 8, 3);
     rig.compact();
@@ -97,7 +94,6 @@ fn holes_move_from_the_start_to_the_end() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn a_second_round_finds_nothing_to_do() {
     let mut rig = Rig::scattered(Migration::Move, 64 * BLOCK, 32 * BLOCK, 3);
     rig.compact();

@@ -28,7 +28,6 @@ fn one_step_does_no_more_than_its_budget() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn a_fault_at_any_request_loses_nothing_and_the_next_round_mends_it() {
     let refuse = Fault::Refuse(TransportErrorKind::Refused);
     let some = Fault::Partly(FrameCount::new(100));
@@ -114,7 +113,6 @@ fn a_silent_host_keeps_frames_in_hand_and_costs_no_wake_up() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn a_source_that_refuses_keeps_frames_in_hand_until_it_does_not() {
     for way in WAYS {
         let mut rig = half(way);
@@ -138,7 +136,6 @@ fn a_source_that_refuses_keeps_frames_in_hand_until_it_does_not() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn targets_change_under_a_round() {
     for way in WAYS {
         for enforces in [false, true] {

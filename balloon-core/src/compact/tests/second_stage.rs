@@ -76,7 +76,6 @@ proptest! {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn compaction_of_a_scattered_balloon_splits_nothing_more() {
     for way in WAYS {
         let mut rig = Rig::scattered(way, 64 * BLOCK, 32 * BLOCK, 11);

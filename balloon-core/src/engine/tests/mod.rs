@@ -104,7 +104,6 @@ impl Rig {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn reaches_every_target_exactly_and_rests() {
     for answers in [
         Answers::Promptly,
@@ -233,7 +232,6 @@ fn frames_in_flight_count_so_nothing_overshoots() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn one_step_does_no_more_than_its_budget() {
     let mut rig = Rig::new(FakeHost::plain(), 3000);
     rig.set_target(3000);
@@ -247,7 +245,6 @@ fn one_step_does_no_more_than_its_budget() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn bursts_refill_when_half_is_answered() {
     let mut host = FakeHost::plain();
     host.answers = Answers::WhenTold;

@@ -149,7 +149,6 @@ fn a_miss_within_tolerance_is_no_reason_to_retry() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "too many frames for an interpreter")]
 fn a_host_that_keeps_changing_its_mind_is_read_at_a_bounded_rate() {
     let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, Policy::DEFAULT);
     let mut steps = 0u64;
