@@ -26,7 +26,7 @@ pub(super) struct Case {
 }
 
 /// In the order they run.
-pub(super) const CASES: [Case; 8] = [
+pub(super) const CASES: [Case; 9] = [
     Case {
         name: "cycle",
         domains: || vec![full("cycle")],
@@ -70,6 +70,11 @@ pub(super) const CASES: [Case; 8] = [
             vec![domain]
         },
         run: pod_touch,
+    },
+    Case {
+        name: "move",
+        domains: || vec![full("move")],
+        run: move_frames,
     },
     Case {
         name: "save",
@@ -320,6 +325,26 @@ fn pod_touch(host: &mut Host) -> Result<()> {
     host.wait_line(LIMIT, |line| line.contains("out of PoD memory"))?;
     host.must("xl destroy touch", LIMIT)?;
     Ok(())
+}
+
+/// Frames are traded by move while the domain owns all it may, content and all.
+fn move_frames(host: &mut Host) -> Result<()> {
+    create(host, "move")?;
+    host.must("xl mem-set move 32m", LIMIT)?;
+    reached(host, "move", 32 * MIB)?;
+    // No frame more than it has.
+    host.must("xl mem-max move 32m", LIMIT)?;
+    for _ in 0..3 {
+        host.must("say move move", LIMIT)?;
+        let (_, moved) = host.event("move", "moved", LIMIT, |_| true)?;
+        ensure!(
+            moved.starts_with("frames=512 came=true freed=true"),
+            "@moved {moved}"
+        );
+    }
+    host.must("xl mem-max move 64m; xl mem-set move 64m", LIMIT)?;
+    reached(host, "move", 0)?;
+    quit(host, "move")
 }
 
 /// Saved and restored with memory in the balloon, in the middle of an

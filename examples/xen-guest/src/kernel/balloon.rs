@@ -1,7 +1,8 @@
 //! The balloon of this kernel: engine, transport, and the desk in the store.
 
 use balloon_core::{
-    Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status, Unit,
+    Blocked, Budget, Engine, FrameCount, FrameRange, Ledger as _, Nanos, Pfn, Policy, Progress,
+    Run, Shared, Status, Unit,
 };
 use buddy_alloc::Zone;
 use guest_rt::now;
@@ -16,6 +17,9 @@ use super::xen::{self, Ties, Xen, XenError};
 
 /// Hypercalls answer at once: more would never be in flight.
 const REQUESTS: usize = 2;
+
+/// Frames that the `move` command trades: a superpage's worth.
+const TRADE: u64 = 512;
 
 static SHARED: Shared<REQUESTS> = Shared::new();
 
@@ -194,6 +198,22 @@ impl Balloon {
             }
             Some(woken)
         })
+    }
+
+    /// Ballooned frames, at most as many as one trade takes.
+    pub(super) fn some_held(zone: &mut Zone<'_>) -> Option<FrameRange> {
+        let all = FrameRange::new(Pfn::new(0), FrameCount::new(Pfn::LIMIT.get()))?;
+        let (held, _) = zone.next_held(all)?;
+        held.split_at(FrameCount::new(TRADE)).0
+    }
+
+    /// Makes `olds` hold what `news` held, and holes of those; whether all went.
+    pub(super) fn trade(&mut self, olds: FrameRange, news: FrameRange) -> bool {
+        let (Some(old), Some(new)) = (Run::new(olds), Run::new(news)) else {
+            return false;
+        };
+        let moved = self.transport.reservation_mut().trade(&[old], &[new]);
+        moved.stopped.is_none() && moved.frames == olds.count()
     }
 
     /// Where it stands.

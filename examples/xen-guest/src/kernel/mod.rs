@@ -9,10 +9,10 @@ mod ram;
 #[expect(unsafe_code, reason = "enters the hypervisor, maps shared pages")]
 mod xen;
 
-use balloon_core::{FrameCount, Nanos};
-use buddy_alloc::Zone;
+use balloon_core::{FrameCount, FrameRange, Nanos, Pfn};
+use buddy_alloc::{Frame, Zone};
 use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
-use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
+use qemu_guest::{Command, Damage, Fill, Options, Ram as _, Workload, WorkloadError, word_of};
 use transport_xen::pod::Promise;
 
 use balloon::{Balloon, Left, News, time};
@@ -120,6 +120,7 @@ impl Kernel {
             while let Some(byte) = console::read_byte() {
                 if let Some(line) = input.push(byte) {
                     match Command::parse(&line) {
+                        None if line.trim_ascii() == "move" => self.move_holes(),
                         Some(command) => self.obey(command, token),
                         None => println!("unknown command `{line}`"),
                     }
@@ -196,6 +197,53 @@ impl Kernel {
             }
             Command::Panic => panic!("asked for by the host"),
         }
+    }
+
+    /// Trades free frames for ballooned ones and back again: the content has to
+    /// come along both times.
+    fn move_holes(&mut self) {
+        let order = buddy_alloc::Order::MIB_2;
+        let Some(holes) = Balloon::some_held(&mut self.zone) else {
+            println!("@moved frames=0");
+            return;
+        };
+        let Ok(start) = self.zone.allocate(order, buddy_alloc::Preference::Any) else {
+            println!("@moved frames=0");
+            return;
+        };
+        let count = holes.count();
+        let Some(ours) = FrameRange::new(Pfn::new(start.get()), count) else {
+            return;
+        };
+        let pairs = || ours.frames().zip(holes.frames());
+        for (frame, _) in pairs() {
+            let frame = Frame::new(frame.get());
+            self.ram.fill(frame, word_of(frame));
+        }
+        let begun = time();
+        let there = self.balloon.trade(holes, ours);
+        let nanos = time().saturating_sub(begun).get();
+        // The holes are memory now, and nobody else's until they are holes again.
+        let came = there
+            && pairs().all(|(from, to)| {
+                self.ram
+                    .holds(Frame::new(to.get()), word_of(Frame::new(from.get())))
+            });
+        let back = self.balloon.trade(ours, holes);
+        let whole = back
+            && pairs().all(|(frame, _)| {
+                let frame = Frame::new(frame.get());
+                self.ram.holds(frame, word_of(frame))
+            });
+        if !whole {
+            println!("@verify FAIL moved there={there} came={came} back={back}");
+            return;
+        }
+        let freed = self.zone.free(start, order).is_ok();
+        println!(
+            "@moved frames={} came={came} freed={freed} nanos={nanos}",
+            count.get()
+        );
     }
 
     fn fill(&mut self) {
