@@ -4,14 +4,16 @@
 //! installed. One machine boots in seconds and runs the guests of
 //! `examples/xen-guest` as domains.
 
+mod bench;
 mod cases;
 mod guest;
 mod host;
 mod initramfs;
+mod leaves;
 mod packages;
 mod smoke;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -36,6 +38,12 @@ pub(crate) enum Task {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Give 1 GiB and take it back: time, hypercalls, superpages left.
+    Bench {
+        /// How often.
+        #[arg(long, default_value_t = 2)]
+        repeat: u32,
+    },
     /// Boot one PVH domain, balloon it down and up, and check its data.
     Smoke {
         /// The domain's memory in MiB.
@@ -51,6 +59,10 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(3600))?;
     let bench = Bench::prepare(workspace, &mut runner)?;
     match task {
+        Task::Bench { repeat } => {
+            let json = workspace.output("bench-xen.json")?;
+            bench::run(&bench, *repeat, &json)?;
+        }
         Task::Smoke { mem } => smoke::run(&bench, *mem)?,
         Task::Test { filter } => {
             let passed = cases::run(&bench, &mut runner, filter)?;
@@ -97,6 +109,17 @@ impl Bench {
 
     /// Boots Xen with these domains ready to be created.
     fn boot(&self, name: &str, size: Size, domains: &[Domain]) -> Result<Host> {
+        self.boot_observed(name, size, domains, None)
+    }
+
+    /// The same, with the machine's RAM in the file `memory`.
+    fn boot_observed(
+        &self,
+        name: &str,
+        size: Size,
+        domains: &[Domain],
+        memory: Option<&Path>,
+    ) -> Result<Host> {
         std::fs::create_dir_all(&self.folder)?;
         let mut guests = initramfs::Archive::default();
         guests.file(&guest::KERNEL[1..], false, &self.stripped()?);
@@ -109,7 +132,7 @@ impl Bench {
         let path = self.folder.join(format!("{name}.cpio"));
         std::fs::write(&path, image)?;
         let transcript = self.folder.join(format!("{name}.log"));
-        Host::boot(&self.qemu, &self.lab, &path, size, None, &transcript)
+        Host::boot(&self.qemu, &self.lab, &path, size, memory, &transcript)
     }
 
     /// The guest without its symbols: the first domain's memory is small.
