@@ -10,8 +10,10 @@ pub mod xen_store;
 mod tests {
     use std::path::Path;
 
-    /// Every target: the folder of its corpus and its function.
-    const TARGETS: &[(&str, fn(&[u8]))] = &[
+    /// The folder of a target's corpus, and its function.
+    type Target = (&'static str, fn(&[u8]));
+
+    const TARGETS: &[Target] = &[
         ("buddy_zone", super::buddy_zone::run),
         ("core_wire", super::core_wire::run),
         ("pod_program", super::pod_program::run),

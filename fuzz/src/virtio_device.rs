@@ -15,6 +15,9 @@ use transport_virtio::{
     Dma, Features, Hinting, Policy, QueueId, ReportPace, Reporting, Statistics, Tag,
 };
 
+/// A bit of the input, and what it switches on.
+type Choice = (u8, fn(Policy) -> Policy);
+
 /// Requests per kind, and descriptors per queue: few, so that all are in use.
 const N: usize = 4;
 const FRAMES: u64 = 64;
@@ -71,7 +74,7 @@ impl Bytes<'_> {
     fn policy(&mut self) -> Policy {
         let bits = self.byte();
         let mut policy = Policy::new();
-        let choices: [(u8, fn(Policy) -> Policy); 7] = [
+        let choices: [Choice; 7] = [
             (1, Policy::polled),
             (2, Policy::without_bulk),
             (4, Policy::without_event_idx),
