@@ -18,12 +18,15 @@ use crate::workspace::{GUEST_TARGET, Workspace};
 pub(crate) enum Guest {
     /// The balloon guest for a stock QEMU.
     Qemu,
+    /// The balloon guest for a Xen domain.
+    Xen,
 }
 
 impl Guest {
     fn package(self) -> &'static str {
         match self {
             Self::Qemu => "qemu-guest",
+            Self::Xen => "xen-guest",
         }
     }
 }
@@ -59,6 +62,18 @@ pub(crate) fn run(workspace: &Workspace, guest: Guest) -> Result<()> {
         Duration::from_secs(900),
     )?;
     let elf = build(workspace, &mut runner, guest)?;
+    if let Guest::Xen = guest {
+        ui::finish(&bar, &format!("guest kernel: {}", elf.display()));
+        let config = workspace.root().join("examples/xen-guest/xen-guest.cfg");
+        println!("\nRun it on a Xen host, with its console on this terminal:\n");
+        println!(
+            "xl create -c {} 'kernel=\"{}\"'",
+            config.display(),
+            elf.display()
+        );
+        println!("\nAsk it for memory from a second terminal:\n\nxl mem-set balloon 128m");
+        return Ok(());
+    }
     let qemu = setup::any(workspace, &mut runner)?;
     ui::finish(&bar, &format!("guest kernel: {}", elf.display()));
 

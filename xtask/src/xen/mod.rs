@@ -21,9 +21,10 @@ use clap::Subcommand;
 use xshell::cmd;
 
 use crate::exec::Runner;
+use crate::image;
 use crate::setup::{self, Qemu};
 use crate::ui;
-use crate::workspace::{GUEST_TARGET, Workspace};
+use crate::workspace::Workspace;
 
 use guest::Domain;
 use host::{Host, Size};
@@ -88,16 +89,7 @@ impl Bench {
         let lab = packages::lab(workspace, runner)?;
         let [_, qemu] = setup::emulators(workspace, runner)?;
         let toolstack = initramfs::toolstack(workspace, runner, &lab)?;
-        setup::target(workspace, runner, GUEST_TARGET)?;
-        let shell = workspace.shell()?;
-        runner.run(cmd!(
-            shell,
-            "cargo build --release --package xen-guest --target {GUEST_TARGET}"
-        ))?;
-        let elf = workspace
-            .target()
-            .join(GUEST_TARGET)
-            .join("release/xen-guest");
+        let elf = image::build(workspace, runner, image::Guest::Xen)?;
         Ok(Self {
             lab,
             qemu,
