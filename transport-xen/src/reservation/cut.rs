@@ -35,6 +35,7 @@ mod tests {
 
     proptest! {
         #[test]
+        #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
         fn cuts_cover_the_range_without_a_gap(start in 0u64..2048, count in 1u64..4096) {
             let mut rest = FrameRange::new(Pfn::new(start), FrameCount::new(count));
             let (mut at, mut superpages) = (start, 0);

@@ -23,6 +23,7 @@ fn pvh(frames: u64) -> Reservation<FakeXen, Translated<true>> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_gibibyte_takes_few_calls_and_keeps_its_leaves() {
     let frames = 512 * 512;
     let mut xen = pvh(frames);
@@ -49,6 +50,7 @@ fn a_gibibyte_takes_few_calls_and_keeps_its_leaves() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn unaligned_runs_are_cut_and_the_downgrade_is_counted() {
     let mut xen = pvh(4 * 512);
     let runs = [run(BASE + 100, 2 * 512)];
@@ -61,6 +63,7 @@ fn unaligned_runs_are_cut_and_the_downgrade_is_counted() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_hole_inside_an_extent_loses_nothing() {
     for hole in [0, 7, 511] {
         let mut xen = pvh(3 * 512);
@@ -84,6 +87,7 @@ fn a_hole_inside_an_extent_loses_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn where_no_frame_can_be_looked_at_the_reservation_tells() {
     let mut xen = Reservation::new(
         FakeXen::new(Kind::Arm, memory(3 * 512)),
@@ -99,6 +103,7 @@ fn where_no_frame_can_be_looked_at_the_reservation_tells() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_host_without_superpages_is_a_counted_downgrade() {
     let cases = [(Order::new(4).unwrap(), 32, 0), (Order::FRAME, 0, 512)];
     for (largest, medium, frames) in cases {
@@ -117,6 +122,7 @@ fn a_host_without_superpages_is_a_counted_downgrade() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn the_limit_does_not_break_superpages() {
     let mut xen = pvh(2 * 512);
     let all = [run(BASE, 2 * 512)];
@@ -131,6 +137,7 @@ fn the_limit_does_not_break_superpages() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn every_errno_leaves_an_exact_prefix() {
     for number in 1..=100 {
         let errno = Errno::from_number(number);
@@ -154,6 +161,7 @@ fn every_errno_leaves_an_exact_prefix() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn under_populate_on_demand_the_reservation_stands_still() {
     let mut xen = pvh(4 * 512);
     xen.memory.promised = 2 * 512;
@@ -164,6 +172,7 @@ fn under_populate_on_demand_the_reservation_stands_still() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_pv_guest_keeps_its_table() {
     let fake = FakeXen::new(Kind::Pv, memory(3 * 512));
     let p2m = FakeP2m::of(&fake);
@@ -221,11 +230,12 @@ fn prefix(runs: &[Run], frames: FrameCount) -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 96 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     /// The guest's idea of what the host has is the truth after any sequence of
     /// short counts, refusals, downgrades and holes it did not make.
     #[test]
+    #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
     fn books_agree(
         kind in prop_oneof![Just(Kind::Pvh), Just(Kind::Pv)],
         steps in proptest::collection::vec((step(), proptest::collection::vec(fault(), 0..6)), 1..12),

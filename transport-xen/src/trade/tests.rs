@@ -23,6 +23,7 @@ fn pvh() -> Reservation<FakeXen, Translated<true>> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn moves_keep_content_and_need_nothing() {
     let mut xen = pvh();
     let memory = xen.memory_mut();
@@ -46,6 +47,7 @@ fn moves_keep_content_and_need_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_pair_that_fails_ends_the_trade_and_later_ones_are_undone() {
     let mut xen = pvh();
     xen.memory_mut().punch(Pfn::new(610));
@@ -60,6 +62,7 @@ fn a_pair_that_fails_ends_the_trade_and_later_ones_are_undone() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn exchange_updates_the_table_also_when_it_stops() {
     let fake = FakeXen::new(Kind::Pv, range(0, 1024));
     let p2m = FakeP2m::of(&fake);
@@ -77,6 +80,7 @@ fn exchange_updates_the_table_also_when_it_stops() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn every_refusal_trades_nothing() {
     for number in 1..100 {
         let errno = Errno::from_number(number);

@@ -18,6 +18,7 @@ fn balloon(guest: Guest) -> XenBalloon<FakeXen, Translated<true>> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn laws_hold_for_every_kind_of_guest() {
     check_transport_laws(&mut balloon(Guest::Pvh), memory(), |_| {});
     let xen = FakeXen::new(Guest::Arm, memory());
@@ -89,6 +90,7 @@ impl System<4> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn targets_are_followed_and_leaves_come_back() {
     let mut system = System::new();
     for mib in [16, 4, 10, 0, 16] {
@@ -98,6 +100,7 @@ fn targets_are_followed_and_leaves_come_back() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn refusals_and_short_counts_are_retried() {
     let mut system = System::new();
     for number in [1, 12, 14, 22, 38, 95] {
@@ -116,6 +119,7 @@ fn refusals_and_short_counts_are_retried() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_target_above_the_limit_ends_in_a_back_off() {
     let mut system = System::new();
     assert_eq!(system.aim(4), Progress::Reached);
@@ -131,6 +135,7 @@ fn a_target_above_the_limit_ends_in_a_back_off() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_hypervisor_that_cannot_trade_is_asked_no_more() {
     let mut cannot = balloon(Guest::Arm);
     assert_eq!(cannot.migration(), Migration::Move);

@@ -63,6 +63,7 @@ fn garbage_in_the_target_is_told_and_not_believed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_burst_of_targets_ends_at_the_last() {
     let (mut desk, mut store) = desk();
     settle(&mut desk, &mut store, Nanos::ZERO);
@@ -80,6 +81,7 @@ fn a_burst_of_targets_ends_at_the_last() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn silence_is_met_with_ever_rarer_questions() {
     let (mut desk, mut store) = desk();
     store.manners = Manners::Silent;
