@@ -172,7 +172,7 @@ unsafe impl Gate for Reader {
 }
 
 fn guest(kind: Kind) -> Guest<Reader> {
-    let memory = FrameRange::new(Pfn::new(512), FrameCount::new(1024)).unwrap();
+    let memory = FrameRange::new(Pfn::new(512), FrameCount::new(128)).unwrap();
     // SAFETY: the gate reads what it is passed; there is no memory to lose.
     unsafe { Guest::new(Reader(FakeXen::new(kind, memory))) }
 }
@@ -180,14 +180,15 @@ fn guest(kind: Kind) -> Guest<Reader> {
 #[test]
 fn memory_calls_reach_xen_as_laid_out() {
     let mut guest = guest(Kind::Pvh);
-    let list = [Gmfn::new(512), Gmfn::new(1024)];
-    assert_eq!(guest.decrease_reservation(&list, Order::SUPERPAGE), Ok(2));
-    assert_eq!(guest.current_reservation(), Ok(FrameCount::ZERO));
-    assert_eq!(guest.maximum_reservation(), Ok(FrameCount::new(1280)));
-    let mut list = [Gmfn::new(1024)];
-    assert_eq!(guest.populate_physmap(&mut list, Order::SUPERPAGE), Ok(1));
-    assert_eq!(guest.move_frame(Pfn::new(1024), Pfn::new(512)), Ok(()));
-    let hole = guest.move_frame(Pfn::new(1024), Pfn::new(513));
+    let order = Order::new(4).unwrap();
+    let list = [Gmfn::new(512), Gmfn::new(528)];
+    assert_eq!(guest.decrease_reservation(&list, order), Ok(2));
+    assert_eq!(guest.current_reservation(), Ok(FrameCount::new(96)));
+    assert_eq!(guest.maximum_reservation(), Ok(FrameCount::new(384)));
+    let mut list = [Gmfn::new(528)];
+    assert_eq!(guest.populate_physmap(&mut list, order), Ok(1));
+    assert_eq!(guest.move_frame(Pfn::new(528), Pfn::new(512)), Ok(()));
+    let hole = guest.move_frame(Pfn::new(528), Pfn::new(513));
     assert_eq!(hole, Err(Errno::Invalid));
     assert!(guest.gate.0.is_populated(Pfn::new(512)));
     assert_eq!(guest.map_shared_info(Pfn::new(600)), Ok(()));
