@@ -185,13 +185,10 @@ impl Package {
         })
     }
 
-    /// A list of words under `[package.metadata.xtask]`.
-    pub(crate) fn note(&self, key: &str) -> Vec<&str> {
-        self.metadata
-            .as_ref()
-            .and_then(|metadata| metadata.pointer(&format!("/xtask/{key}")))
-            .and_then(serde_json::Value::as_array)
-            .map(|words| words.iter().filter_map(serde_json::Value::as_str).collect())
-            .unwrap_or_default()
+    /// A list of words under `[package.metadata.xtask]`, if it is there.
+    pub(crate) fn note(&self, key: &str) -> Option<Vec<&str>> {
+        let words = self.metadata.as_ref()?.pointer(&format!("/xtask/{key}"))?;
+        let words = words.as_array()?.iter();
+        Some(words.filter_map(serde_json::Value::as_str).collect())
     }
 }
