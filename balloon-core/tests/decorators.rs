@@ -1,6 +1,8 @@
 //! The decorators over a fake host: an engine gets its way through faults, a
 //! trace shows what went on, a recording says it again.
 
+// Safe code alone, and whole programs: hours in an interpreter.
+#![cfg(not(miri))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use core::cell::RefCell;
