@@ -165,6 +165,15 @@ impl Budget {
         Self(if requests == 0 { 1 } else { requests })
     }
 
+    /// This budget, or `requests` if it is smaller.
+    pub(crate) const fn at_least(self, requests: usize) -> Self {
+        if self.0 < requests {
+            Self(requests)
+        } else {
+            self
+        }
+    }
+
     /// Takes one unit; false when the budget is spent.
     pub(crate) fn spend(&mut self) -> bool {
         let left = self.0 > 0;

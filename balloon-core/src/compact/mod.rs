@@ -207,7 +207,9 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             source,
             caps,
             now,
-            budget,
+            // Choosing a hole and choosing its new place cost a unit each: with less
+            // a round would plan for ever and move nothing.
+            budget: budget.at_least(2),
         };
         self.reap(&mut io);
         let mut submitted = self.advance(&mut io);

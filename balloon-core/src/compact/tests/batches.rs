@@ -212,6 +212,19 @@ fn blocks_that_come_into_use_are_given_up() {
 }
 
 #[test]
+fn the_smallest_budget_moves_frames_too() {
+    let mut rig = half(Migration::Move);
+    rig.compactor.start();
+    for _ in 0..20_000 {
+        if !rig.compactor.is_running() {
+            break;
+        }
+        rig.step(Budget::SMALL);
+    }
+    assert_eq!(rig.compactor.report().after.blocks(), 4);
+}
+
+#[test]
 fn a_round_can_be_stopped() {
     for delayed in [false, true] {
         let mut rig = half(Migration::GiveFirst);
