@@ -1,6 +1,8 @@
 //! Nothing the engine does touches the heap: an allocator that counts while it
 //! is armed, under a source and a host of fixed arrays.
 
+// Whole programs: hours in an interpreter.
+#![cfg(not(miri))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use core::alloc::{GlobalAlloc, Layout};
