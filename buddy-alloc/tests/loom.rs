@@ -39,7 +39,7 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
 /// One block waits in CPU 0's cache. Its owner pops it while CPU 1 drains that cache: whoever
 /// loses gets nothing or another block, never the same one.
 #[test]
-fn pop_against_remote_drain() {
+fn loom_pop_against_remote_drain() {
     model(|| {
         let front = front(2);
         let waiting = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
@@ -64,7 +64,7 @@ fn pop_against_remote_drain() {
 
 /// Two frees of one block: one wins, the other is told.
 #[test]
-fn double_free_on_two_cpus() {
+fn loom_double_free_on_two_cpus() {
     model(|| {
         let front = front(2);
         let frame = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
@@ -85,7 +85,7 @@ fn double_free_on_two_cpus() {
 /// Both threads claim to be CPU 0. Entries may be lost to each other, blocks are not shared, and
 /// what was stranded comes back.
 #[test]
-fn the_wrong_cpu_number_shares_no_block() {
+fn loom_the_wrong_cpu_number_shares_no_block() {
     model(|| {
         let front = front(2);
         let waiting = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
@@ -107,7 +107,7 @@ fn the_wrong_cpu_number_shares_no_block() {
 
 /// What the last user wrote into a frame happens before what the next one does.
 #[test]
-fn the_content_is_handed_over() {
+fn loom_the_content_is_handed_over() {
     model(|| {
         let front = front(2);
         let content = Arc::new(loom::cell::UnsafeCell::new(0));
