@@ -118,7 +118,7 @@ impl Zone<'_> {
                     let bin = self
                         .bins
                         .get(set)
-                        .and_then(|set: &[super::Bin; _]| set.get(order));
+                        .and_then(|set: &[super::Bin; super::BINS]| set.get(order));
                     bin.and_then(|bin| bin.blocks.get(class))
                         .copied()
                         .map_or(0, u64::from)

@@ -3,8 +3,6 @@
 //! Guest handles are pointers here: they keep their provenance until the
 //! instruction that enters Xen.
 
-use core::mem::offset_of;
-
 /// Hypercall numbers.
 pub(super) const MEMORY_OP: u32 = 12;
 pub(super) const XEN_VERSION: u32 = 17;
@@ -126,7 +124,11 @@ pub(super) struct BindVirq {
     pub(super) port: u32,
 }
 
+// Xen's 64-bit interface; narrower targets build the rest of the crate only.
+#[cfg(target_pointer_width = "64")]
 const _: () = {
+    use core::mem::offset_of;
+
     assert!(size_of::<Reservation>() == 32);
     assert!(offset_of!(Reservation, domain) == 24);
     assert!(size_of::<Exchange>() == 72);
