@@ -407,7 +407,9 @@ impl Exclusive for InFrames {
         let layout = Layout::from_size_align(4096 << order, 4096 << order).unwrap();
         let address = self.pool.base + ((frame as usize) << 12);
         let place = std::ptr::with_exposed_provenance_mut(address);
-        let Some(place) = NonNull::new(place) else { return };
+        let Some(place) = NonNull::new(place) else {
+            return;
+        };
         unsafe { self.heap.dealloc(place, layout) };
     }
 
