@@ -9,7 +9,7 @@ use bitvec::vec::BitVec;
 
 /// A set of small numbers.
 #[derive(Clone, Debug)]
-pub(crate) struct Map(BitVec<u64>);
+pub(crate) struct Map(BitVec<usize>);
 
 impl Map {
     pub(crate) fn new(len: usize) -> Self {
