@@ -1,10 +1,13 @@
 //! A small kernel with a balloon: `buddy-alloc` owns its memory, `balloon-core` decides, `transport-virtio`
-//! talks to the device.
+//! talks to the device, or `transport-xen` to the hypervisor; `pod-core` runs a guest of its own.
 //!
 //! It is linked, not booted: what it proves is that the packaged crates are complete, that no feature needs
 //! to be on but the glue, and that all names are within a user's reach.
 #![no_std]
 #![no_main]
+
+mod vmm;
+mod xen;
 
 use core::cell::UnsafeCell;
 use core::panic::PanicInfo;
@@ -79,6 +82,15 @@ fn device() -> Option<PciBalloon> {
 fn run(metadata: &mut [u64], engine: &mut Engine<64>) -> Option<()> {
     let mut zone = Zone::new(SPAN, CONFIG, metadata).ok()?;
     zone.add_range(SPAN, Backing::Untouched).ok()?;
+    let managed = zone.stats().managed.get();
+    if let Some(mut domain) = xen::Domain::find(balloon_core::FrameCount::new(managed)) {
+        loop {
+            if domain.read_store(now())? {
+                SHARED.signal().config_changed();
+            }
+            engine.step(domain.transport(), &mut zone, now(), Budget::SMALL);
+        }
+    }
     let mut device = device()?;
     loop {
         engine.step(&mut device, &mut zone, now(), Budget::SMALL);
@@ -90,7 +102,9 @@ fn run(metadata: &mut [u64], engine: &mut Engine<64>) -> Option<()> {
 pub extern "C" fn _start() -> ! {
     let mut metadata = [0; METADATA_WORDS];
     let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
-    let _ = run(&mut metadata, &mut engine);
+    if vmm::boot() == Some(true) {
+        let _ = run(&mut metadata, &mut engine);
+    }
     halt()
 }
 
