@@ -228,9 +228,9 @@ fn odd_targets(site: &Site<'_>) -> Result<()> {
         // QEMU clamps a target above memory to all of it.
         vm.qmp.balloon(4096 * MIB)?;
         wait_for(vm, 256 * MIB)?;
+        vm.console.drain()?;
         vm.qmp.balloon(1)?;
-        vm.console.wait("status", ANSWER)?;
-        let left = vm.qmp.query_balloon()?;
+        let left = wait_for_shortage(vm, 256 * MIB)?;
         ensure!(
             left < 128 * MIB,
             "asked for nearly everything, the guest keeps {left} bytes"
@@ -321,8 +321,7 @@ fn too_little(site: &Site<'_>) -> Result<()> {
             vm.console.wait("freed", BOOT)?;
             vm.console.drain()?;
             vm.qmp.balloon(64 * MIB)?;
-            vm.console.wait("status", ANSWER)?;
-            let left = vm.qmp.query_balloon()?;
+            let left = wait_for_shortage(vm, 256 * MIB)?;
             ensure!(
                 left > 64 * MIB,
                 "the guest gave memory that it uses: {left} bytes are left"
@@ -333,6 +332,20 @@ fn too_little(site: &Site<'_>) -> Result<()> {
             vm.finish()
         },
     )
+}
+
+/// Waits until the guest says that it keeps the rest for itself, and returns what it is left with: its own
+/// word and `query-balloon` agree.
+fn wait_for_shortage(vm: &mut Vm, memory: u64) -> Result<u64> {
+    let status = vm.console.wait("status", ANSWER)?;
+    ensure!(
+        status.text().starts_with("blocked: the kernel keeps the memory that is left;"),
+        "the guest stops for another reason: {}",
+        status.text()
+    );
+    let left = memory - status.number("actual")? * 4096;
+    wait_for(vm, left)?;
+    Ok(left)
 }
 
 /// Asks for `bytes` and waits until `query-balloon` shows exactly that.
