@@ -52,6 +52,15 @@ pub(crate) const fn halves(value: u32) -> [u16; 2] {
     [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
 }
 
+/// The low and the high word of an address or a set of features.
+pub(crate) const fn words(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    [
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+    ]
+}
+
 impl<M: Dma + ?Sized> Dma for &M {
     fn address(&self) -> u64 {
         (**self).address()

@@ -326,5 +326,5 @@ fn release(
 
 // Safe code on safe memory: too slow for Miri, and nothing for it to find.
 #[cfg(test)]
-#[cfg(not(miri))]
+#[cfg(not(any(miri, loom)))]
 mod tests;

@@ -5,7 +5,7 @@
 
 #[cfg(any(test, feature = "test-utils"))]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 mod balloon;
@@ -24,6 +24,7 @@ mod report;
 mod ring;
 mod rings;
 mod statistics;
+mod sync;
 #[cfg(feature = "virtio-drivers-0-13")]
 pub mod virtio_drivers_0_13;
 mod virtio_mmio;

@@ -2,6 +2,8 @@
 
 use core::ptr::NonNull;
 
+use crate::dma::words;
+
 /// A mapped piece of a device's register space.
 ///
 /// Accesses are volatile, of the width asked for, little endian on the wire.
@@ -84,6 +86,32 @@ impl MmioWindow {
         if let Some(register) = self.at::<u32>(offset) {
             // SAFETY: mapped and aligned by `at` and `new`.
             unsafe { register.write_volatile(value.to_le()) };
+        }
+    }
+
+    /// Writes the low and then the high half of a 64-bit register.
+    pub(crate) fn write64(&self, offset: usize, value: u64) {
+        for (place, half) in [offset, offset.saturating_add(4)]
+            .into_iter()
+            .zip(words(value))
+        {
+            self.write32(place, half);
+        }
+    }
+
+    /// Reads 64 bits through a register that shows the half a selector names.
+    pub(crate) fn read_selected(&self, selector: usize, register: usize) -> u64 {
+        (0..2).fold(0, |value, half| {
+            self.write32(selector, half);
+            value | u64::from(self.read32(register)) << (32 * half)
+        })
+    }
+
+    /// Writes 64 bits through such a register.
+    pub(crate) fn write_selected(&self, selector: usize, register: usize, value: u64) {
+        for (half, word) in (0..).zip(words(value)) {
+            self.write32(selector, half);
+            self.write32(register, word);
         }
     }
 }

@@ -283,5 +283,5 @@ impl<const N: usize> Reporting<N> {
 
 // Safe code on safe memory: too slow for Miri, and nothing for it to find.
 #[cfg(test)]
-#[cfg(not(miri))]
+#[cfg(not(any(miri, loom)))]
 mod tests;

@@ -6,14 +6,11 @@
 //! shared memory it reads only the used ring and the device's notification
 //! wishes, and takes each value as a claim to be checked.
 
-use core::sync::atomic::{Ordering, fence};
-
-use crate::dma::{Dma, halves};
+use crate::dma::{Dma, halves, words};
 use crate::queues::{QueueCounters, QueueError, RequestId};
+use crate::sync::{Ordering, Site, fence};
 
 const FLAG_NEXT: u16 = 1;
-const FLAG_WRITE: u16 = 2;
-const FLAG_INDIRECT: u16 = 4;
 /// In the available ring: no interrupt, please. In the used ring: no kick.
 const FLAG_SILENT: u16 = 1;
 
@@ -44,12 +41,22 @@ impl Areas {
     }
 }
 
+/// What the device may do with a segment, as descriptors have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Access {
+    Read = 0,
+    Write = 2,
+    /// Follow the descriptors it finds there.
+    Table = 4,
+}
+
 /// A piece of memory for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) address: u64,
     pub(crate) len: u32,
-    pub(crate) writable: bool,
+    pub(crate) access: Access,
 }
 
 /// What the driver knows of a descriptor.
@@ -101,6 +108,8 @@ pub(crate) struct Ring<const S: usize> {
     kicked: u16,
     /// The used index up to which answers were taken.
     taken: u16,
+    /// The used entry an interrupt was asked for at.
+    event: u16,
     shadow: [Shadow; S],
 }
 
@@ -122,6 +131,7 @@ impl<const S: usize> Ring<S> {
         published: 0,
         kicked: 0,
         taken: 0,
+        event: 0,
         shadow: [Shadow {
             next: 0,
             role: Role::Free,
@@ -172,6 +182,22 @@ impl<const S: usize> Ring<S> {
         }
     }
 
+    /// The length of a chain of `segments`, if the queue may have one now that
+    /// costs so many of its descriptors.
+    fn admit(&self, segments: usize, descriptors: usize) -> Result<u16, QueueError> {
+        if self.broken {
+            return Err(QueueError::Broken);
+        }
+        // A chain longer than the queue is forbidden in a table too.
+        match u16::try_from(segments) {
+            Ok(len) if (1..=self.size).contains(&len) => {
+                let room = descriptors <= self.free.into();
+                room.then_some(len).ok_or(QueueError::Full)
+            }
+            _ => Err(QueueError::TooLong),
+        }
+    }
+
     /// Makes a chain of segments available.
     pub(crate) fn submit(
         &mut self,
@@ -179,16 +205,7 @@ impl<const S: usize> Ring<S> {
         request: RequestId,
         chain: impl ExactSizeIterator<Item = Segment>,
     ) -> Result<(), QueueError> {
-        if self.broken {
-            return Err(QueueError::Broken);
-        }
-        let len = u16::try_from(chain.len()).map_err(|_| QueueError::TooLong)?;
-        if len == 0 || len > self.size {
-            return Err(QueueError::TooLong);
-        }
-        if len > self.free {
-            return Err(QueueError::Full);
-        }
+        let len = self.admit(chain.len(), chain.len())?;
         let head = self.free_head;
         let mut index = head;
         for (left, segment) in (0..len).rev().zip(chain) {
@@ -198,7 +215,7 @@ impl<const S: usize> Ring<S> {
             shadow.role = Role::Linked;
             let next = shadow.next;
             let place = self.areas.descriptors + DESCRIPTOR * usize::from(index);
-            write_descriptor(memory, place, segment, (left > 0).then_some(next), 0);
+            write_descriptor(memory, place, segment, (left > 0).then_some(next));
             index = next;
         }
         self.publish(memory, request, head, len);
@@ -217,32 +234,18 @@ impl<const S: usize> Ring<S> {
         table: usize,
         chain: impl ExactSizeIterator<Item = Segment>,
     ) -> Result<(), QueueError> {
-        if self.broken {
-            return Err(QueueError::Broken);
-        }
-        let len = u16::try_from(chain.len()).map_err(|_| QueueError::TooLong)?;
-        // A chain longer than the queue is forbidden in a table too.
-        if len == 0 || len > self.size {
-            return Err(QueueError::TooLong);
-        }
-        let head = self.next_head().ok_or(QueueError::Full)?;
+        let len = self.admit(chain.len(), 1)?;
         for (index, segment) in (0..len).zip(chain) {
             let place = table + DESCRIPTOR * usize::from(index);
             let next = index + 1;
-            write_descriptor(memory, place, segment, (next < len).then_some(next), 0);
+            write_descriptor(memory, place, segment, (next < len).then_some(next));
         }
         let whole = Segment {
             address: memory.address().wrapping_add(table as u64),
             len: u32::from(len) * 16,
-            writable: false,
+            access: Access::Table,
         };
-        let place = self.areas.descriptors + DESCRIPTOR * usize::from(head);
-        write_descriptor(memory, place, whole, None, FLAG_INDIRECT);
-        if let Some(shadow) = self.shadow.get(usize::from(head)) {
-            self.free_head = shadow.next;
-        }
-        self.publish(memory, request, head, 1);
-        Ok(())
+        self.submit(memory, request, core::iter::once(whole))
     }
 
     /// Offers the chain of `len` that starts at `head` to the device.
@@ -256,7 +259,7 @@ impl<const S: usize> Ring<S> {
         memory.store16(self.areas.available + 4 + 2 * entry, head);
         self.published = self.published.wrapping_add(1);
         // The device must not see the index before what it stands for.
-        fence(Ordering::Release);
+        fence(Site::Publish, Ordering::Release);
         memory.store16(self.areas.available + 2, self.published);
     }
 
@@ -276,12 +279,12 @@ impl<const S: usize> Ring<S> {
         if self.event_idx {
             // The interrupt comes when the entry of this index is written.
             let event = if self.interrupts { wanted } else { 0 };
-            let event = self.taken.wrapping_add(event).wrapping_sub(1);
-            memory.store16(self.used_event(), event);
+            self.event = self.taken.wrapping_add(event).wrapping_sub(1);
+            memory.store16(self.used_event(), self.event);
         }
         // Between publishing our wishes and reading the device's progress: it
         // does the same in the opposite order, so one of us sees the other.
-        fence(Ordering::SeqCst);
+        fence(Site::Kick, Ordering::SeqCst);
         let fresh = self.published != self.kicked;
         let notify = fresh
             && if self.event_idx {
@@ -303,6 +306,9 @@ impl<const S: usize> Ring<S> {
     }
 
     /// The next answered request; looks at a bounded number of answers.
+    ///
+    /// Who asked for an interrupt calls it until there is none, or none in
+    /// flight.
     pub(crate) fn pop(
         &mut self,
         memory: &impl Dma,
@@ -314,16 +320,19 @@ impl<const S: usize> Ring<S> {
         if self.size == 0 {
             return Ok(None);
         }
-        let answers = memory.load16(self.areas.used + 2).wrapping_sub(self.taken);
-        if answers > self.size {
-            // More than were ever made available: no entry can be trusted.
-            self.broken = true;
-            counters.broken = counters.broken.wrapping_add(1);
-            return Err(QueueError::Broken);
-        }
-        // The entries must not be read before the index that covers them.
-        fence(Ordering::Acquire);
-        for _ in 0..answers {
+        for _ in 0..self.size {
+            let answers = memory.load16(self.areas.used + 2).wrapping_sub(self.taken);
+            if answers == 0 {
+                break;
+            }
+            if answers > self.size {
+                // More than were ever made available: no entry can be trusted.
+                self.broken = true;
+                counters.broken = counters.broken.wrapping_add(1);
+                return Err(QueueError::Broken);
+            }
+            // The entry must not be read before the index that covers it.
+            fence(Site::Take, Ordering::Acquire);
             let entry = usize::from(self.taken & (self.size - 1));
             let place = self.areas.used + 4 + 8 * entry;
             let id = memory.load32(place);
@@ -331,6 +340,7 @@ impl<const S: usize> Ring<S> {
             self.taken = self.taken.wrapping_add(1);
             let Some(request) = self.release(id) else {
                 counters.spurious_answers = counters.spurious_answers.wrapping_add(1);
+                self.postpone(memory);
                 continue;
             };
             counters.answers = counters.answers.wrapping_add(1);
@@ -340,6 +350,18 @@ impl<const S: usize> Ring<S> {
             return Ok(Some(request));
         }
         Ok(None)
+    }
+
+    /// Asks for the interrupt one entry later, since the one just taken answered
+    /// nothing: else it would have used the interrupt up.
+    fn postpone(&mut self, memory: &impl Dma) {
+        if self.event_idx && self.interrupts {
+            self.event = self.event.wrapping_add(1);
+            memory.store16(self.used_event(), self.event);
+            // As in `kick`: the next look at the used index sees the answers
+            // that came too early for this wish.
+            fence(Site::Postpone, Ordering::SeqCst);
+        }
     }
 
     /// Frees the chain that starts at `id`, if one does.
@@ -375,20 +397,13 @@ impl<const S: usize> Ring<S> {
 /// Bytes of a descriptor.
 pub(crate) const DESCRIPTOR: usize = 16;
 
-fn write_descriptor(
-    memory: &impl Dma,
-    place: usize,
-    segment: Segment,
-    next: Option<u16>,
-    flags: u16,
-) {
+fn write_descriptor(memory: &impl Dma, place: usize, segment: Segment, next: Option<u16>) {
     let chained = if next.is_some() { FLAG_NEXT } else { 0 };
-    let writable = if segment.writable { FLAG_WRITE } else { 0 };
     let [low, high] = words(segment.address);
     memory.store32(place, low);
     memory.store32(place + 4, high);
     memory.store32(place + 8, segment.len);
-    memory.store16(place + 12, flags | chained | writable);
+    memory.store16(place + 12, segment.access as u16 | chained);
     memory.store16(place + 14, next.unwrap_or(0));
 }
 
@@ -396,15 +411,6 @@ fn write_descriptor(
 /// circle of 65,536.
 const fn passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-/// The low and the high word of an address.
-pub(crate) const fn words(address: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
-    [
-        u32::from_le_bytes([a, b, c, d]),
-        u32::from_le_bytes([e, f, g, h]),
-    ]
 }
 
 /// Copies bytes to shared memory before their descriptor is published.
@@ -428,5 +434,7 @@ pub(crate) fn store_bytes(memory: &impl Dma, offset: usize, bytes: &[u8]) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod loom_models;
+#[cfg(all(test, not(loom)))]
 mod tests;

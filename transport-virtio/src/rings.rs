@@ -8,7 +8,7 @@ use crate::protocol::{
     ConfigIo, Features, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover, needed_config,
 };
 use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
-use crate::ring::{Areas, DESCRIPTOR, Ring, Segment, store_bytes};
+use crate::ring::{Access, Areas, DESCRIPTOR, Ring, Segment, store_bytes};
 use crate::{DmaRegion, MappedPci};
 
 /// Split virtqueues of at most `S` descriptors each, a power of two.
@@ -345,7 +345,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
                 let segment = Segment {
                     address,
                     len,
-                    writable: false,
+                    access: Access::Read,
                 };
                 ring.submit(memory, request, core::iter::once(segment))
             }
@@ -357,7 +357,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
                 let segments = runs.iter().map(|run| Segment {
                     address: run.range().start().address(),
                     len: len(run).unwrap_or(0),
-                    writable: true,
+                    access: Access::Write,
                 });
                 if (2..=table).contains(&runs.len()) {
                     let head = ring.next_head().ok_or(QueueError::Full)?;

@@ -9,7 +9,6 @@ use core::fmt;
 use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 use crate::mmio::MmioWindow;
 use crate::protocol::{ConfigIo, Features, QueueIndex};
-use crate::ring::words;
 
 const MAGIC: usize = 0x000;
 const VERSION: usize = 0x004;
@@ -87,12 +86,6 @@ impl MappedMmio {
     fn select(&self, queue: QueueIndex) {
         self.registers.write32(QUEUE_SELECT, queue.get().into());
     }
-
-    fn write64(&self, offset: usize, value: u64) {
-        let [low, high] = words(value);
-        self.registers.write32(offset, low);
-        self.registers.write32(offset + 4, high);
-    }
 }
 
 impl ConfigIo for MappedMmio {
@@ -131,9 +124,9 @@ impl Device for MappedMmio {
     ) -> Result<(), QueueRefused> {
         self.select(queue);
         self.registers.write32(QUEUE_SIZE, size.into());
-        self.write64(QUEUE_DESCRIPTORS, at.descriptors);
-        self.write64(QUEUE_DRIVER, at.driver);
-        self.write64(QUEUE_DEVICE, at.device);
+        self.registers.write64(QUEUE_DESCRIPTORS, at.descriptors);
+        self.registers.write64(QUEUE_DRIVER, at.driver);
+        self.registers.write64(QUEUE_DEVICE, at.device);
         self.registers.write32(QUEUE_READY, 1);
         if self.registers.read32(QUEUE_READY) == 1 {
             Ok(())
@@ -159,18 +152,14 @@ impl Handshake for MappedMmio {
     }
 
     fn offered_features(&mut self) -> Features {
-        self.registers.write32(DEVICE_FEATURES_SELECT, 0);
-        let low = self.registers.read32(DEVICE_FEATURES);
-        self.registers.write32(DEVICE_FEATURES_SELECT, 1);
-        let high = self.registers.read32(DEVICE_FEATURES);
-        Features::from_bits_retain(u64::from(high) << 32 | u64::from(low))
+        let registers = &self.registers;
+        Features::from_bits_retain(registers.read_selected(DEVICE_FEATURES_SELECT, DEVICE_FEATURES))
     }
 
     fn accept_features(&mut self, accepted: Features) {
-        for (select, word) in (0u32..).zip(words(accepted.bits())) {
-            self.registers.write32(DRIVER_FEATURES_SELECT, select);
-            self.registers.write32(DRIVER_FEATURES, word);
-        }
+        let bits = accepted.bits();
+        self.registers
+            .write_selected(DRIVER_FEATURES_SELECT, DRIVER_FEATURES, bits);
     }
 }
 

@@ -3,7 +3,7 @@
 
 // Whole guests on memory that is safe code: hours under Miri, and nothing for it
 // to find. What is unsafe it sees in the unit tests.
-#![cfg(not(miri))]
+#![cfg(not(any(miri, loom)))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use balloon_core::testing::{FakeSource, check_transport_laws};

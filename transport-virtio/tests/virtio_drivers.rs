@@ -1,7 +1,7 @@
 //! The adapter for `virtio-drivers`: our fake device as one of its transports,
 //! driven back through the adapter.
 
-#![cfg(all(feature = "virtio-drivers-0-13", not(miri)))]
+#![cfg(all(feature = "virtio-drivers-0-13", not(any(miri, loom))))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use core::cell::RefCell;

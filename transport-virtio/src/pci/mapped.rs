@@ -3,7 +3,6 @@
 use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 use crate::mmio::MmioWindow;
 use crate::protocol::{ConfigIo, Features, QueueIndex};
-use crate::ring::words;
 
 // Offsets in the common structure.
 const DEVICE_FEATURE_SELECT: usize = 0;
@@ -82,12 +81,6 @@ impl MappedPci {
         self.common.write16(QUEUE_SELECT, queue.get());
     }
 
-    fn write64(&self, offset: usize, value: u64) {
-        let [low, high] = words(value);
-        self.common.write32(offset, low);
-        self.common.write32(offset + 4, high);
-    }
-
     /// Where the selected queue is notified, if a half-word of the window is there.
     fn notify_offset(&self) -> Option<usize> {
         let off = u32::from(self.common.read16(QUEUE_NOTIFY_OFF));
@@ -141,9 +134,9 @@ impl Device for MappedPci {
                 return Err(QueueRefused);
             }
         }
-        self.write64(QUEUE_DESCRIPTORS, at.descriptors);
-        self.write64(QUEUE_DRIVER, at.driver);
-        self.write64(QUEUE_DEVICE, at.device);
+        self.common.write64(QUEUE_DESCRIPTORS, at.descriptors);
+        self.common.write64(QUEUE_DRIVER, at.driver);
+        self.common.write64(QUEUE_DEVICE, at.device);
         let notify_at = self.notify_offset().ok_or(QueueRefused)?;
         *self
             .notify_at
@@ -174,18 +167,14 @@ impl Handshake for MappedPci {
     }
 
     fn offered_features(&mut self) -> Features {
-        self.common.write32(DEVICE_FEATURE_SELECT, 0);
-        let low = self.common.read32(DEVICE_FEATURE);
-        self.common.write32(DEVICE_FEATURE_SELECT, 1);
-        let high = self.common.read32(DEVICE_FEATURE);
-        Features::from_bits_retain(u64::from(high) << 32 | u64::from(low))
+        let common = &self.common;
+        Features::from_bits_retain(common.read_selected(DEVICE_FEATURE_SELECT, DEVICE_FEATURE))
     }
 
     fn accept_features(&mut self, accepted: Features) {
-        for (select, word) in (0u32..).zip(words(accepted.bits())) {
-            self.common.write32(DRIVER_FEATURE_SELECT, select);
-            self.common.write32(DRIVER_FEATURE, word);
-        }
+        let bits = accepted.bits();
+        self.common
+            .write_selected(DRIVER_FEATURE_SELECT, DRIVER_FEATURE, bits);
     }
 }
 

@@ -33,7 +33,7 @@ fn submit(
     let segment = Segment {
         address: 0x1_0000_2000,
         len: 4096,
-        writable: true,
+        access: Access::Write,
     };
     ring.submit(memory, request(slot), std::vec![segment; len].into_iter())
 }
@@ -209,6 +209,63 @@ fn the_interrupt_is_asked_for_where_the_answers_will_be() {
     assert!(!ring.kick(&memory, 2).answered);
     answer(&memory, 1, 1);
     assert!(ring.kick(&memory, 2).answered);
+}
+
+#[test]
+fn a_dropped_answer_does_not_use_up_the_interrupt() {
+    let (memory, mut ring) = ring(true);
+    let used_event = areas().available + 4 + 2 * usize::from(SIZE);
+    for slot in 0..2 {
+        submit(&mut ring, &memory, slot, 1).unwrap();
+    }
+    ring.kick(&memory, 2);
+    assert_eq!(memory.load16(used_event), 1);
+    // Answers to nothing take the entries the interrupt was asked for at.
+    answer(&memory, 0, 7);
+    assert_eq!(pop(&mut ring, &memory), None);
+    assert_eq!(memory.load16(used_event), 2);
+    answer(&memory, 1, 7);
+    answer(&memory, 2, 7);
+    assert_eq!(pop(&mut ring, &memory), None);
+    assert_eq!(memory.load16(used_event), 4);
+    // Real answers do not move it: they are what was asked for.
+    answer(&memory, 3, 0);
+    assert_eq!(pop(&mut ring, &memory), Some(0));
+    assert_eq!(memory.load16(used_event), 4);
+}
+
+#[test]
+fn a_device_that_answers_nothing_without_end_keeps_nobody() {
+    struct Babble(FakeMemory, core::cell::Cell<u16>);
+    impl Dma for Babble {
+        fn address(&self) -> u64 {
+            self.0.address()
+        }
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn load16(&self, offset: usize) -> u16 {
+            if offset == areas().used + 2 {
+                // One more at every look.
+                self.1.set(self.1.get().wrapping_add(1));
+                return self.1.get();
+            }
+            self.0.load16(offset)
+        }
+        fn store16(&self, offset: usize, value: u16) {
+            self.0.store16(offset, value);
+        }
+    }
+    let (memory, mut ring) = ring(true);
+    submit(&mut ring, &memory, 0, 1).unwrap();
+    memory.store32(areas().used + 4, 7);
+    let babble = Babble(memory, core::cell::Cell::new(0));
+    for place in (areas().used + 4..areas().used + 4 + 8 * usize::from(SIZE)).step_by(8) {
+        babble.store32(place, 7);
+    }
+    let mut counters = QueueCounters::default();
+    assert_eq!(ring.pop(&babble, &mut counters), Ok(None));
+    assert!(counters.spurious_answers <= u32::from(SIZE));
 }
 
 #[test]
