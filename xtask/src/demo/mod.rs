@@ -8,6 +8,7 @@
 mod cycle;
 mod floor;
 mod plot;
+mod probe;
 mod report;
 mod sampler;
 
@@ -76,12 +77,17 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let elf = image::build(workspace, &mut runner, Guest::Qemu)?;
     let qemu = setup::any(workspace, &mut runner)?;
 
+    bar.set_message("trying KVM");
+    let folder = workspace.output("demo")?;
+    let accelerator = probe::accelerator(&qemu, board, &elf, &folder.join("probe"));
+
     ui::finish(
         &bar,
         &format!(
-            "guest  {mem_mib} MiB, asked for {target_mib} MiB, on QEMU {} ({})",
+            "guest  {mem_mib} MiB, asked for {target_mib} MiB, on QEMU {} ({}, {})",
             qemu.version(),
-            board.name()
+            board.name(),
+            accelerator.name()
         ),
     );
     println!("host   {}", host_line());
@@ -105,8 +111,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     };
     let mut cycles = Vec::new();
     for path in [Path::Reporting, Path::Pfn] {
-        let folder = workspace.output("demo")?.join(path.name());
-        cycles.push(boot_and_measure(&qemu, board, &elf, &plan(path), &folder)?);
+        let plan = plan(path);
+        let machine = plan.machine(board, &elf).on(accelerator);
+        let folder = folder.join(path.name());
+        cycles.push(boot_and_measure(&qemu, machine, &plan, &folder)?);
     }
 
     let json = workspace.output("demo.json")?;
@@ -124,12 +132,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
 
 fn boot_and_measure(
     qemu: &Qemu,
-    board: Board,
-    elf: &std::path::Path,
+    machine: Machine,
     plan: &Plan,
     folder: &std::path::Path,
 ) -> Result<Cycle> {
-    let mut vm = Vm::start(qemu, plan.machine(board, elf), folder)?;
+    let mut vm = Vm::start(qemu, machine, folder)?;
     measure(&mut vm, plan)
         .map_err(|error| vm.explain(error))
         .with_context(|| format!("the run with the {} path", plan.path.name()))

@@ -21,6 +21,25 @@ impl Board {
     }
 }
 
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accelerator {
+    /// Software emulation: the one to be had everywhere.
+    Tcg,
+    /// The processor itself, where the host lets QEMU have it.
+    Kvm,
+}
+
+impl Accelerator {
+    /// QEMU's name for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
 /// The balloon device of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Balloon {
@@ -33,6 +52,7 @@ enum Balloon {
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     board: Board,
+    accelerator: Accelerator,
     mem_mib: u64,
     kernel: PathBuf,
     balloon: Balloon,
@@ -40,15 +60,22 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A machine with a plain balloon device.
+    /// A machine with a plain balloon device, in software emulation.
     pub(crate) fn new(board: Board, mem_mib: u64, kernel: &Path) -> Self {
         Self {
             board,
+            accelerator: Accelerator::Tcg,
             mem_mib,
             kernel: kernel.to_path_buf(),
             balloon: Balloon::Plain,
             command_line: Vec::new(),
         }
+    }
+
+    /// On another accelerator.
+    pub(crate) fn on(mut self, accelerator: Accelerator) -> Self {
+        self.accelerator = accelerator;
+        self
     }
 
     /// With or without free page reporting, and so the bulk path.
@@ -85,8 +112,7 @@ impl Machine {
             |name: &str, value: &str| words.extend([format!("-{name}"), value.to_owned()]);
         option("machine", self.board.name());
         option("cpu", "max");
-        // Software emulation is the one accelerator to be had everywhere.
-        option("accel", "tcg");
+        option("accel", self.accelerator.name());
         option("m", &self.mem_mib.to_string());
         option("kernel", &self.kernel.to_string_lossy());
         option("append", &self.command_line.join(" "));

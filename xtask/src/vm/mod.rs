@@ -11,6 +11,6 @@ mod qmp;
 mod usage;
 
 pub(crate) use console::Event;
-pub(crate) use machine::{Board, Machine};
+pub(crate) use machine::{Accelerator, Board, Machine};
 pub(crate) use process::{Failure, Vm};
 pub(crate) use usage::{Usage, resident};
