@@ -6,6 +6,7 @@
 /// Hypercall numbers.
 pub(super) const MEMORY_OP: u32 = 12;
 pub(super) const XEN_VERSION: u32 = 17;
+pub(super) const CONSOLE_IO: u32 = 18;
 pub(super) const SCHED_OP: u32 = 29;
 pub(super) const EVENT_CHANNEL_OP: u32 = 32;
 pub(super) const HVM_OP: u32 = 34;
@@ -29,6 +30,9 @@ pub(super) const BIND_VIRQ: usize = 1;
 pub(super) const CLOSE: usize = 3;
 pub(super) const SEND: usize = 4;
 pub(super) const UNMASK: usize = 9;
+
+/// Operation of `CONSOLE_IO`.
+pub(super) const CONSOLE_WRITE: usize = 0;
 
 /// Operations of `SCHED_OP`.
 pub(super) const YIELD: usize = 0;

@@ -43,6 +43,7 @@ impl<G: Gate> Guest<G> {
             without_provenance_mut(operation),
             from_mut(argument).cast(),
             null_mut(),
+            null_mut(),
         ];
         // SAFETY: `argument` is the structure of this operation and outlives
         // the call; so do the arrays it names, whose lengths it states.
@@ -252,6 +253,17 @@ impl<G: Gate> Domain for Guest<G> {
         };
         self.call(abi::HVM_OP, abi::SET_UPCALL_VECTOR, &mut argument)
             .map(drop)
+    }
+
+    fn print(&mut self, text: &[u8]) -> Result<(), Errno> {
+        let args = [
+            without_provenance_mut(abi::CONSOLE_WRITE),
+            without_provenance_mut(text.len()),
+            text.as_ptr().cast_mut().cast(),
+            null_mut(),
+        ];
+        // SAFETY: Xen only reads the text, which is as long as is said.
+        Errno::check(unsafe { self.gate.call(abi::CONSOLE_IO, args) }).map(drop)
     }
 
     fn shutdown(&mut self, reason: ShutdownReason) -> Result<Woken, Errno> {

@@ -203,6 +203,14 @@ pub trait Domain {
     #[doc(alias = "HVMOP_set_evtchn_upcall_vector")]
     fn set_upcall(&mut self, vcpu: Vcpu, vector: Vector) -> Result<(), Errno>;
 
+    /// Writes to the hypervisor's own console: for the first domain, and for
+    /// others where Xen was built to allow it.
+    ///
+    /// # Errors
+    /// When Xen refuses.
+    #[doc(alias = "CONSOLEIO_write")]
+    fn print(&mut self, text: &[u8]) -> Result<(), Errno>;
+
     /// Stops the domain. Only a suspend returns, and says how.
     ///
     /// # Errors

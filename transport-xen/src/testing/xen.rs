@@ -78,6 +78,8 @@ pub struct FakeXen {
     pub callback: Option<Vector>,
     /// Ports notified.
     pub notified: Vec<Port>,
+    /// What was written to the hypervisor's console.
+    pub printed: Vec<u8>,
 }
 
 impl FakeXen {
@@ -105,6 +107,7 @@ impl FakeXen {
             shared_info: None,
             callback: None,
             notified: Vec::new(),
+            printed: Vec::new(),
         };
         for pfn in memory.frames() {
             xen.next_machine += 1;
@@ -384,6 +387,11 @@ impl Domain for FakeXen {
         } else {
             Err(Errno::NoEntry)
         }
+    }
+
+    fn print(&mut self, text: &[u8]) -> Result<(), Errno> {
+        self.printed.extend_from_slice(text);
+        Ok(())
     }
 
     fn shutdown(&mut self, _: ShutdownReason) -> Result<Woken, Errno> {

@@ -21,6 +21,7 @@ use crate::exec::Runner;
 use crate::sim;
 use crate::ui::{self, Table};
 use crate::workspace::Workspace;
+use crate::xen;
 
 /// A stage that takes this many times its budget hangs...
 const PATIENCE: u32 = 4;
@@ -36,7 +37,8 @@ counts stages.
 
   cargo xtask test --list
   cargo xtask test fmt clippy unit
-  cargo xtask test qemu --case storm")]
+  cargo xtask test qemu --case storm
+  cargo xtask test xen --case save")]
 pub(crate) struct Args {
     /// Stages to run, in this order.
     #[arg(value_name = "STAGE")]
@@ -44,7 +46,7 @@ pub(crate) struct Args {
     /// Name the stages with their time budgets, and run none.
     #[arg(long)]
     list: bool,
-    /// Of the stage `qemu`, run only the cases with this in their name.
+    /// Of the stages `qemu` and `xen`, run only the cases with this in their name.
     #[arg(long, value_name = "NAME")]
     case: Option<String>,
 }
@@ -89,7 +91,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "unit",
-        budget: minutes(6),
+        budget: minutes(5),
         about: "unit, contract, property and doc tests",
         run: Run::Whole(host::test),
     },
@@ -131,13 +133,13 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "miri",
-        budget: minutes(8),
+        budget: minutes(7),
         about: "undefined behaviour, stacked and tree borrows",
         run: Run::Whole(models::miri),
     },
     Stage {
         name: "fuzz",
-        budget: minutes(6),
+        budget: minutes(5),
         about: "each fuzz target for a few seconds, and its corpus",
         run: Run::Whole(fuzzing::smoke),
     },
@@ -146,6 +148,12 @@ const STAGES: &[Stage] = &[
         budget: minutes(4),
         about: "guests on two QEMUs and two boards",
         run: Run::Cases(guest::boot),
+    },
+    Stage {
+        name: "xen",
+        budget: minutes(4),
+        about: "guests as domains of a real Xen with its real tools",
+        run: Run::Cases(xen::stage),
     },
     Stage {
         name: "downstream",

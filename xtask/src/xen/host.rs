@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,32 @@ fn cpu(qemu: &Qemu) -> &'static str {
     }
 }
 
+/// The name of the first domain among the guests, where it is one of ours.
+pub(super) const FIRST: &str = "dom0";
+
+/// QEMU with Xen as its kernel.
+fn machine(qemu: &Qemu, lab: &Lab, size: Size, memory: Option<&Path>) -> Command {
+    let mut command = qemu.command();
+    let machine = if memory.is_some() {
+        "pc,usb=off,memory-backend=ram"
+    } else {
+        "pc,usb=off"
+    };
+    if let Some(memory) = memory {
+        command.arg("-object").arg(format!(
+            "memory-backend-file,id=ram,size={}M,mem-path={},share=on",
+            size.machine_mib,
+            memory.display()
+        ));
+    }
+    command.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu(qemu)]);
+    command.args(["-m", &format!("{}M", size.machine_mib), "-smp", "1"]);
+    command.args(["-display", "none", "-vga", "none", "-no-reboot"]);
+    command.args(["-nic", "none", "-serial", "stdio"]);
+    command.arg("-kernel").arg(&lab.xen);
+    command
+}
+
 impl Host {
     /// Boots Xen, waits for the first domain's prompt.
     ///
@@ -85,34 +111,7 @@ impl Host {
         memory: Option<&Path>,
         transcript: &Path,
     ) -> Result<Self> {
-        let mut command = qemu.command();
-        let machine = if memory.is_some() {
-            "pc,usb=off,memory-backend=ram"
-        } else {
-            "pc,usb=off"
-        };
-        if let Some(memory) = memory {
-            command.arg("-object").arg(format!(
-                "memory-backend-file,id=ram,size={}M,mem-path={},share=on",
-                size.machine_mib,
-                memory.display()
-            ));
-        }
-        command.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu(qemu)]);
-        command.args(["-m", &format!("{}M", size.machine_mib), "-smp", "1"]);
-        command.args([
-            "-display",
-            "none",
-            "-vga",
-            "none",
-            "-no-reboot",
-            "-nic",
-            "none",
-        ]);
-        command
-            .args(["-serial", "stdio"])
-            .arg("-kernel")
-            .arg(&lab.xen);
+        let mut command = machine(qemu, lab, size, memory);
         command.args(["-append", &format!("{XEN} dom0_mem={}M", size.dom0_mib)]);
         command.arg("-initrd").arg(format!(
             "{} {LINUX},{}",
@@ -125,11 +124,28 @@ impl Host {
         Ok(host)
     }
 
-    fn start(
-        mut command: std::process::Command,
-        memory: Option<&Path>,
+    /// Boots Xen with a guest of ours as its first domain, with what it prints as
+    /// the guest [`FIRST`]'s words. There are no tools then, and no store.
+    pub(super) fn boot_alone(
+        qemu: &Qemu,
+        lab: &Lab,
+        (kernel, arguments): (&Path, &str),
+        mode: &str,
+        size: Size,
         transcript: &Path,
     ) -> Result<Self> {
+        let mut command = machine(qemu, lab, size, None);
+        command.args([
+            "-append",
+            &format!("{XEN} dom0_mem={}M {mode}", size.dom0_mib),
+        ]);
+        command
+            .arg("-initrd")
+            .arg(format!("{} {arguments}", kernel.display()));
+        Self::start(command, None, transcript)
+    }
+
+    fn start(mut command: Command, memory: Option<&Path>, transcript: &Path) -> Result<Self> {
         if let Some(folder) = transcript.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -287,6 +303,11 @@ impl Host {
         self.recent.push_back(line.clone());
         if self.recent.len() > TAIL {
             self.recent.pop_front();
+        }
+        if line.starts_with('@') && !line.starts_with("@@") {
+            let words = self.guests.entry(FIRST.to_owned()).or_default();
+            words.push_back((at, line));
+            return Ok((at, String::new()));
         }
         let said = line
             .strip_prefix('[')

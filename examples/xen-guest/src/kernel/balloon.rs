@@ -39,6 +39,7 @@ pub(super) struct Balloon {
     engine: MutexGuard<'static, Engine<REQUESTS>>,
     transport: XenBalloon<Xen, Translated>,
     desk: Option<Desk<MappedPage>>,
+    managed: FrameCount,
     ties: Ties,
     suspension: Suspension,
     log: WatchLog,
@@ -91,12 +92,25 @@ impl Balloon {
             engine: ENGINE.lock(),
             transport: XenBalloon::new(reservation, Target::new(managed)),
             desk,
+            managed,
             ties,
             suspension: Suspension::new(),
             log: WatchLog::new(),
             told: None,
             blocked: None,
         })
+    }
+
+    /// Whether there is anybody to say a target.
+    pub(super) const fn has_store(&self) -> bool {
+        self.desk.is_some()
+    }
+
+    /// Sets the balloon's size, where no store sets a target.
+    pub(super) fn aim(&mut self, size: FrameCount) {
+        let target = self.managed.saturating_sub(size);
+        self.transport.target_mut().set_target(target.bytes());
+        SHARED.signal().config_changed();
     }
 
     /// Whether the store has called.

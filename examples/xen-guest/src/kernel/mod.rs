@@ -1,5 +1,6 @@
 //! The kernel proper: owns the domain, obeys the toolstack, sleeps in between.
 
+mod alone;
 mod balloon;
 #[path = "../../../qemu-guest/src/kernel/memory.rs"]
 mod memory;
@@ -53,13 +54,13 @@ fn main(mut boot: BootInfo) -> ! {
     };
     let ram_bytes = boot.ram().bytes();
     let frames = FrameCount::new(ram_bytes / 4096);
-    let promise = match Promise::at_boot(&mut xen, frames, BOOT_DEADLINE) {
-        Ok(promise) => promise,
-        Err(error) => panic!("reservation: {error}"),
-    };
     let balloon = match Balloon::start(xen, ties, frames) {
         Ok(balloon) => balloon,
         Err(error) => panic!("balloon: {error}"),
+    };
+    let promise = match Promise::at_boot(&mut xen, frames, BOOT_DEADLINE) {
+        Ok(promise) => promise,
+        Err(error) => panic!("reservation: {error}"),
     };
     let Memory { zone, held } = match memory::take_over(&mut boot) {
         Ok(memory) => memory,
@@ -81,6 +82,8 @@ fn main(mut boot: BootInfo) -> ! {
         promise.owed().get(),
         kernel.zone.stats().managed.get()
     );
+    // Without a store nobody promised anything: the first domain starts full.
+    kernel.touching |= !kernel.balloon.has_store();
     if !kernel.touching {
         kernel.keep(&promise);
     }
@@ -92,6 +95,10 @@ fn main(mut boot: BootInfo) -> ! {
     if options.fill == Fill::All {
         kernel.fill();
         kernel.free();
+    }
+    if !kernel.balloon.has_store() {
+        kernel.alone();
+        kernel.obey(Command::Quit, options.token);
     }
     kernel.run(options.token)
 }

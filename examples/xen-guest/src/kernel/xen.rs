@@ -218,8 +218,13 @@ fn write(bytes: &[u8]) {
     });
 }
 
-/// Words that Xen itself prints, before there is a console.
+/// Words that Xen itself prints, where there is no console yet, or none at all.
 fn early(bytes: &[u8]) {
+    if let Some(&(mut xen)) = XEN.get()
+        && xen.print(bytes).is_ok()
+    {
+        return;
+    }
     let mut port = PortWriteOnly::<u8>::new(DEBUG_PORT);
     for &byte in bytes {
         // SAFETY: Xen's, or nobody's.

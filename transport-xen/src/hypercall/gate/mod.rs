@@ -23,5 +23,5 @@ pub unsafe trait Gate {
     /// Pointers among `args`, and those in the structures behind them, are
     /// valid for what the hypercall reads and writes through them. It does not
     /// take away memory that Rust code still uses.
-    unsafe fn call(&mut self, number: u32, args: [*mut (); 3]) -> isize;
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize;
 }

@@ -33,9 +33,9 @@ impl HypercallPage {
 
 // SAFETY: the stub of a number performs that hypercall and returns.
 unsafe impl Gate for HypercallPage {
-    unsafe fn call(&mut self, number: u32, args: [*mut (); 3]) -> isize {
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
         let stub = self.0.wrapping_add(number as usize * STUB);
-        let [a, b, c] = args;
+        let [a, b, c, d] = args;
         let result: isize;
         // SAFETY: the constructor's caller vouches for the page, this call's
         // for the arguments. Xen keeps every register but those named.
@@ -47,6 +47,7 @@ unsafe impl Gate for HypercallPage {
                 inlateout("rdi") a => _,
                 inlateout("rsi") b => _,
                 inlateout("rdx") c => _,
+                inlateout("r10") d => _,
                 lateout("rcx") _,
                 lateout("r11") _,
             );
@@ -67,8 +68,8 @@ macro_rules! direct {
     ($gate:ident, $instruction:literal) => {
         // SAFETY: the instruction enters Xen with the number in rax.
         unsafe impl Gate for $gate {
-            unsafe fn call(&mut self, number: u32, args: [*mut (); 3]) -> isize {
-                let [a, b, c] = args;
+            unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
+                let [a, b, c, d] = args;
                 let result: isize;
                 // SAFETY: the caller vouches for the arguments.
                 unsafe {
@@ -78,6 +79,7 @@ macro_rules! direct {
                         inlateout("rdi") a => _,
                         inlateout("rsi") b => _,
                         inlateout("rdx") c => _,
+                        inlateout("r10") d => _,
                         options(nostack),
                     );
                 }

@@ -67,8 +67,8 @@ fn returned<T: TryInto<isize>>(result: Result<T, Errno>) -> isize {
 
 // SAFETY: serves the calls from the fake.
 unsafe impl Gate for Reader {
-    unsafe fn call(&mut self, number: u32, args: [*mut (); 3]) -> isize {
-        let [operation, at, _] = args;
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
+        let [operation, at, text, _] = args;
         match (number, operation.addr()) {
             (12, 1) => {
                 // SAFETY: a decrease passes a reservation.
@@ -155,6 +155,12 @@ unsafe impl Gate for Reader {
                 0
             }
             (17, 0) => 4 << 16 | 17,
+            (18, 0) => {
+                let text = text.cast::<u8>().cast_const();
+                // SAFETY: the text is as long as the second argument says.
+                let text = unsafe { core::slice::from_raw_parts(text, at.addr()) };
+                returned(self.0.print(text).map(|()| 0isize))
+            }
             (34, 1) => {
                 // SAFETY: the layout of xen_hvm_param.
                 let index = unsafe { field::<u32>(at, 4) };
@@ -233,6 +239,8 @@ fn other_calls() {
     let version = guest.version().unwrap();
     assert_eq!((version.major, version.minor), (4, 17));
     assert_eq!(guest.param(Param::ConsoleFrame), Ok(170));
+    assert_eq!(guest.print(b"words"), Ok(()));
+    assert_eq!(guest.gate.0.printed, b"words");
     let port = Port::new(4).unwrap();
     assert_eq!(guest.notify(port), Err(Errno::NotImplemented));
 }

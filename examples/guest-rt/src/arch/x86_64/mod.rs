@@ -38,6 +38,10 @@ mod serial;
 #[expect(unsafe_code, reason = "reads what the boot loader left in memory")]
 mod start_info;
 
+#[cfg(feature = "xen")]
+#[expect(unsafe_code, reason = "enters the hypervisor")]
+mod xen;
+
 pub(crate) use apic::{arm_timer, disarm_timer};
 pub(crate) use idle::halt_unless;
 pub(crate) use idt::interrupts_taken;

@@ -45,13 +45,17 @@ pub(super) unsafe fn read(info: PhysAddr) -> Result<Handed, StartInfoError> {
     if magic != MAGIC {
         return Err(StartInfoError::Magic(magic));
     }
-    if version < 1 {
-        return Err(StartInfoError::Version(version));
-    }
-
     let mut ram = MemoryMap::new();
+    if version < 1 {
+        #[cfg(feature = "xen")]
+        super::xen::memory_map(&mut ram)?;
+        if ram.bytes() == 0 {
+            return Err(StartInfoError::Version(version));
+        }
+    }
     let table = PhysAddr::new(long(40));
-    for index in 0..u64::from(word(48)) {
+    let entries = if version < 1 { 0 } else { word(48) };
+    for index in 0..u64::from(entries) {
         let entry = PhysAddr::new(table.get() + index * ENTRY_BYTES);
         // SAFETY: entry `index` of the table the structure describes.
         let start = unsafe { read_u64(entry, 0) };

@@ -1,0 +1,33 @@
+//! A domain without a store, as the first one is: nobody tells it a target, so
+//! it sets its own.
+
+use balloon_core::{FrameCount, Progress};
+use guest_rt::{interrupts, timer};
+
+use super::Kernel;
+use super::balloon::Balloon;
+
+impl Kernel {
+    /// Gives half of the memory, trades a part of that, and takes it all back;
+    /// the data is checked after each.
+    pub(super) fn alone(&mut self) {
+        self.reach(FrameCount::new(self.zone.free_frames().get() / 2));
+        self.move_holes();
+        self.reach(FrameCount::ZERO);
+        self.stats();
+    }
+
+    fn reach(&mut self, size: FrameCount) {
+        self.balloon.aim(size);
+        loop {
+            if self.step_balloon() {
+                continue;
+            }
+            match self.balloon.status(&self.zone).progress {
+                Progress::Reached => return,
+                Progress::Blocked(reason) => panic!("the balloon is blocked: {reason}"),
+                _ => interrupts::idle_unless(|| Balloon::called() || timer::went_off()),
+            };
+        }
+    }
+}
