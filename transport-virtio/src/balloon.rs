@@ -1,20 +1,22 @@
 //! The transport itself: requests of the engine become requests on queues.
 
+use balloon_core::wire::pfn_array::{self, NUMBER_SIZE, PfnArrays};
 use balloon_core::{
-    Capabilities, Completer, FrameCount, GivePath, InFlight, Kind, Limits, Outcome, Pfn, Request,
-    Transport, TransportError, TransportErrorKind,
+    Capabilities, Completer, FrameCount, GivePath, InFlight, Kind, Limits, Migrate, Migration,
+    Order, Outcome, Pfn, Request, Run, Trade, Transport, TransportError, TransportErrorKind,
 };
 
 use crate::protocol::{
-    ACTUAL, BULK_RUN, ConfigIo, EncodeError, Features, HINT_COMMAND, NUM_PAGES, PFN_LIMIT,
-    PFNS_PER_BUFFER, PfnArray, Policy, QueueId, bulk_allowed, read_stable, reporting_allowed,
+    ACTUAL, BULK_RUN, ConfigIo, Features, HINT_COMMAND, NUM_PAGES, Policy, QueueId, bulk_allowed,
+    read_stable, reporting_allowed,
 };
-use crate::queues::{Body, Capacity, QueueCounters, QueueError, Queues, RequestId};
+use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
 
 /// A virtio balloon over the queues `Q`, to be stepped by the engine.
 ///
-/// * [`GivePath::Told`]: up to 256 page numbers in one descriptor of the
-///   inflate queue, taken back through the deflate queue.
+/// * [`GivePath::Told`]: up to 256 page numbers in a descriptor of the inflate
+///   queue, one descriptor a request (two on a host with unsplittable pages of
+///   2 MiB), taken back through the deflate queue.
 /// * [`GivePath::Bulk`]: ranges through the reporting queue, where the device
 ///   and the [`Policy`] allow it; the frames stay ballooned, and taking them
 ///   back needs no request.
@@ -28,7 +30,7 @@ pub struct VirtioBalloon<Q> {
     hint: Option<Limits>,
     /// Requests with the device, by lane.
     in_flight: [usize; Lane::COUNT],
-    pfns: PfnArray,
+    encoded: Encoded,
     counters: Counters,
 }
 
@@ -88,10 +90,7 @@ pub enum VirtioError {
     /// The queue did not take a request, or is beyond repair.
     #[error("{0:?} queue: {1}")]
     Queue(QueueId, QueueError),
-    /// The frames cannot be expressed as page numbers.
-    #[error(transparent)]
-    Encode(EncodeError),
-    /// More or longer runs than one request may have, or none.
+    /// More, longer or higher runs than one request may have, or none.
     #[error("the request exceeds the limits of its path")]
     TooLarge,
     /// The device or the policy has no queue for this.
@@ -106,9 +105,7 @@ impl TransportError for VirtioError {
     fn kind(&self) -> TransportErrorKind {
         match self {
             Self::Queue(_, QueueError::Full) => TransportErrorKind::Full,
-            Self::Queue(_, QueueError::TooLong) | Self::Encode(_) | Self::TooLarge => {
-                TransportErrorKind::TooLarge
-            }
+            Self::Queue(_, QueueError::TooLong) | Self::TooLarge => TransportErrorKind::TooLarge,
             Self::Queue(_, QueueError::Broken) => TransportErrorKind::Broken,
             Self::Unsupported => TransportErrorKind::Unsupported,
             Self::Unstable => TransportErrorKind::Unstable,
@@ -125,14 +122,11 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     /// [`discover`](crate::discover).
     #[must_use]
     pub fn attach(queues: Q, negotiated: Features, policy: &Policy) -> Self {
-        let told = |queue| Limits {
-            frames: FrameCount::new(PFNS_PER_BUFFER as u64),
-            runs: PFNS_PER_BUFFER,
-            run: FrameCount::new(PFNS_PER_BUFFER as u64),
-            in_flight: queues.capacity(queue).requests,
-            below: PFN_LIMIT,
-        };
+        let told = |queue| told_limits(queues.capacity(queue).requests, policy);
         let mut capabilities = Capabilities::new(told(QueueId::Inflate), told(QueueId::Deflate));
+        if policy.host_superpages() {
+            capabilities.unit = Order::SUPERPAGE;
+        }
         let bulk = bulk_allowed(negotiated, policy);
         let report = reporting_allowed(negotiated, policy);
         let Capacity {
@@ -156,7 +150,7 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             hint: hint_limits(queues.capacity(QueueId::Hint).descriptors),
             queues,
             in_flight: [0; Lane::COUNT],
-            pfns: PfnArray::new(),
+            encoded: [0; MAX_BYTES * 2],
             counters: Counters::default(),
         }
     }
@@ -292,6 +286,42 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     }
 }
 
+/// Room for the page numbers of one request.
+type Encoded = [u8; MAX_BYTES * 2];
+
+/// What one request of page numbers may hold.
+fn told_limits(requests: usize, policy: &Policy) -> Limits {
+    let descriptors = if policy.host_superpages() { 2 } else { 1 };
+    let runs = pfn_array::PER_BUFFER * descriptors;
+    let frames = FrameCount::new(runs as u64);
+    Limits {
+        frames,
+        runs,
+        run: frames,
+        in_flight: requests / descriptors,
+        below: pfn_array::LIMIT,
+    }
+}
+
+/// Whether a request keeps to its limits.
+fn fits(runs: &[Run], limits: Limits) -> bool {
+    let frames = |sum: FrameCount, run: &Run| sum.saturating_add(run.count());
+    (1..=limits.runs).contains(&runs.len())
+        && runs.iter().fold(FrameCount::ZERO, frames) <= limits.frames
+        && runs
+            .iter()
+            .all(|run| run.count() <= limits.run && run.range().end() <= limits.below)
+}
+
+/// The frames as page numbers, if all of them have one and fit.
+fn page_numbers<'a>(runs: &[Run], buffer: &'a mut Encoded) -> Option<&'a [u8]> {
+    let mut arrays = PfnArrays::new(runs.iter().copied());
+    let count = arrays.fill(buffer).ok()?;
+    let whole = arrays.peek().is_none();
+    let len = usize::try_from(count.get()).ok()? * NUMBER_SIZE;
+    buffer.get(..len).filter(|_| whole)
+}
+
 /// What one request of ranges may hold, given so many descriptors, and `ranges`
 /// to each if that is not zero.
 ///
@@ -362,16 +392,13 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
         if *in_flight >= limits.in_flight {
             return Err(refused(QueueError::Full));
         }
-        if request.runs.is_empty()
-            || request.runs.len() > limits.runs
-            || request.runs.iter().any(|run| run.count() > limits.run)
-        {
+        if !fits(request.runs, limits) {
             return Err(VirtioError::TooLarge);
         }
         let body = match lane {
             Lane::Inflate | Lane::Deflate => {
-                let bytes = self.pfns.encode(request.runs);
-                Body::Bytes(bytes.map_err(VirtioError::Encode)?)
+                let bytes = page_numbers(request.runs, &mut self.encoded);
+                Body::Bytes(bytes.ok_or(VirtioError::TooLarge)?)
             }
             _ => Body::Ranges(request.runs),
         };
@@ -391,10 +418,28 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
     }
 
     fn reap(&mut self, done: Completer<'_>) -> Result<(), VirtioError> {
-        // A broken queue must not keep the others from being heard.
-        QueueId::ALL
-            .into_iter()
-            .map(|queue| self.collect(queue, done))
-            .fold(Ok(()), Result::and)
+        let mut result = Ok(());
+        for queue in QueueId::ALL {
+            let collected = self.collect(queue, done);
+            // A broken queue must not keep the others from being heard, and one
+            // of a service not the balloon from going on: the service hears of
+            // it by its next request.
+            if ENGINE.contains(&queue) {
+                result = result.and(collected);
+            }
+        }
+        result
+    }
+}
+
+/// The device has no exchange: the compactor inflates the new frame and then
+/// deflates the old one, by plain requests.
+impl<Q: Queues + ConfigIo> Migrate for VirtioBalloon<Q> {
+    fn migration(&self) -> Migration {
+        Migration::GiveFirst
+    }
+
+    fn submit_trade(&mut self, _: Trade<'_>, _: Completer<'_>) -> Result<(), VirtioError> {
+        Err(VirtioError::Unsupported)
     }
 }

@@ -17,6 +17,4 @@ pub use features::{
     Features, OPTIONAL, Policy, REQUIRED, bulk_allowed, reporting_allowed, wanted_features,
 };
 pub use numbering::{MissingQueue, Numbering, QueueId, QueueIndex, QueueMap, discover};
-pub use wire::{
-    BULK_RUN, EncodeError, PFN_LIMIT, PFNS_PER_BUFFER, PfnArray, StatisticsBuffer, Tag,
-};
+pub use wire::{BULK_RUN, StatisticsBuffer, Tag};

@@ -7,6 +7,7 @@
 
 use core::fmt;
 
+use balloon_core::wire::pfn_array::{NUMBER_SIZE, PER_BUFFER};
 use balloon_core::{Kind, Run, SlotId};
 
 use crate::protocol::QueueId;
@@ -23,23 +24,25 @@ pub struct RequestId {
 /// What the device gets to see of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Body<'a> {
-    /// One device-readable descriptor over a copy of these bytes, at most
-    /// [`MAX_BYTES`] of them.
+    /// A copy of these bytes, device-readable, [`MAX_BYTES`] to a descriptor:
+    /// one, or two with [`Policy::with_host_superpages`](crate::Policy::with_host_superpages).
     Bytes(&'a [u8]),
     /// One device-writable descriptor per run: guest-physical address and
     /// length are the message. The memory itself must not be touched or mapped.
     Ranges(&'a [Run]),
 }
 
-/// The longest [`Body::Bytes`]: 256 page numbers.
-pub const MAX_BYTES: usize = 1024;
+/// The longest descriptor of [`Body::Bytes`]: 256 page numbers.
+///
+/// Firecracker loses longer ones, cloud-hypervisor ignores them.
+pub const MAX_BYTES: usize = PER_BUFFER * NUMBER_SIZE;
 
 /// How much a queue holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Descriptors in all, zero for an absent queue.
     pub descriptors: usize,
-    /// Requests of [`Body::Bytes`] in flight at once.
+    /// Requests of [`Body::Bytes`] in flight at once, one descriptor each.
     pub requests: usize,
     /// Ranges a request of [`Body::Ranges`] may have at the cost of one
     /// descriptor; zero if each costs one.

@@ -59,6 +59,14 @@ pub(crate) struct Segment {
     pub(crate) access: Access,
 }
 
+impl Segment {
+    pub(crate) const EMPTY: Self = Self {
+        address: 0,
+        len: 0,
+        access: Access::Read,
+    };
+}
+
 /// What the driver knows of a descriptor.
 #[derive(Clone, Copy, Debug)]
 struct Shadow {
@@ -173,13 +181,10 @@ impl<const S: usize> Ring<S> {
         self.in_flight as usize
     }
 
-    /// The descriptor the next request will start with.
-    pub(crate) const fn next_head(&self) -> Option<u16> {
-        if self.free == 0 {
-            None
-        } else {
-            Some(self.free_head)
-        }
+    /// The descriptors the next chain will be made of, in order.
+    pub(crate) fn spare(&self) -> impl Iterator<Item = u16> {
+        let next = |&index: &u16| Some(self.shadow.get(usize::from(index))?.next);
+        core::iter::successors(Some(self.free_head), next).take(self.free.into())
     }
 
     /// The length of a chain of `segments`, if the queue may have one now that
@@ -226,7 +231,7 @@ impl<const S: usize> Ring<S> {
     /// Makes a chain of segments available that costs one descriptor.
     ///
     /// The chain is written to a table at `table`, which has room for it and
-    /// belongs to [`next_head`](Self::next_head).
+    /// belongs to the first of [`spare`](Self::spare).
     pub(crate) fn submit_indirect(
         &mut self,
         memory: &impl Dma,
@@ -434,7 +439,9 @@ pub(crate) fn store_bytes(memory: &impl Dma, offset: usize, bytes: &[u8]) {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod loom_models;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

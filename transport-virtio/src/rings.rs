@@ -69,6 +69,9 @@ impl<E: core::error::Error, D: fmt::Debug, M: fmt::Debug> core::error::Error for
 /// Ranges that fit in a request of one descriptor.
 const TABLE: usize = 32;
 
+/// Descriptors of a request of bytes.
+const MAX_DESCRIPTORS: usize = 2;
+
 /// Bytes of a hinting command.
 const COMMAND: usize = 4;
 
@@ -80,6 +83,8 @@ struct Buffers {
     len: usize,
     /// Requests that may use one at a time.
     requests: usize,
+    /// Buffers, and descriptors, of one request at most.
+    descriptors: usize,
 }
 
 /// Where everything lies in the shared memory.
@@ -113,6 +118,7 @@ impl Layout {
             stride: MAX_BYTES,
             len: MAX_BYTES,
             requests: size,
+            descriptors: MAX_DESCRIPTORS,
         };
         let buffers = [
             own,
@@ -125,6 +131,7 @@ impl Layout {
                 base: statistics,
                 stride: 0,
                 requests: 1,
+                descriptors: 1,
                 ..own
             },
             Buffers {
@@ -132,12 +139,14 @@ impl Layout {
                 stride: COMMAND,
                 len: COMMAND,
                 requests: size,
+                descriptors: 1,
             },
             Buffers {
                 base: 0,
                 stride: 0,
                 len: 0,
                 requests: 0,
+                descriptors: 0,
             },
         ];
         let tables = (hint + size * COMMAND).next_multiple_of(16);
@@ -330,24 +339,32 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
             Body::Bytes(bytes) => {
                 let buffers = Self::LAYOUT.buffers.get(queue.index());
                 let buffers = buffers.ok_or(QueueError::TooLong)?;
-                let head = ring.next_head().ok_or(QueueError::Full)?;
-                let len = u32::try_from(bytes.len()).map_err(|_| QueueError::TooLong)?;
-                if len == 0 || bytes.len() > buffers.len {
+                let count = bytes.len().div_ceil(MAX_BYTES);
+                if count > buffers.descriptors {
                     return Err(QueueError::TooLong);
                 }
                 if ring.in_flight() >= buffers.requests {
                     return Err(QueueError::Full);
                 }
-                // Free descriptor, free buffer.
-                let offset = buffers.base + usize::from(head) * buffers.stride;
-                store_bytes(memory, offset, bytes);
-                let address = memory.address().wrapping_add(offset as u64);
-                let segment = Segment {
-                    address,
-                    len,
-                    access: Access::Read,
-                };
-                ring.submit(memory, request, core::iter::once(segment))
+                let mut segments = [Segment::EMPTY; MAX_DESCRIPTORS];
+                let mut spare = ring.spare();
+                for (segment, piece) in segments.iter_mut().zip(bytes.chunks(MAX_BYTES)) {
+                    let descriptor = spare.next().ok_or(QueueError::Full)?;
+                    let len = u32::try_from(piece.len()).map_err(|_| QueueError::TooLong)?;
+                    if piece.len() > buffers.len {
+                        return Err(QueueError::TooLong);
+                    }
+                    // Free descriptor, free buffer.
+                    let offset = buffers.base + usize::from(descriptor) * buffers.stride;
+                    store_bytes(memory, offset, piece);
+                    *segment = Segment {
+                        address: memory.address().wrapping_add(offset as u64),
+                        len,
+                        access: Access::Read,
+                    };
+                }
+                drop(spare);
+                ring.submit(memory, request, segments.into_iter().take(count))
             }
             Body::Ranges(runs) => {
                 let len = |run: &balloon_core::Run| u32::try_from(run.count().bytes().get());
@@ -360,7 +377,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
                     access: Access::Write,
                 });
                 if (2..=table).contains(&runs.len()) {
-                    let head = ring.next_head().ok_or(QueueError::Full)?;
+                    let head = ring.spare().next().ok_or(QueueError::Full)?;
                     let place = Self::LAYOUT.tables + usize::from(head) * TABLE * DESCRIPTOR;
                     return ring.submit_indirect(memory, request, place, segments);
                 }

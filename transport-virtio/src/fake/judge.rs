@@ -27,7 +27,7 @@
 //! | 32 | hints are writable, and only during a round (5.5.6.5, S) |
 //! | 39 | a reported frame is used only after the answer (5.5.6.7, D) |
 //! | R1 | at most 256 page numbers in a descriptor |
-//! | R2 | one descriptor for each request of page numbers |
+//! | R2 | one descriptor for each request of page numbers, two on a host with unsplittable pages of 2 MiB |
 //! | R3 | page numbers rise |
 //! | R4b | a hint is not four bytes long |
 //! | R5 | queues are where this device has them |
@@ -37,13 +37,12 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use balloon_core::{FRAME_SHIFT, Pfn};
+use balloon_core::wire::pfn_array::{NUMBER_SIZE, PER_BUFFER};
+use balloon_core::{FRAME_SHIFT, FrameCount, Pfn};
 
 use super::Chain;
 use crate::device::DeviceStatus;
-use crate::protocol::{
-    ACTUAL, Features, HINT_COMMAND, NUM_PAGES, PFNS_PER_BUFFER, POISON_VALUE, QueueId,
-};
+use crate::protocol::{ACTUAL, Features, HINT_COMMAND, NUM_PAGES, POISON_VALUE, QueueId};
 
 /// A rule a driver broke, by its name in the module's table, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +71,8 @@ pub struct Judge {
     accepted: Features,
     status: DeviceStatus,
     memory: Range<u64>,
+    superpages: bool,
+    freed: FrameCount,
     told: BTreeMap<u64, Place>,
     /// Ranges with the device, by queue and head.
     ranges: BTreeMap<(usize, u16), Vec<Range<u64>>>,
@@ -87,6 +88,8 @@ pub struct Judge {
     hinted: bool,
 }
 
+const PER_BUFFER_BYTES: usize = PER_BUFFER * NUMBER_SIZE;
+
 const SUSPEND: Features = Features::from_bits_retain(1 << 43);
 
 impl Judge {
@@ -97,6 +100,8 @@ impl Judge {
             accepted: Features::empty(),
             status: DeviceStatus::empty(),
             memory: 0..u64::MAX,
+            superpages: false,
+            freed: FrameCount::ZERO,
             told: BTreeMap::new(),
             ranges: BTreeMap::new(),
             numbers: BTreeMap::new(),
@@ -117,6 +122,17 @@ impl Judge {
     /// Frames the guest has; page numbers of others break rule 20.
     pub fn set_memory(&mut self, frames: Range<Pfn>) {
         self.memory = frames.start.get()..frames.end.get();
+    }
+
+    /// The host's pages are of 2 MiB, freed only if a request names all of one.
+    pub const fn set_superpages(&mut self) {
+        self.superpages = true;
+    }
+
+    /// Frames whose memory the host got back by page numbers, since the start.
+    #[must_use]
+    pub const fn freed(&self) -> FrameCount {
+        self.freed
     }
 
     /// Frames told away and not answered as told back.
@@ -161,6 +177,8 @@ impl Judge {
             *self = Self {
                 violations,
                 memory,
+                superpages: self.superpages,
+                freed: self.freed,
                 ..Self::new(self.offered)
             };
         }
@@ -254,8 +272,8 @@ impl Judge {
     }
 
     fn page_numbers(&mut self, queue: QueueId, chain: &Chain, content: &[u8]) {
-        if chain.descriptors.len() > 1 {
-            self.note("R2", "page numbers in more than one descriptor");
+        if chain.descriptors.len() > if self.superpages { 2 } else { 1 } {
+            self.note("R2", "page numbers in too many descriptors");
         }
         if chain.descriptors.iter().any(|d| d.writable) {
             self.note("20", "page numbers in a device-writable buffer");
@@ -264,7 +282,8 @@ impl Judge {
         if words.is_empty() || !rest.is_empty() {
             self.note("20", "no whole number of 32-bit words");
         }
-        if words.len() > PFNS_PER_BUFFER * chain.descriptors.len() {
+        let too_long = |d: &super::Descriptor| d.len as usize > PER_BUFFER_BYTES;
+        if chain.descriptors.iter().any(too_long) {
             self.note("R1", "more than 256 page numbers in a descriptor");
         }
         let pfns: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
@@ -287,7 +306,20 @@ impl Judge {
                 (_, Some(Place::Returning) | None) => self.note("18", "told back twice"),
             }
         }
+        if queue == QueueId::Inflate {
+            self.discard(&pfns);
+        }
         self.numbers.insert((queue.index(), chain.head), pfns);
+    }
+
+    /// Frees host pages as QEMU does: only those that one request names whole.
+    fn discard(&mut self, pfns: &[u32]) {
+        let page = if self.superpages { 512 } else { 1 };
+        let starts = |pfn: u32| pfn.is_multiple_of(page);
+        let runs = pfns.chunk_by(|a, b| a.checked_add(1) == Some(*b) && !starts(*b));
+        let whole = |run: &&[u32]| run.len() == page as usize && run.iter().any(|&pfn| starts(pfn));
+        let frames = runs.filter(whole).count() as u64 * u64::from(page);
+        self.freed = self.freed.saturating_add(FrameCount::new(frames));
     }
 
     fn statistics(&mut self, chain: &Chain, content: &[u8]) {

@@ -88,6 +88,7 @@ pub struct Policy {
     statistics: bool,
     hints: bool,
     reporting: bool,
+    superpages: bool,
     poison: Option<u32>,
 }
 
@@ -103,6 +104,7 @@ impl Policy {
             statistics: false,
             hints: false,
             reporting: false,
+            superpages: false,
             poison: None,
         }
     }
@@ -122,6 +124,25 @@ impl Policy {
     pub const fn without_bulk(mut self) -> Self {
         self.bulk = false;
         self
+    }
+
+    /// The host backs the guest with pages of 2 MiB that it cannot split
+    /// (hugetlbfs).
+    ///
+    /// QEMU frees such a page only if one request names all of it, which takes
+    /// 512 page numbers: two descriptors of 256, since others lose longer ones.
+    /// The engine then gives whole pages first. Only for hosts known to be so:
+    /// Firecracker reads the first descriptor alone.
+    #[must_use]
+    pub const fn with_host_superpages(mut self) -> Self {
+        self.superpages = true;
+        self
+    }
+
+    /// Whether the host's pages are of 2 MiB.
+    #[must_use]
+    pub const fn host_superpages(&self) -> bool {
+        self.superpages
     }
 
     /// Declines notification suppression by ring position.

@@ -98,7 +98,7 @@ fn descriptors_come_back_and_the_ring_never_overfills() {
     submit(&mut ring, &memory, 0, 5).unwrap();
     assert_eq!(submit(&mut ring, &memory, 1, 4), Err(QueueError::Full));
     submit(&mut ring, &memory, 1, 3).unwrap();
-    assert_eq!(ring.next_head(), None);
+    assert_eq!(ring.spare().next(), None);
     answer(&memory, 0, available_head(&memory, 1).into());
     assert_eq!(pop(&mut ring, &memory), Some(1));
     submit(&mut ring, &memory, 2, 3).unwrap();

@@ -1,0 +1,155 @@
+//! From a device in any state to a running balloon, and to a refused one.
+
+use super::*;
+
+#[test]
+fn features_that_another_party_negotiated_are_respected() {
+    // A kernel that accepted whatever was offered, poison included.
+    let profile = Profile::qemu(Features::PAGE_REPORTING | Features::PAGE_POISON);
+    let (device, memory) = fake::pair::<16>(profile);
+    let offered = profile.offered();
+    let policy = Policy::new();
+    let rings: Rings<_, _, 16> = Rings::attach(device, memory, offered, offered, &policy)
+        .map_err(|e| e.error)
+        .unwrap();
+    assert!(
+        rings.device().history().is_empty(),
+        "no status register is touched"
+    );
+    let balloon = VirtioBalloon::attach(rings, offered, &policy);
+    assert_eq!(balloon.capabilities().bulk, None);
+}
+
+#[test]
+fn queues_of_any_size_carry_requests() {
+    for size in [1, 2, 4, 256, 32768] {
+        let profile = Profile::qemu(Features::PAGE_REPORTING)
+            .with_size(QueueId::Inflate, size)
+            .with_size(QueueId::Reporting, size);
+        let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+        let limits = balloon.capabilities();
+        assert_eq!(limits.inflate.in_flight, usize::from(size.min(16)));
+        assert_eq!(
+            device(&mut balloon).queue_size(QueueId::Inflate),
+            size.min(16)
+        );
+        let bulk = limits.bulk.unwrap();
+        assert!(bulk.runs <= usize::from(size) && bulk.in_flight <= usize::from(size));
+        check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
+        // Beyond what fits: refused for now, nothing lost.
+        let slots = Slots::<16>::new();
+        if limits.inflate.in_flight < 16 {
+            for _ in 0..limits.inflate.in_flight {
+                send(
+                    &mut balloon,
+                    &slots,
+                    Kind::Inflate,
+                    GivePath::Told,
+                    &[run(7, 1)],
+                );
+            }
+            let full = submit(
+                &mut balloon,
+                &slots,
+                Kind::Inflate,
+                GivePath::Told,
+                &[run(8, 1)],
+            );
+            assert_eq!(
+                full.err(),
+                Some(VirtioError::Queue(QueueId::Inflate, QueueError::Full))
+            );
+        }
+    }
+}
+
+#[test]
+fn bring_up_follows_the_book() {
+    let balloon = fake::bring_up::<16>(Profile::qemu(Features::empty()), &Policy::new()).unwrap();
+    let (seen, noticed) = (DeviceStatus::ACKNOWLEDGE, DeviceStatus::DRIVER);
+    let ready = seen | noticed | DeviceStatus::FEATURES_OK;
+    let history = [
+        DeviceStatus::empty(),
+        seen,
+        seen | noticed,
+        ready,
+        ready | DeviceStatus::DRIVER_OK,
+    ];
+    assert_eq!(balloon.queues().device().history(), history);
+    let (device, _) = balloon.reset();
+    assert_eq!(device.history().last(), Some(&DeviceStatus::empty()));
+}
+
+/// What bringing up fails with; the device must have been told.
+fn failure(
+    profile: Profile,
+    spoil: impl FnOnce(&mut FakeDevice),
+    memory: FakeMemory,
+) -> BringUpError {
+    let mut device = FakeDevice::new(profile, memory.clone());
+    spoil(&mut device);
+    let refused = FakeBalloon::<16>::bring_up(device, memory, &Policy::new(), &mut NoDelay)
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(refused.device.history().last(), Some(&DeviceStatus::FAILED));
+    refused.error
+}
+
+#[test]
+fn unsuitable_devices_are_refused_with_a_reason() {
+    let enough = || FakeMemory::new(Rings::<FakeDevice, FakeMemory, 16>::DMA_BYTES);
+    let good = Profile::qemu(Features::empty());
+    let attach = BringUpError::Attach;
+    assert_eq!(
+        failure(good, |d| d.stuck = true, enough()),
+        BringUpError::Stuck
+    );
+    assert!(matches!(
+        failure(good, |d| d.picky = true, enough()),
+        BringUpError::FeaturesRefused(_)
+    ));
+    let legacy = good.without(Features::VERSION_1);
+    assert_eq!(
+        failure(legacy, |_| (), enough()),
+        BringUpError::Unsuitable(Features::VERSION_1)
+    );
+    let small = good.with_config(4);
+    assert_eq!(
+        failure(small, |_| (), enough()),
+        attach(AttachError::ConfigTooSmall(4))
+    );
+    for queue in [QueueId::Inflate, QueueId::Deflate] {
+        let missing = good.with_size(queue, 0);
+        assert_eq!(
+            failure(missing, |_| (), enough()),
+            attach(AttachError::MissingQueue(queue))
+        );
+    }
+    let too_small = FakeMemory::new(4096);
+    assert_eq!(
+        failure(good, |_| (), too_small),
+        attach(AttachError::MemoryTooSmall(4096))
+    );
+}
+
+#[test]
+fn eight_bytes_of_configuration_are_enough() {
+    let profile = Profile::cloud_hypervisor(Features::PAGE_REPORTING).with_config(8);
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    device(&mut balloon).set_target(77);
+    assert_eq!(balloon.read_target(), Ok(FrameCount::new(77)));
+    balloon.write_actual(FrameCount::new(5)).unwrap();
+    assert_eq!(device(&mut balloon).actual(), 5);
+}
+
+#[test]
+fn a_restless_configuration_is_an_error_not_a_hang() {
+    let profile = Profile::qemu(Features::empty());
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    device(&mut balloon).restless = true;
+    assert_eq!(
+        balloon.read_target().map_err(|e| e.kind()),
+        Err(TransportErrorKind::Unstable)
+    );
+    assert_eq!(balloon.counters().unstable_reads, 1);
+}

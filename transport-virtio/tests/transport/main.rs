@@ -1,0 +1,144 @@
+//! The transport against a device in the same process: what the engine relies
+//! on, on each device model, and what a device may do to it.
+
+// Whole guests on memory that is safe code: hours under Miri, and nothing for it
+// to find. What is unsafe it sees in the unit tests.
+#![cfg(not(any(miri, loom)))]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod bring_up;
+mod hostile;
+mod paths;
+
+use balloon_core::testing::{FakeSource, check_transport_laws};
+use balloon_core::{
+    Budget, Capabilities, Engine, FrameCount, FrameRange, GivePath, InFlight, Kind, Ledger, Nanos,
+    Order, Pfn, Policy as Pace, Progress, Run, Shared, Slots, Transport, TransportError,
+    TransportErrorKind,
+};
+use transport_virtio::fake::{self, FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
+use transport_virtio::{
+    AttachError, BringUpError, DeviceStatus, Features, Policy, QueueError, QueueId, Rings,
+    VirtioBalloon, VirtioError,
+};
+
+const ALL: [QueueId; 3] = [QueueId::Inflate, QueueId::Deflate, QueueId::Reporting];
+
+fn profiles() -> [(&'static str, Profile); 6] {
+    let all = Features::STATS_VQ | Features::FREE_PAGE_HINT | Features::PAGE_REPORTING;
+    [
+        (
+            "specification",
+            Profile::specification(Features::PAGE_REPORTING),
+        ),
+        ("qemu", Profile::qemu(Features::PAGE_REPORTING)),
+        (
+            "firecracker",
+            Profile::firecracker(Features::FREE_PAGE_HINT | Features::PAGE_REPORTING),
+        ),
+        (
+            "cloud-hypervisor",
+            Profile::cloud_hypervisor(Features::PAGE_REPORTING),
+        ),
+        (
+            "crosvm",
+            Profile::crosvm(Features::STATS_VQ | Features::PAGE_REPORTING),
+        ),
+        ("libkrun", Profile::libkrun(all)),
+    ]
+}
+
+fn device(balloon: &mut FakeBalloon<16>) -> &mut FakeDevice {
+    balloon.queues_mut().device_mut()
+}
+
+fn serve(balloon: &mut FakeBalloon<16>) {
+    for queue in ALL {
+        device(balloon).serve(queue);
+    }
+}
+
+fn range(start: u64, count: u64) -> FrameRange {
+    FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
+}
+
+fn run(start: u64, count: u64) -> Run {
+    Run::new(range(start, count)).unwrap()
+}
+
+/// Claims a slot and submits; a refused request leaves no slot behind.
+fn submit<'a>(
+    balloon: &mut FakeBalloon<16>,
+    slots: &'a Slots<16>,
+    kind: Kind,
+    path: GivePath,
+    runs: &[Run],
+) -> Result<InFlight<'a>, VirtioError> {
+    let slot = slots.claim(kind).unwrap().launch();
+    match balloon.submit(slot.request(path, runs), slots.completer()) {
+        Ok(()) => Ok(slot),
+        Err(error) => {
+            assert!(slot.revoke().is_ok());
+            Err(error)
+        }
+    }
+}
+
+/// Submits a request nobody waits for.
+fn send(
+    balloon: &mut FakeBalloon<16>,
+    slots: &Slots<16>,
+    kind: Kind,
+    path: GivePath,
+    runs: &[Run],
+) {
+    submit(balloon, slots, kind, path, runs).map(drop).unwrap();
+}
+
+#[test]
+fn the_laws_hold_on_every_device_model() {
+    for (name, profile) in profiles() {
+        for policy in [Policy::new(), Policy::new().polled().without_event_idx()] {
+            let mut balloon = fake::bring_up::<16>(profile, &policy).expect(name);
+            assert!(balloon.capabilities().bulk.is_some(), "{name}");
+            check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
+        }
+    }
+}
+
+#[test]
+fn a_balloon_follows_its_target_on_every_device_model() {
+    for (name, profile) in profiles() {
+        for policy in [Policy::new(), Policy::new().without_bulk()] {
+            let shared: &'static Shared<16> = Box::leak(Box::default());
+            let mut balloon = fake::bring_up::<16>(profile, &policy).expect(name);
+            let mut engine = Engine::new(shared, Pace::DEFAULT);
+            let mut source = FakeSource::new(range(0x100, 2048)).scattered();
+            let mut now = 0;
+            for target in [1500, 100, 1024, 0] {
+                device(&mut balloon).set_target(target);
+                shared.signal().config_changed();
+                let reached = (0..2000).any(|_| {
+                    now += 1;
+                    let interrupts = balloon.queues().device().interrupts();
+                    engine.step(
+                        &mut balloon,
+                        &mut source,
+                        Nanos::from_millis(now),
+                        Budget::SMALL,
+                    );
+                    serve(&mut balloon);
+                    // The interrupt handler of this test.
+                    if balloon.queues().device().interrupts() != interrupts {
+                        shared.signal().used();
+                    }
+                    let reached = engine.status(&source).progress == Progress::Reached;
+                    reached && balloon.queues().device().actual() == target
+                });
+                assert!(reached, "{name} at {target}: {:?}", engine.status(&source));
+                source.check(FrameCount::ZERO);
+            }
+            assert_eq!(source.held(GivePath::Bulk), FrameCount::ZERO);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What goes over each path, and in which shape.
+
+use super::*;
+
+#[test]
+fn many_requests_take_one_notification() {
+    let mut balloon =
+        fake::bring_up::<16>(Profile::qemu(Features::empty()), &Policy::new()).unwrap();
+    let slots = Slots::<16>::new();
+    for index in 0..16 {
+        let runs = [run(index * 1000, 255), run(index * 1000 + 500, 1)];
+        send(&mut balloon, &slots, Kind::Inflate, GivePath::Told, &runs);
+    }
+    assert_eq!(balloon.kick(8), Ok(false));
+    assert_eq!(balloon.kick(8), Ok(false));
+    assert_eq!(device(&mut balloon).notified(QueueId::Inflate), 1);
+    let served = device(&mut balloon).serve(QueueId::Inflate);
+    assert_eq!(served.len(), 16);
+    for (index, chain) in (0..).zip(&served) {
+        assert_eq!(chain.descriptors.len(), 1);
+        assert!(!chain.descriptors[0].writable);
+        let pfns = device(&mut balloon).pfns(chain);
+        assert!(pfns.is_sorted() && pfns.len() == 256);
+        assert_eq!((pfns[0], pfns[255]), (index * 1000, index * 1000 + 500));
+    }
+    // One interrupt for eight of sixteen, none for the rest.
+    assert_eq!(device(&mut balloon).interrupts(), 1);
+    assert_eq!(balloon.kick(8), Ok(true), "answered already");
+    balloon.reap(slots.completer()).unwrap();
+    assert_eq!(
+        (
+            balloon.in_flight(QueueId::Inflate),
+            balloon.counters().queues.answers
+        ),
+        (0, 16)
+    );
+}
+
+#[test]
+fn a_device_that_is_awake_is_not_notified() {
+    let policy = Policy::new().without_event_idx();
+    let mut balloon = fake::bring_up::<16>(Profile::qemu(Features::empty()), &policy).unwrap();
+    let slots = Slots::<16>::new();
+    device(&mut balloon).silence(QueueId::Inflate, true);
+    send(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Told,
+        &[run(1, 1)],
+    );
+    balloon.kick(1).unwrap();
+    assert_eq!(device(&mut balloon).notified(QueueId::Inflate), 0);
+    assert_eq!(balloon.counters().queues.kicks_saved, 1);
+    device(&mut balloon).silence(QueueId::Inflate, false);
+    send(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Told,
+        &[run(2, 1)],
+    );
+    balloon.kick(1).unwrap();
+    assert_eq!(device(&mut balloon).notified(QueueId::Inflate), 1);
+}
+
+#[test]
+fn ranges_go_out_as_writable_descriptors_below_4_gib() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let slots = Slots::<16>::new();
+    let limits = balloon.capabilities().bulk.unwrap();
+    // A queue of sixteen, tables of as many; also above 16 TiB.
+    assert_eq!((limits.runs, limits.in_flight), (16, 16));
+    let runs = [run(0x200, 512), run(1 << 32, limits.run.get())];
+    send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
+    balloon.kick(1).unwrap();
+    let chains = device(&mut balloon).serve(QueueId::Reporting);
+    let [first, second] = chains[0].descriptors[..] else {
+        panic!("two ranges")
+    };
+    assert_eq!(
+        (first.address, first.len, first.writable),
+        (0x20_0000, 0x20_0000, true)
+    );
+    assert_eq!((second.address, second.len), (1 << 44, 0xffe0_0000));
+    let too_long = [run(0x200, limits.run.get() + 1)];
+    let refused = submit(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Bulk,
+        &too_long,
+    );
+    assert_eq!(refused.err(), Some(VirtioError::TooLarge));
+}
+
+#[test]
+fn bulk_and_plain_are_separate_queues() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let slots = Slots::<16>::new();
+    let told = submit(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Told,
+        &[run(1, 1)],
+    )
+    .unwrap();
+    let bulk = submit(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Bulk,
+        &[run(2, 1)],
+    )
+    .unwrap();
+    balloon.kick(1).unwrap();
+    device(&mut balloon).serve(QueueId::Reporting);
+    balloon.reap(slots.completer()).unwrap();
+    assert!(bulk.answer().is_ok());
+    assert!(told.answer().is_err());
+}
+
+#[test]
+fn frames_above_16_tib_are_refused_by_the_plain_path() {
+    let profile = Profile::qemu(Features::empty());
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let slots = Slots::<16>::new();
+    for kind in [Kind::Inflate, Kind::Deflate] {
+        let refused = submit(
+            &mut balloon,
+            &slots,
+            kind,
+            GivePath::Told,
+            &[run(1 << 32, 1)],
+        );
+        assert_eq!(
+            refused.err().map(|e| e.kind()),
+            Some(TransportErrorKind::TooLarge)
+        );
+        assert_eq!(balloon.in_flight(QueueId::Inflate), 0);
+    }
+    assert!(device(&mut balloon).take(QueueId::Inflate).is_none());
+}
+
+#[test]
+fn no_bulk_path_where_its_preconditions_fail() {
+    let tell = Features::MUST_TELL_HOST | Features::PAGE_REPORTING;
+    let policy = Policy::new();
+    let cases = [
+        (Profile::qemu(tell), policy),
+        (
+            Profile::qemu(Features::PAGE_REPORTING),
+            policy.without_bulk(),
+        ),
+        (Profile::qemu(Features::empty()), policy),
+        (
+            Profile::specification(Features::PAGE_REPORTING).with_size(QueueId::Reporting, 0),
+            policy,
+        ),
+    ];
+    for (profile, policy) in cases {
+        let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+        assert_eq!(balloon.capabilities().bulk, None);
+        let slots = Slots::<16>::new();
+        let refused = submit(
+            &mut balloon,
+            &slots,
+            Kind::Inflate,
+            GivePath::Bulk,
+            &[run(1, 1)],
+        );
+        assert_eq!(refused.err(), Some(VirtioError::Unsupported));
+    }
+}
+
+#[test]
+fn without_tables_two_requests_share_the_descriptors() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let policy = Policy::new().without_indirect();
+    let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+    let limits = balloon.capabilities().bulk.unwrap();
+    assert_eq!((limits.runs, limits.in_flight), (8, 2));
+    check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
+}
+
+#[test]
+fn a_full_ring_of_full_tables_goes_through_and_comes_back() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    for round in 0..3 {
+        let slots = Slots::<16>::new();
+        let runs: Vec<Run> = (0..16).map(|i| run(0x1000 + 2 * i, 1)).collect();
+        for _ in 0..16 {
+            send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
+        }
+        balloon.kick(1).unwrap();
+        let chains = device(&mut balloon).serve(QueueId::Reporting);
+        assert_eq!(chains.len(), 16, "round {round}");
+        for chain in chains {
+            let starts = chain.descriptors.iter().map(|d| (d.address >> 12, d.len));
+            assert!(starts.eq((0..16).map(|i| (0x1000 + 2 * i, 4096))));
+        }
+        balloon.reap(slots.completer()).unwrap();
+        assert_eq!(balloon.in_flight(QueueId::Reporting), 0);
+    }
+}
+
+#[test]
+fn a_host_page_of_2_mib_takes_two_descriptors_of_256_page_numbers() {
+    let policy = Policy::new().with_host_superpages();
+    let mut balloon = fake::bring_up::<16>(Profile::qemu(Features::empty()), &policy).unwrap();
+    let slots = Slots::<16>::new();
+    let Capabilities { inflate, unit, .. } = balloon.capabilities();
+    // A queue of sixteen.
+    assert_eq!((inflate.in_flight, unit), (8, Order::SUPERPAGE));
+    for block in 1..=8 {
+        let runs = [run(block * 512, 512)];
+        send(&mut balloon, &slots, Kind::Inflate, GivePath::Told, &runs);
+    }
+    let ninth = submit(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Told,
+        &[run(1, 1)],
+    );
+    assert_eq!(
+        ninth.err(),
+        Some(VirtioError::Queue(QueueId::Inflate, QueueError::Full))
+    );
+    balloon.kick(1).unwrap();
+    let chains = device(&mut balloon).serve(QueueId::Inflate);
+    for (block, chain) in (1..).zip(&chains) {
+        let lengths: Vec<u32> = chain.descriptors.iter().map(|d| d.len).collect();
+        assert_eq!(lengths, [1024, 1024]);
+        let pfns: Vec<u32> = (block * 512..(block + 1) * 512).collect();
+        assert_eq!(device(&mut balloon).pfns(chain), pfns);
+    }
+    assert_eq!(chains.len(), 8);
+    // Less than half a page goes in one.
+    balloon.reap(slots.completer()).unwrap();
+    send(
+        &mut balloon,
+        &slots,
+        Kind::Deflate,
+        GivePath::Told,
+        &[run(512, 256)],
+    );
+    let chains = device(&mut balloon).serve(QueueId::Deflate);
+    assert_eq!(chains[0].descriptors.len(), 1);
+    let too_long = [run(1024, 512), run(2000, 1)];
+    let refused = submit(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Told,
+        &too_long,
+    );
+    assert_eq!(refused.err(), Some(VirtioError::TooLarge));
+}
