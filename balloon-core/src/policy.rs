@@ -50,6 +50,16 @@ pub enum Unit {
     Adaptive,
 }
 
+impl Unit {
+    /// The smallest block that may be given.
+    pub(crate) const fn smallest(self) -> Order {
+        match self {
+            Self::Whole(order) => order,
+            Self::Frames | Self::Adaptive => Order::FRAME,
+        }
+    }
+}
+
 /// Readings of the specification's rule on deflating against the target
 /// without `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`.
 ///

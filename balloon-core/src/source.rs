@@ -62,6 +62,9 @@ pub enum Stop {
     Fragmented,
     /// Free frames are left, but the kernel keeps them.
     Floor,
+    /// Free frames are left, but something holds them in place: an I/O that may
+    /// still write to them, a mapping to be torn down first.
+    Pinned,
     /// Nothing is left.
     Empty,
 }

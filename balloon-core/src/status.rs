@@ -79,8 +79,14 @@ impl fmt::Display for Progress {
 pub enum Blocked {
     /// Free frames are left, but none that fits what the host can be given.
     Fragmented,
-    /// The kernel keeps the frames that are left.
+    /// The kernel keeps the frames that are left, or the target is beyond
+    /// [`Policy::max_size`](crate::Policy::max_size).
     Floor,
+    /// The frames that are left are set aside:
+    /// [`Policy::keep`](crate::Policy::keep).
+    Reserve,
+    /// The frames that are left are not the kernel's to give now.
+    Pinned,
     /// No free frame is left.
     AllocatorEmpty,
     /// Memory ran short not long ago.
@@ -89,6 +95,9 @@ pub enum Blocked {
     SourceRefused,
     /// The host refuses requests.
     HostRefused,
+    /// No request of this transport holds what is to be moved: a path without
+    /// room, or blocks larger than a request.
+    Unsupported,
     /// The host does not answer.
     DeviceSilent,
     /// The device broke the protocol.
@@ -100,10 +109,13 @@ impl fmt::Display for Blocked {
         f.write_str(match self {
             Self::Fragmented => "free memory is too fragmented for this host",
             Self::Floor => "the kernel keeps the memory that is left",
+            Self::Reserve => "the memory that is left is set aside",
+            Self::Pinned => "the memory that is left is pinned",
             Self::AllocatorEmpty => "no memory is free",
             Self::CoolDown => "memory ran short not long ago",
             Self::SourceRefused => "the allocator does not take frames back",
             Self::HostRefused => "the host refuses requests",
+            Self::Unsupported => "no request of this transport can move it",
             Self::DeviceSilent => "the host does not answer",
             Self::DeviceBroken => "the device broke the protocol",
         })

@@ -43,6 +43,13 @@ pub struct Limits {
     pub below: Pfn,
 }
 
+impl Limits {
+    /// Whether there are requests that hold a block of `order`.
+    pub(crate) fn hold(&self, order: Order) -> bool {
+        self.frames.min(self.run) >= order.frames() && self.runs > 0 && self.in_flight > 0
+    }
+}
+
 /// What a transport can do, fixed once it is live.
 ///
 /// Made by [`Capabilities::new`], then field by field.

@@ -60,6 +60,14 @@ impl Guest {
 }
 
 #[test]
+fn the_fake_host_keeps_the_laws() {
+    for mut host in [FakeHost::plain(), FakeHost::bulk()] {
+        check_transport_laws(&mut host, range(0x1000, 512), |_| {});
+        assert!(host.breaches.is_empty(), "{:?}", host.breaches);
+    }
+}
+
+#[test]
 fn decorators_keep_the_laws_of_what_they_decorate() {
     let mut injector = FaultInjector::new(FakeTrader::new(Migration::Move));
     check_transport_laws(&mut injector, range(0x1000, 512), |_| {});

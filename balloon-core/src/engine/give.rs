@@ -22,7 +22,6 @@ impl<const N: usize> Engine<N> {
         mut deficit: FrameCount,
         io: &mut Io<'_, T, S>,
     ) {
-        self.cool_until = self.cool_until.filter(|&until| io.now < until);
         if deficit.is_zero() {
             self.give.reset();
             return;
@@ -31,6 +30,12 @@ impl<const N: usize> Engine<N> {
         // was acknowledged must not be given again before that.
         let held_off =
             self.deflating.has_early() || self.cool_until.is_some() || self.give.is_waiting(io.now);
+        let paths = [Some(io.caps.inflate), io.caps.bulk];
+        let unit = self.policy.unit.smallest();
+        if !paths.iter().flatten().any(|limits| limits.hold(unit)) {
+            self.unsupported = true;
+            return;
+        }
         let full = self.inflating.is_full_at(self.with_host());
         if held_off || full || !self.may_give(&io.caps, true) {
             return;
@@ -74,7 +79,11 @@ impl<const N: usize> Engine<N> {
             if deficit > self.policy.tolerance {
                 let reason = match stop {
                     Stop::Fragmented => Blocked::Fragmented,
-                    Stop::Floor => Blocked::Floor,
+                    Stop::Floor if self.policy.keep.is_zero() => Blocked::Floor,
+                    Stop::Floor => Blocked::Reserve,
+                    Stop::Pinned => Blocked::Pinned,
+                    // What is missing is less than a block.
+                    Stop::Enough if wish.frames.is_zero() => Blocked::Fragmented,
                     Stop::Empty | Stop::Enough => Blocked::AllocatorEmpty,
                 };
                 self.give.fail(io.now, self.policy.retry, reason);

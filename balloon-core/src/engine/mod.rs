@@ -30,7 +30,7 @@ mod unit;
 
 use crate::backoff::Backoff;
 use crate::events::{Event, Events};
-use crate::policy::{Budget, Policy, Unit};
+use crate::policy::{Budget, Policy};
 use crate::shared::Shared;
 use crate::slots::Kind;
 use crate::source::{FrameSource, GivePath, Ledger};
@@ -80,6 +80,8 @@ pub struct Engine<const N: usize = 16> {
     unit: UnitState,
     silent: bool,
     broken: bool,
+    /// No request of the transport can move what is to be moved.
+    unsupported: bool,
     counters: Counters,
     events: Events,
     last: Progress,
@@ -115,6 +117,7 @@ impl<const N: usize> Engine<N> {
     /// `shared` must not serve two engines: each would take the other's answers.
     #[must_use]
     pub const fn new(shared: &'static Shared<N>, policy: Policy) -> Self {
+        const { assert!(N >= 2, "one slot is kept for relief: at least two") };
         Self {
             shared,
             policy,
@@ -133,6 +136,7 @@ impl<const N: usize> Engine<N> {
             unit: UnitState::new(),
             silent: false,
             broken: false,
+            unsupported: false,
             counters: Counters::ZERO,
             events: Events::new(),
             last: Progress::Idle,
@@ -152,8 +156,10 @@ impl<const N: usize> Engine<N> {
         now: Nanos,
         budget: Budget,
     ) -> Step {
+        let mut caps = transport.capabilities();
+        caps.bulk = caps.bulk.filter(|limits| limits.hold(Order::FRAME));
         let mut io = Io {
-            caps: transport.capabilities(),
+            caps,
             transport,
             source,
             now,
@@ -162,10 +168,13 @@ impl<const N: usize> Engine<N> {
         self.now = now;
         self.shared.signal().take_used();
         let (before, standing) = (self.counters, self.standing(io.source));
-        let answered = self.collect(&mut io);
+        self.cool_until = self.cool_until.filter(|&until| now < until);
         self.observe_target(&mut io);
-        self.settle(&mut io);
+        // Before answers are looked at: a synchronous host may have left some
+        // frames where they were, and the way to the goal depends on it.
         self.honour_relief_request(&mut io);
+        let answered = self.collect(&mut io);
+        self.settle(&mut io);
         self.approach_goal(&mut io);
         // A synchronous host has answered by now; refused requests settle too.
         let late = self.collect(&mut io);
@@ -225,15 +234,13 @@ impl<const N: usize> Engine<N> {
             return Some(FrameCount::ZERO);
         }
         let clamped = self.target?.min(self.policy.max_size);
-        let unit = match self.policy.unit {
-            Unit::Whole(order) => order,
-            Unit::Frames | Unit::Adaptive => Order::FRAME,
-        };
+        let unit = self.policy.unit.smallest();
         Some(clamped.round_down(self.policy.round_to.max(unit)))
     }
 
     /// Starts what moves the balloon towards its goal.
     fn approach_goal<T: Transport, S: FrameSource + Ledger>(&mut self, io: &mut Io<'_, T, S>) {
+        self.unsupported = false;
         let Some(goal) = self.goal() else { return };
         if self.mode.is_quiesced() || self.broken || self.host.is_waiting(io.now) {
             return;
@@ -287,10 +294,12 @@ impl<const N: usize> Engine<N> {
             return Some(Blocked::DeviceBroken);
         }
         let silent = self.silent.then_some(Blocked::DeviceSilent);
+        let unsupported = self.unsupported.then_some(Blocked::Unsupported);
         let cooling = self.cool_until.map(|_| Blocked::CoolDown);
         silent
             .or(self.host.reason())
             .or(self.source.reason())
+            .or(unsupported)
             .or(cooling)
             .or(self.give.reason())
     }

@@ -5,7 +5,7 @@ use crate::run::RangeSink;
 use crate::slots::{Claimed, Kind};
 use crate::source::{FrameSource, GivePath, Ledger};
 use crate::transport::Transport;
-use crate::units::FrameCount;
+use crate::units::{FrameCount, Order};
 
 impl<const N: usize> Engine<N> {
     /// Takes back until `surplus` frames are on their way.
@@ -17,13 +17,17 @@ impl<const N: usize> Engine<N> {
         io: &mut Io<'_, T, S>,
     ) {
         // One slot is left for relief, which may need it while all are in use.
-        let most = io.caps.deflate.in_flight.min(N.saturating_sub(1)).max(1);
+        let most = io.caps.deflate.in_flight.min(N - 1);
         let burst = self.deflating.in_flight() < most / 2 + 1;
         while !surplus.is_zero() {
             let Some(path) = self.next_path(io.source) else {
                 return;
             };
             let told = path == GivePath::Told && !self.mode.is_forgetting();
+            if told && !io.caps.deflate.hold(Order::FRAME) {
+                self.unsupported = true;
+                return;
+            }
             let full = self.deflating.is_full_at(self.with_host());
             if told && (full || !burst || self.deflating.in_flight() >= most) {
                 return;

@@ -46,6 +46,8 @@ pub struct FakeHost {
     pub units: Vec<Order>,
     /// Rules the guest broke; empty for a correct one.
     pub breaches: Vec<String>,
+    /// Requests beyond the limits, which it refused; none from a correct guest.
+    pub oversized: usize,
     queue: VecDeque<Submitted>,
     owned: BTreeMap<Pfn, GivePath>,
     requests: usize,
@@ -79,6 +81,7 @@ impl FakeHost {
             kicks: 0,
             units: Vec::new(),
             breaches: Vec::new(),
+            oversized: 0,
             queue: VecDeque::new(),
             owned: BTreeMap::new(),
             requests: 0,
@@ -194,30 +197,18 @@ impl FakeHost {
         }
     }
 
-    fn check_request(&mut self, request: &Request<'_>) {
-        let limits = match (request.kind, request.path) {
+    /// The limits a request is under.
+    const fn limits(&self, request: &Request<'_>) -> Option<Limits> {
+        match (request.kind, request.path) {
             (Kind::Inflate, GivePath::Told) => Some(self.capabilities.inflate),
             (Kind::Inflate, GivePath::Bulk) => self.capabilities.bulk,
             (Kind::Deflate, GivePath::Told) => Some(self.capabilities.deflate),
             _ => None,
-        };
-        let Some(limits) = limits else {
-            self.breaches.push(format!("{request:?} has no such path"));
-            return;
-        };
+        }
+    }
+
+    fn check_order(&mut self, request: &Request<'_>) {
         let ranges: Vec<FrameRange> = request.runs.iter().map(|run| run.range()).collect();
-        let frames: u64 = ranges.iter().map(|range| range.count().get()).sum();
-        if ranges.is_empty() || frames > limits.frames.get() || ranges.len() > limits.runs {
-            self.breaches
-                .push(format!("{} runs of {frames} frames", ranges.len()));
-        }
-        if ranges
-            .iter()
-            .any(|r| r.count() > limits.run || r.end() > limits.below)
-        {
-            self.breaches
-                .push(format!("a run beyond the limits in {ranges:?}"));
-        }
         if ranges
             .windows(2)
             .any(|w| matches!(w, [a, b] if a.end() > b.start()))
@@ -235,6 +226,16 @@ impl FakeHost {
                 .push(format!("{:?} is in flight already", request.slot));
         }
     }
+}
+
+fn exceeds(request: &Request<'_>, limits: Limits) -> bool {
+    let ranges = || request.runs.iter().map(|run| run.range());
+    let frames: u64 = ranges().map(|range| range.count().get()).sum();
+    let beyond = |range: FrameRange| range.count() > limits.run || range.end() > limits.below;
+    request.runs.is_empty()
+        || frames > limits.frames.get()
+        || request.runs.len() > limits.runs
+        || ranges().any(beyond)
 }
 
 impl Transport for FakeHost {
@@ -260,15 +261,15 @@ impl Transport for FakeHost {
         if let Some(error) = self.fails {
             return Err(error);
         }
-        self.check_request(&request);
+        let limits = self
+            .limits(&request)
+            .ok_or(TransportErrorKind::Unsupported)?;
+        if exceeds(&request, limits) {
+            self.oversized += 1;
+            return Err(TransportErrorKind::TooLarge);
+        }
+        self.check_order(&request);
         let same = |q: &&Submitted| q.kind == request.kind && q.path == request.path;
-        let limits = match request.path {
-            GivePath::Bulk => self
-                .capabilities
-                .bulk
-                .ok_or(TransportErrorKind::Unsupported)?,
-            GivePath::Told => self.capabilities.inflate,
-        };
         if self.queue.iter().filter(same).count() >= limits.in_flight {
             return Err(TransportErrorKind::Full);
         }

@@ -20,6 +20,8 @@ pub struct FakeSource {
     held: [u64; 2],
     /// Frames `take` leaves in the allocator.
     pub floor: FrameCount,
+    /// Frames that something holds in place: `take` leaves so many.
+    pub pinned: FrameCount,
     /// `put` and `store` refuse.
     pub refuses: bool,
     /// Each `take` yields at most so many frames.
@@ -37,6 +39,7 @@ impl FakeSource {
             ballooned: BTreeMap::new(),
             held: [0; 2],
             floor: FrameCount::ZERO,
+            pinned: FrameCount::ZERO,
             refuses: false,
             short: FrameCount::MAX,
         }
@@ -170,6 +173,9 @@ impl FrameSource for FakeSource {
             let left = self.free.len() + passed.len();
             if left as u64 <= self.floor.max(ask.keep).get() {
                 break if left == 0 { Stop::Empty } else { Stop::Floor };
+            }
+            if left as u64 <= self.pinned.get() {
+                break Stop::Pinned;
             }
             let Some(pfn) = self.free.pop() else {
                 break Stop::Fragmented;

@@ -77,6 +77,8 @@ pub(crate) struct Host {
     pub(crate) target: FrameCount,
     pub(crate) actual: FrameCount,
     pub(crate) faults: Faults,
+    /// Whether frames may be used again only once it answered.
+    pub(crate) must_tell: bool,
     /// Frames the guest gave by name.
     pub(crate) told: FrameMap,
     /// Frames the guest gave in bulk and has not touched since.
@@ -91,9 +93,10 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(model: Model, all: FrameRange, rng: Rng) -> Self {
+    pub(crate) fn new(model: Model, all: FrameRange, mut rng: Rng) -> Self {
         Self {
             model,
+            must_tell: model.is_synchronous() || rng.chance(500),
             target: FrameCount::ZERO,
             actual: FrameCount::ZERO,
             faults: Faults::NONE,
@@ -273,7 +276,7 @@ impl Transport for Host {
         if self.model.is_synchronous() {
             caps.unit = Order::SUPERPAGE;
         }
-        caps.must_tell_host = self.model != Model::Bulk;
+        caps.must_tell_host = self.must_tell;
         caps.deflate_on_oom = true;
         caps
     }

@@ -8,6 +8,7 @@ mod rng;
 mod trace;
 mod world;
 
+use std::panic;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -22,9 +23,9 @@ use world::{Tally, World};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim")]
 struct Args {
-    /// How many seeds to run, from `--seed` on.
-    #[arg(long, default_value_t = 1000)]
-    seeds: u64,
+    /// How many seeds to run, from `--seed` on; 1000 from the first one.
+    #[arg(long)]
+    seeds: Option<u64>,
     /// The first seed; alone, the only one.
     #[arg(long)]
     seed: Option<u64>,
@@ -39,7 +40,8 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let first = args.seed.unwrap_or(0);
-    let count = if args.seed.is_some() { 1 } else { args.seeds };
+    let alone = if args.seed.is_some() { 1 } else { 1000 };
+    let count = args.seeds.unwrap_or(alone);
     let hosts = args.host.map_or(Model::ALL.to_vec(), |host| vec![host]);
     let mut total = Tally::default();
     let mut metadata = vec![0; world::metadata_words()];
@@ -48,25 +50,34 @@ fn main() -> ExitCode {
             match run(seed, model, &mut metadata, args.trace) {
                 Ok(tally) => total.add(tally),
                 Err(finding) => {
-                    let host = model.name();
-                    eprintln!("FOUND with seed {seed} on {host}: {finding:#}");
-                    eprintln!("replay: cargo xtask sim --seed {seed} --host {host} --trace");
+                    report(seed, model, &format!("{finding:#}"));
                     return ExitCode::FAILURE;
                 }
             }
         }
-        if seed % 1000 == 999 {
-            eprintln!("{} seeds", seed + 1 - first);
+        let done = seed + 1 - first;
+        if done.is_multiple_of(1000) {
+            eprintln!("{done} seeds");
         }
     }
     eprintln!(
-        "{count} seeds on {} hosts, nothing found: {total:?}",
+        "{count} seeds from {first} on {} hosts, nothing found: {total:?}",
         hosts.len()
     );
     ExitCode::SUCCESS
 }
 
+fn report(seed: u64, model: Model, finding: &str) {
+    let host = model.name();
+    eprintln!("FOUND with seed {seed} on {host}: {finding}");
+    eprintln!("replay: cargo xtask sim --seed {seed} --host {host} --trace");
+}
+
 fn run(seed: u64, model: Model, metadata: &mut [u64], trace: bool) -> Result<Tally> {
+    // A panic is a finding too.
+    panic::set_hook(Box::new(move |panic| {
+        report(seed, model, &panic.to_string().replace('\n', " "));
+    }));
     // The engine wants it for as long as the program runs; a run leaves nothing
     // in flight, or is the last one.
     let shared = Box::leak(Box::new(Shared::new()));

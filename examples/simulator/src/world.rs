@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use balloon_core::{
     Budget, Compactor, Engine, FrameCount, FrameRange, Nanos, Need, Pfn, Policy, Progress, Resume,
-    Shared, Unit, compactor_words,
+    Shared, Status, Unit, compactor_words,
 };
 use buddy_alloc::{Backing, Config, Frame, Order, State, Zone};
 
@@ -20,7 +20,6 @@ const FIRST: u64 = 0x1000;
 
 /// A guest, its allocator, its balloon, and its host.
 pub(crate) struct World<'m> {
-    model: Model,
     zone: Zone<'m>,
     engine: Box<Engine<SLOTS>>,
     compactor: Compactor<Vec<u32>, 2>,
@@ -91,11 +90,14 @@ impl<'m> World<'m> {
         };
         policy.reserve = FrameCount::new(rng.below(4));
         policy.keep = FrameCount::new(rng.below(64));
-        policy.cool_down = Nanos::from_millis(rng.below(1500));
+        if rng.chance(700) {
+            policy.cool_down = Nanos::from_millis(rng.below(1500));
+        } else {
+            policy.cool_down = Nanos::ZERO;
+        }
         policy.min_read_interval = Nanos::from_millis(rng.below(20));
         let words = usize::try_from(compactor_words(all()?))?;
         Ok(Self {
-            model,
             zone,
             engine: Box::new(Engine::new(shared, policy)),
             compactor: Compactor::new(vec![0; words], all()?)?,
@@ -151,9 +153,11 @@ impl<'m> World<'m> {
             self.host.interrupt = false;
             self.shared.signal().used();
         }
+        let before = self.engine.status(&self.zone);
         let step = self
             .engine
             .step(&mut self.host, &mut self.zone, self.now, budget);
+        self.check_overshoot(before);
         let moved = self.compactor.step(
             &mut self.engine,
             &mut self.host,
@@ -175,6 +179,25 @@ impl<'m> World<'m> {
                 moved.wake_at.map(Nanos::get),
             )
         });
+    }
+
+    /// What is on its way counts: no step goes beyond what the host wants.
+    fn check_overshoot(&mut self, before: Status) {
+        // Half of a pair counts, too, until the other half is answered.
+        if !self.compactor.is_drained() {
+            return;
+        }
+        let after = self.engine.status(&self.zone);
+        let reach = after.size.saturating_add(after.inflating);
+        // Frames on their way back stay the host's if it refuses.
+        let held = before.size.saturating_add(before.inflating);
+        let held = held.saturating_add(before.deflating);
+        if reach > held && after.goal.is_none_or(|goal| reach > goal) {
+            self.host.breaches.push(format!(
+                "{reach} are given or on their way, the host wants {:?}",
+                after.goal
+            ));
+        }
     }
 
     fn answer(&mut self) {
@@ -438,7 +461,7 @@ impl<'m> World<'m> {
                 // Told to return, and used before the host acknowledged it.
                 let told = self.host.told.span(frame, end).iter_ones();
                 let mut told = told.map(|bit| Pfn::new(frame + bit as u64));
-                let early = |pfn| self.model == Model::Bulk && self.host.is_returning(pfn);
+                let early = |pfn| !self.host.must_tell && self.host.is_returning(pfn);
                 if let Some(pfn) = told.find(|&pfn| !early(pfn)) {
                     bail!("frame {:#x} is the host's and {:?}", pfn.get(), at.state);
                 }

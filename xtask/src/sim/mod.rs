@@ -1,6 +1,7 @@
 //! `cargo xtask sim`: a door to the simulator, `examples/simulator`.
 
 mod mutants;
+pub(crate) mod tour;
 
 use anyhow::Result;
 use xshell::cmd;

@@ -46,6 +46,27 @@ fn relief_returns_frames_at_once_and_inflation_pauses() {
 }
 
 #[test]
+fn a_cool_down_ends_before_the_first_target_too() {
+    let policy = Policy {
+        reserve: FrameCount::new(2),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(oom_host(FakeHost::plain()), 1000, policy);
+    rig.host.fails = Some(TransportErrorKind::Unstable);
+    rig.relieve(Need::frames(FrameCount::ONE));
+    rig.run();
+    assert_eq!(rig.status().target, None);
+    assert_eq!(rig.shared.reserved(), FrameCount::ZERO);
+    rig.now = Nanos::from_secs(6);
+    rig.run();
+    assert_eq!(
+        rig.status().progress,
+        Progress::Blocked(Blocked::HostRefused)
+    );
+    assert_eq!(rig.shared.reserved(), FrameCount::new(2), "refilled");
+}
+
+#[test]
 fn a_host_that_must_be_told_first_keeps_frames_until_it_was() {
     let mut host = oom_host(FakeHost::plain());
     host.capabilities.must_tell_host = true;

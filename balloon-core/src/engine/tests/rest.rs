@@ -70,15 +70,45 @@ fn a_transport_that_moves_nothing_does_not_keep_the_engine_busy() {
             cripple(bulk);
             cripple(&mut rig.host.capabilities.inflate);
             rig.set_target(2000);
-            rig.rest();
+            assert_eq!(rig.rest().wake_at, None, "what it can do is fixed");
             assert_eq!(rig.size(), 0);
+            rig.assert_unsupported();
         }
-        let mut rig = Rig::new(FakeHost::plain(), 3000);
+        // One path is enough.
+        let mut rig = Rig::new(FakeHost::bulk(), 3000);
+        let bulk = rig.host.capabilities.bulk.as_mut().expect("a bulk host");
+        cripple(bulk);
         rig.inflate_to(2000);
+        rig.assert_reached(2000);
         cripple(&mut rig.host.capabilities.deflate);
         rig.set_target(0);
-        rig.rest();
+        assert_eq!(rig.rest().wake_at, None, "what it can do is fixed");
+        rig.assert_unsupported();
     }
+}
+
+impl Rig {
+    #[track_caller]
+    fn assert_unsupported(&self) {
+        let progress = Progress::Blocked(Blocked::Unsupported);
+        assert_eq!(self.status().progress, progress);
+    }
+}
+
+#[test]
+fn blocks_larger_than_a_request_are_named() {
+    let policy = Policy {
+        unit: Unit::Whole(Order::SUPERPAGE),
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(FakeHost::plain(), 3000, policy);
+    rig.set_target(1024);
+    assert_eq!(rig.rest().wake_at, None);
+    rig.assert_unsupported();
+    // A target of no blocks needs none.
+    rig.set_target(500);
+    rig.rest();
+    assert_eq!(rig.status().progress, Progress::Reached);
 }
 
 /// A host that takes fewer requests than it promised.

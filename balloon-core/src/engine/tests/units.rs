@@ -127,7 +127,7 @@ fn frames_kept_for_page_tables_are_never_given() {
     let mut rig = Rig::with_policy(FakeHost::plain(), 1000, policy);
     rig.inflate_to(1000);
     assert_eq!(rig.source.free().get(), 40);
-    assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Floor));
+    assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Reserve));
 }
 
 #[test]
