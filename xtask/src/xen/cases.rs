@@ -11,6 +11,7 @@ use super::guest::Domain;
 use super::host::{Host, Size};
 use super::{Bench, alone};
 use crate::exec::Runner;
+use crate::sim::tour;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Frames of a MiB.
@@ -33,7 +34,7 @@ enum How {
 }
 
 /// In the order they run.
-pub(super) const CASES: [Case; 10] = [
+pub(super) const CASES: [Case; 11] = [
     Case {
         name: "dom0-pvh",
         how: How::Alone(alone::PVH),
@@ -41,6 +42,10 @@ pub(super) const CASES: [Case; 10] = [
     Case {
         name: "cycle",
         how: How::Domains(|| vec![full("cycle")], cycle),
+    },
+    Case {
+        name: "tour",
+        how: How::Domains(|| vec![full("tour")], tour),
     },
     Case {
         name: "storm",
@@ -233,6 +238,18 @@ fn cycle(host: &mut Host) -> Result<()> {
         ensure!(number(&stats, key)? == 0, "{stats}");
     }
     quit(host, "cycle")
+}
+
+/// Ends in the same sizes as every other guest on the same tour.
+fn tour(host: &mut Host) -> Result<()> {
+    create(host, "tour")?;
+    for leg in tour::legs()? {
+        host.must(&format!("xl mem-set tour {}m", 64 - leg.mib), LIMIT)?;
+        if leg.stands {
+            reached(host, "tour", leg.mib * MIB)?;
+        }
+    }
+    quit(host, "tour")
 }
 
 /// Targets that change faster than they can be followed end at the last one.
