@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::demo::{Path, Plan, measure, stats};
 use crate::setup::Qemu;
+use crate::sim::tour;
 use crate::vm::{Board, Failure, Machine, Vm, resident};
 
 const MIB: u64 = 1 << 20;
@@ -96,6 +97,12 @@ pub(super) const CASES: &[Case] = &[
         about: "more is asked than the guest can give",
         place: Where::OneBoard,
         run: too_little,
+    },
+    Case {
+        name: "tour",
+        about: "the targets that simulated and Xen guests follow, too",
+        place: Where::OneBoard,
+        run: tour,
     },
 ];
 
@@ -332,6 +339,22 @@ fn too_little(site: &Site<'_>) -> Result<()> {
             vm.finish()
         },
     )
+}
+
+/// Ends in the same sizes as every other guest on the same tour.
+fn tour(site: &Site<'_>) -> Result<()> {
+    let machine = site.machine(256).reporting(true).append("fill=all");
+    site.with(machine, |vm| {
+        vm.console.wait("freed", BOOT)?;
+        for leg in tour::legs()? {
+            vm.qmp.balloon((256 - leg.mib) * MIB)?;
+            if leg.stands {
+                wait_for(vm, (256 - leg.mib) * MIB)?;
+            }
+        }
+        check_whole(vm)?;
+        vm.finish()
+    })
 }
 
 /// Waits until the guest says that it keeps the rest for itself, and returns what it is left with: its own
