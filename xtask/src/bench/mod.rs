@@ -1,12 +1,13 @@
 //! `cargo xtask bench NAME`: the benches.
 //!
-//! A bench is a package of its own under `benches/`, `bench-NAME`, so that its peers are compiled only by
-//! who measures. It is built with the profile `bench` and prints rows of JSON. What xtask does with those
-//! (a table, a plot, `target/xtask/bench-NAME.json`) is in a file here, `NAME.rs`, with
-//! `pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()>`, which parses its own
-//! arguments (`clap::Parser::parse_from`, so that `--help` works) and has a line in [`BENCHES`].
+//! A bench with peers is a package of its own under `benches/`, `bench-NAME`, so that they are compiled only
+//! by who measures; one without is an example of its crate. It is built with the profile `bench` and prints
+//! rows of JSON. What xtask does with those (a table, a plot, `target/xtask/bench-NAME.json`) is in a file
+//! here, `NAME.rs`, with `pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()>`, which
+//! parses its own arguments (`clap::Parser::parse_from`, so that `--help` works) and has a line in [`BENCHES`].
 
 mod alloc;
+mod pod;
 
 use anyhow::{Result, bail};
 
@@ -20,11 +21,18 @@ struct Bench {
     run: fn(&Workspace, &[String]) -> Result<()>,
 }
 
-const BENCHES: &[Bench] = &[Bench {
-    name: "alloc",
-    about: "buddy-alloc beside its peers: time, metadata, balloon quality",
-    run: alloc::run,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "alloc",
+        about: "buddy-alloc beside its peers: time, metadata, balloon quality",
+        run: alloc::run,
+    },
+    Bench {
+        name: "pod",
+        about: "pod-core: zero scan, operations, superpage yield, worst sweep, metadata",
+        run: pod::run,
+    },
+];
 
 /// Run a bench in an optimised build: `cargo xtask bench NAME --help`.
 #[derive(Debug, clap::Args)]

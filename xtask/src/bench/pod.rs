@@ -30,12 +30,23 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace.root())
-        .args(["run", "--quiet", "--profile", "bench", "--package", "pod-core"])
+        .args([
+            "run",
+            "--quiet",
+            "--profile",
+            "bench",
+            "--package",
+            "pod-core",
+        ])
         .args(["--features", "test-utils", "--example", "bench"])
         .stderr(Stdio::inherit())
         .output()
         .context("cargo does not start")?;
-    ensure!(output.status.success(), "the bench failed: {}", output.status);
+    ensure!(
+        output.status.success(),
+        "the bench failed: {}",
+        output.status
+    );
     let text = String::from_utf8(output.stdout)?;
     let rows: Vec<Row> = text
         .lines()
