@@ -148,6 +148,21 @@ impl<const N: usize> Reporting<N> {
         self.reported
     }
 
+    /// Frames out of the allocator because of reports.
+    #[must_use]
+    pub fn held(&self) -> FrameCount {
+        let reports = self.reports.iter().flatten();
+        let runs =
+            reports.flat_map(|report| report.runs.iter().take(report.len).chain(&report.rest));
+        runs.fold(FrameCount::ZERO, |sum, run| sum.saturating_add(run.count()))
+    }
+
+    /// Much was freed: the next step looks for something to report, however long
+    /// the rest was to take.
+    pub const fn look_again(&mut self) {
+        self.next = Nanos::ZERO;
+    }
+
     /// Whether no frame is out of the allocator.
     #[must_use]
     pub fn is_idle(&self) -> bool {

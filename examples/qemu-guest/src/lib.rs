@@ -13,6 +13,6 @@ mod workload;
 
 pub use command::Command;
 pub use frame_set::{FrameSet, TooSmall};
-pub use options::{Fill, OptionError, Options, Percent};
+pub use options::{Beside, Fill, OptionError, Options, Percent};
 pub use watch::{Watch, WatchLog};
 pub use workload::{Damage, Filled, Freed, Ram, Workload, WorkloadError, word_of};

@@ -35,6 +35,33 @@ pub enum Fill {
     All,
 }
 
+/// What runs beside the balloon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Statistics, when the host asks.
+    pub statistics: bool,
+    /// Free page hints for a live migration.
+    pub hints: bool,
+    /// Free page reporting.
+    pub reports: bool,
+}
+
+impl Beside {
+    /// `None` if a word is not known.
+    fn read(words: &str) -> Option<Self> {
+        let mut beside = Self::default();
+        for word in words.split(',') {
+            match word {
+                "statistics" => beside.statistics = true,
+                "hints" => beside.hints = true,
+                "reports" => beside.reports = true,
+                _ => return None,
+            }
+        }
+        Some(beside)
+    }
+}
+
 /// What the host wants of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -46,6 +73,8 @@ pub struct Options<'a> {
     pub fill: Fill,
     /// Share of the filled frames to keep and verify.
     pub keep: Percent,
+    /// What runs beside the balloon.
+    pub beside: Beside,
 }
 
 /// A key has a value the guest does not know: better no run than another one
@@ -62,6 +91,9 @@ pub enum OptionError {
     /// `keep=` something else.
     #[error("keep is to be a percentage from 0 to 100")]
     Keep,
+    /// `beside=` something else.
+    #[error("beside is to be a list of `statistics`, `hints` and `reports`")]
+    Beside,
     /// The line was too long to be kept.
     #[error("the command line is longer than {} bytes", CommandLine::CAPACITY)]
     Cut,
@@ -95,6 +127,10 @@ impl<'a> Options<'a> {
                 Some(Ok(percent)) => Percent::new(percent).ok_or(OptionError::Keep)?,
                 Some(Err(_)) => return Err(OptionError::Keep),
             },
+            beside: match line.get("beside") {
+                None => Beside::default(),
+                Some(words) => Beside::read(words).ok_or(OptionError::Beside)?,
+            },
         })
     }
 }
@@ -113,14 +149,17 @@ mod tests {
         let options = Options::read(&line).unwrap();
         assert_eq!((options.token, options.bulk), ("", true));
         assert_eq!((options.fill, options.keep), (Fill::None, Percent(5)));
+        assert_eq!(options.beside, Beside::default());
     }
 
     #[test]
     fn every_key() {
-        let line = line("token=a-1 path=pfn fill=all keep=100");
+        let line = line("token=a-1 path=pfn fill=all keep=100 beside=hints,statistics");
         let options = Options::read(&line).unwrap();
         assert_eq!((options.token, options.bulk), ("a-1", false));
         assert_eq!((options.fill, options.keep), (Fill::All, Percent(100)));
+        let beside = options.beside;
+        assert!(beside.statistics && beside.hints && !beside.reports);
     }
 
     #[test]
@@ -131,6 +170,7 @@ mod tests {
             ("keep=101", OptionError::Keep),
             ("keep=-1", OptionError::Keep),
             ("keep=many", OptionError::Keep),
+            ("beside=hints,", OptionError::Beside),
         ] {
             assert_eq!(Options::read(&line(text)), Err(error), "{text}");
         }

@@ -316,3 +316,21 @@ fn neither_party_takes_the_other_ones_half_of_the_queue() {
     assert!(!guest.reporting.is_idle());
     assert_eq!(guest.balloon.in_flight(QueueId::Reporting), 9);
 }
+
+#[test]
+fn what_was_freed_need_not_wait_for_the_end_of_the_rest() {
+    let mut guest = guest(pace(4));
+    guest.memory = Memory::new(0x100..0x110);
+    guest.step(0).unwrap();
+    assert_eq!(guest.reporting.held(), FrameCount::new(16));
+    assert_eq!(guest.serve(), [(0x100, 0x10)]);
+    guest.step(1).unwrap();
+    assert_eq!(guest.reporting.held(), FrameCount::ZERO);
+    // Used and freed during the rest.
+    guest.memory = Memory::new(0x100..0x110);
+    guest.step(2).unwrap();
+    assert_eq!(guest.serve(), []);
+    guest.reporting.look_again();
+    guest.step(3).unwrap();
+    assert_eq!(guest.serve(), [(0x100, 0x10)]);
+}

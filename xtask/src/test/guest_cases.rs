@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
+use super::beside_cases;
 use crate::demo::{Path, Plan, measure, stats};
 use crate::setup::Qemu;
 use crate::sim::tour;
 use crate::vm::{Board, Failure, Machine, Vm, resident};
 
-const MIB: u64 = 1 << 20;
-const BOOT: Duration = Duration::from_secs(60);
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const BOOT: Duration = Duration::from_secs(60);
 const REACH: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -99,6 +100,18 @@ pub(super) const CASES: &[Case] = &[
         run: too_little,
     },
     Case {
+        name: "statistics",
+        about: "the host asks what the guest knows",
+        place: Where::OneBoard,
+        run: beside_cases::statistics,
+    },
+    Case {
+        name: "reports",
+        about: "free memory goes to the host by itself",
+        place: Where::OneBoard,
+        run: beside_cases::reports,
+    },
+    Case {
         name: "tour",
         about: "the targets that simulated and Xen guests follow, too",
         place: Where::OneBoard,
@@ -107,12 +120,16 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 impl Site<'_> {
-    fn machine(&self, mem_mib: u64) -> Machine {
+    pub(super) fn machine(&self, mem_mib: u64) -> Machine {
         Machine::new(self.board, mem_mib, self.elf)
     }
 
     /// Boots `machine`, lets `act` use it, and explains what went wrong with the guest's own log.
-    fn with(&self, machine: Machine, act: impl FnOnce(&mut Vm) -> Result<()>) -> Result<()> {
+    pub(super) fn with(
+        &self,
+        machine: Machine,
+        act: impl FnOnce(&mut Vm) -> Result<()>,
+    ) -> Result<()> {
         let mut vm = Vm::start(self.qemu, machine, &self.folder)?;
         act(&mut vm).map_err(|error| vm.explain(error))
     }
@@ -303,7 +320,7 @@ fn change_of_mind(site: &Site<'_>) -> Result<()> {
 }
 
 /// Waits until host memory has fallen by `bytes`, and returns by how much it has.
-fn wait_for_fall(vm: &Vm, before: u64, bytes: u64) -> Result<u64> {
+pub(super) fn wait_for_fall(vm: &Vm, before: u64, bytes: u64) -> Result<u64> {
     let deadline = Instant::now() + REACH;
     loop {
         let fallen = before.saturating_sub(resident(vm.pid())?);
@@ -362,7 +379,9 @@ fn tour(site: &Site<'_>) -> Result<()> {
 fn wait_for_shortage(vm: &mut Vm, memory: u64) -> Result<u64> {
     let status = vm.console.wait("status", ANSWER)?;
     ensure!(
-        status.text().starts_with("blocked: the kernel keeps the memory that is left;"),
+        status
+            .text()
+            .starts_with("blocked: the kernel keeps the memory that is left;"),
         "the guest stops for another reason: {}",
         status.text()
     );
@@ -372,7 +391,7 @@ fn wait_for_shortage(vm: &mut Vm, memory: u64) -> Result<u64> {
 }
 
 /// Asks for `bytes` and waits until `query-balloon` shows exactly that.
-fn resize(vm: &mut Vm, bytes: u64) -> Result<()> {
+pub(super) fn resize(vm: &mut Vm, bytes: u64) -> Result<()> {
     vm.qmp.balloon(bytes)?;
     wait_for(vm, bytes)
 }
@@ -395,7 +414,7 @@ fn wait_for(vm: &mut Vm, bytes: u64) -> Result<()> {
 }
 
 /// The guest answers, its data is whole, and no frame is lost.
-fn check_whole(vm: &mut Vm) -> Result<()> {
+pub(super) fn check_whole(vm: &mut Vm) -> Result<()> {
     vm.console.drain()?;
     vm.console.send("verify")?;
     vm.console.wait("verify", ANSWER)?;

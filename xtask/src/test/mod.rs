@@ -5,6 +5,7 @@
 //! included; their sum is under 45 minutes.
 
 mod bare;
+mod beside_cases;
 mod counts;
 mod downstream;
 mod fuzzing;

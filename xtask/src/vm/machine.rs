@@ -60,6 +60,9 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// The balloon device in QEMU's object tree.
+    pub(crate) const BALLOON_PATH: &str = "/machine/peripheral/balloon";
+
     /// A machine with a plain balloon device, in software emulation.
     pub(crate) fn new(board: Board, mem_mib: u64, kernel: &Path) -> Self {
         Self {
@@ -120,8 +123,11 @@ impl Machine {
         option("device", "isa-debug-exit,iobase=0xf4,iosize=4");
         match self.balloon {
             Balloon::None => {}
-            Balloon::Plain => option("device", "virtio-balloon-pci"),
-            Balloon::Reporting => option("device", "virtio-balloon-pci,free-page-reporting=on"),
+            Balloon::Plain => option("device", "virtio-balloon-pci,id=balloon"),
+            Balloon::Reporting => option(
+                "device",
+                "virtio-balloon-pci,id=balloon,free-page-reporting=on",
+            ),
         }
         words.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
         words

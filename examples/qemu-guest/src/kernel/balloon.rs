@@ -4,10 +4,12 @@
 use balloon_core::Step;
 use balloon_core::{Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status};
 use buddy_alloc::Zone;
-use guest_rt::{BootInfo, now};
-use qemu_guest::{Watch, WatchLog};
+use guest_rt::{BootInfo, now, println};
+use qemu_guest::{Options, Watch, WatchLog};
 use spin::{Mutex, MutexGuard};
+use transport_virtio::VirtioError;
 
+use super::beside::{Beside, BesideStep};
 use super::device::{self, DeviceError, Transport};
 
 /// Requests in flight per direction: half of them are submitted with one kick.
@@ -23,6 +25,9 @@ static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, Policy:
 pub(super) struct Balloon {
     engine: MutexGuard<'static, Engine<REQUESTS>>,
     transport: Transport,
+    beside: Beside,
+    /// Why the services beside it stand still.
+    beside_failed: Option<VirtioError>,
     log: WatchLog,
     told: Told,
 }
@@ -52,8 +57,9 @@ struct Told {
 
 impl Balloon {
     /// Finds the device and starts it.
-    pub(super) fn start(boot: &mut BootInfo, bulk: bool) -> Result<Self, DeviceError> {
-        let transport = device::start(boot, bulk)?;
+    pub(super) fn start(boot: &mut BootInfo, options: &Options<'_>) -> Result<Self, DeviceError> {
+        let transport = device::start(boot, options.bulk, options.beside)?;
+        let beside = Beside::start(options.beside, &transport, boot);
         defmt::info!("negotiated {=u64:#x}", transport.negotiated().bits());
         // An empty balloon is no news.
         let zero = FrameCount::ZERO;
@@ -66,6 +72,8 @@ impl Balloon {
         Ok(Self {
             engine: ENGINE.lock(),
             transport,
+            beside,
+            beside_failed: None,
             log: WatchLog::new(),
             told,
         })
@@ -80,8 +88,29 @@ impl Balloon {
     pub(super) fn step(&mut self, zone: &mut Zone<'_>) -> Step {
         let now = Nanos::new(now().as_nanos());
         let mut source = Watch::new(zone, &mut self.log);
-        self.engine
-            .step(&mut self.transport, &mut source, now, Budget::LARGE)
+        let step = self
+            .engine
+            .step(&mut self.transport, &mut source, now, Budget::LARGE);
+        let beside = self.step_beside(zone, now);
+        Step {
+            more: step.more || beside.more,
+            wake_at: [step.wake_at, beside.wake_at].into_iter().flatten().min(),
+        }
+    }
+
+    fn step_beside(&mut self, zone: &mut Zone<'_>, now: Nanos) -> BesideStep {
+        if self.beside_failed.is_some() {
+            return BesideStep::default();
+        }
+        match self.beside.step(&mut self.transport, zone, now) {
+            Ok(step) => step,
+            Err(error) => {
+                defmt::error!("a service beside the balloon failed");
+                println!("@status beside: {error}");
+                self.beside_failed = Some(error);
+                BesideStep::default()
+            }
+        }
     }
 
     /// Where it stands.
@@ -135,6 +164,19 @@ impl Balloon {
     /// What passed between the allocator and the balloon.
     pub(super) const fn log(&mut self) -> &mut WatchLog {
         &mut self.log
+    }
+
+    /// What runs beside it.
+    pub(super) const fn beside(&mut self) -> &mut Beside {
+        &mut self.beside
+    }
+
+    /// Frames the balloon and what runs beside it keep from the allocator.
+    pub(super) fn out(&self, zone: &Zone<'_>) -> FrameCount {
+        let status = self.status(zone);
+        [status.inflating, status.deflating, self.beside.out()]
+            .into_iter()
+            .fold(status.size, FrameCount::saturating_add)
     }
 
     /// Notifications sent to the device.

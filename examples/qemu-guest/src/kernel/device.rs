@@ -6,6 +6,7 @@ use guest_rt::interrupts::{self, LineTaken};
 use guest_rt::mmio::Mmio;
 use guest_rt::pci::{BarIndex, Bus, Slot};
 use guest_rt::{BootInfo, Delay, PhysAddr, PhysRange, Ports, pci_bus};
+use qemu_guest::Beside;
 use spin::Once;
 use thiserror::Error;
 use transport_virtio::pci::{BarRegion, InterruptStatus, PciError, PciId, PciLayout};
@@ -49,8 +50,12 @@ fn on_interrupt() {
     }
 }
 
-/// Starts the device, with or without the bulk path.
-pub(super) fn start(boot: &mut BootInfo, bulk: bool) -> Result<Transport, DeviceError> {
+/// Starts the device, with or without the bulk path, and what runs beside it.
+pub(super) fn start(
+    boot: &mut BootInfo,
+    bulk: bool,
+    beside: Beside,
+) -> Result<Transport, DeviceError> {
     let mut bus = pci_bus();
     let slot = bus
         .find(|id| {
@@ -71,6 +76,15 @@ pub(super) fn start(boot: &mut BootInfo, bulk: bool) -> Result<Transport, Device
     let mut policy = Policy::new();
     if !bulk {
         policy = policy.without_bulk();
+    }
+    if beside.statistics {
+        policy = policy.with_statistics();
+    }
+    if beside.hints {
+        policy = policy.with_hints();
+    }
+    if beside.reports {
+        policy = policy.with_reporting();
     }
     match bus.interrupt_line(slot) {
         Some(line) => interrupts::on_line(line, on_interrupt)?,

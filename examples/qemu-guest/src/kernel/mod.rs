@@ -1,6 +1,7 @@
 //! The kernel proper: owns the machine, obeys the host, sleeps in between.
 
 mod balloon;
+mod beside;
 #[expect(unsafe_code, reason = "maps the device and gives it memory")]
 mod device;
 mod memory;
@@ -36,7 +37,7 @@ fn main(mut boot: BootInfo) -> ! {
         Err(error) => panic!("command line `{}`: {error}", line.as_str()),
     };
     let ram_kib = boot.ram().bytes() / 1024;
-    let balloon = match Balloon::start(&mut boot, options.bulk) {
+    let balloon = match Balloon::start(&mut boot, &options) {
         Ok(balloon) => Some(balloon),
         Err(error) => {
             println!("@status {error}");
@@ -156,6 +157,9 @@ impl Kernel {
 
     fn free(&mut self) {
         let freed = must(self.workload.free(&mut self.zone));
+        if let Some(balloon) = &mut self.balloon {
+            balloon.beside().freed();
+        }
         println!(
             "@freed frames={} kept={}",
             freed.frames.get(),
@@ -187,10 +191,10 @@ impl Kernel {
     /// allocator's count against the workload's and the balloon's own.
     fn lost(&self) -> i64 {
         let stats = self.zone.stats();
-        let balloon = self.balloon.as_ref().map_or(0, |balloon| {
-            let status = balloon.status(&self.zone);
-            status.size.get() + status.inflating.get() + status.deflating.get()
-        });
+        let balloon = self
+            .balloon
+            .as_ref()
+            .map_or(0, |balloon| balloon.out(&self.zone).get());
         let known = stats.free.get() + self.workload.held().get() + balloon;
         stats.managed.get().cast_signed() - known.cast_signed()
     }
@@ -203,9 +207,14 @@ impl Kernel {
             let size = balloon.status(&self.zone).size.get();
             (balloon.kicks(), balloon.log().ranges_given(), size)
         });
+        let (hinted, reported) = self.balloon.as_mut().map_or((0, 0), |balloon| {
+            let (hinted, reported) = balloon.beside().told();
+            (hinted.get(), reported.get())
+        });
         println!(
             "@stats wakeups={wakeups} balloon_wakeups={balloon_wakeups} kicks={kicks} \
-             ranges={ranges} interrupts={} free={free} ballooned={ballooned} lost={lost}",
+             ranges={ranges} interrupts={} free={free} ballooned={ballooned} hinted={hinted} \
+             reported={reported} lost={lost}",
             interrupts::taken(),
         );
     }

@@ -1,0 +1,120 @@
+//! What runs beside the balloon: statistics, hints for a migration, free page reports.
+
+use balloon_core::{BitmapLedger, FrameCount, FrameRange, Nanos, Pfn};
+use buddy_alloc::Zone;
+use guest_rt::BootInfo;
+use qemu_guest::Beside as Wanted;
+use transport_virtio::{
+    Features, HintStep, Hinting, ReportPace, Reporting, Statistics, Tag, VirtioError,
+};
+
+use super::balloon::SHARED;
+use super::device::Transport;
+
+/// What this kernel knows.
+const TAGS: &[Tag] = &[Tag::FREE, Tag::TOTAL, Tag::AVAILABLE];
+const FRAME: u64 = 4096;
+
+/// Remembers hinted frames.
+type Held = BitmapLedger<&'static mut [u64]>;
+
+/// The services the host wants and the device offers.
+#[derive(Default)]
+pub(super) struct Beside {
+    statistics: Option<Statistics>,
+    hinting: Option<(Hinting, Held)>,
+    reporting: Option<Reporting>,
+    /// Frames out of the allocator because of hints.
+    hinted: FrameCount,
+}
+
+/// What a step leaves to do.
+#[derive(Clone, Copy, Default)]
+pub(super) struct BesideStep {
+    pub(super) more: bool,
+    pub(super) wake_at: Option<Nanos>,
+}
+
+impl Beside {
+    /// Starts what is wanted, as far as the device can.
+    pub(super) fn start(wanted: Wanted, transport: &Transport, boot: &mut BootInfo) -> Self {
+        let can = |feature| transport.negotiated().contains(feature);
+        let mut beside = Self::default();
+        if wanted.statistics && can(Features::STATS_VQ) {
+            beside.statistics = Some(Statistics::new(TAGS));
+        }
+        if wanted.hints && can(Features::FREE_PAGE_HINT) {
+            let ledger = ledger(boot);
+            beside.hinting = ledger.map(|held| (Hinting::new(FrameCount::ZERO), held));
+        }
+        if wanted.reports && can(Features::PAGE_REPORTING) {
+            beside.reporting = Some(Reporting::new(ReportPace::DEFAULT));
+        }
+        beside
+    }
+
+    /// A bounded piece of work of each service; one that fails is given up, with
+    /// the frames it still has.
+    pub(super) fn step(
+        &mut self,
+        transport: &mut Transport,
+        zone: &mut Zone<'_>,
+        now: Nanos,
+    ) -> Result<BesideStep, VirtioError> {
+        let mut left = BesideStep::default();
+        if let Some(statistics) = &mut self.statistics {
+            let stats = zone.stats();
+            statistics.step(transport, SHARED.slots(), |tag| match tag {
+                Tag::TOTAL => stats.managed.get() * FRAME,
+                _ => stats.free.get() * FRAME,
+            })?;
+        }
+        if let Some((hinting, held)) = &mut self.hinting {
+            let HintStep { more, held, .. } =
+                hinting.step(transport, SHARED.slots(), zone, held)?;
+            left.more |= more;
+            self.hinted = held;
+        }
+        if let Some(reporting) = &mut self.reporting {
+            let step = reporting.step(transport, SHARED.slots(), zone, now)?;
+            left.more |= step.more;
+            left.wake_at = step.wake_at;
+        }
+        Ok(left)
+    }
+
+    /// Much was freed: it need not wait for the next look.
+    pub(super) fn freed(&mut self) {
+        if let Some(reporting) = &mut self.reporting {
+            reporting.look_again();
+        }
+    }
+
+    /// Frames that neither the allocator nor the balloon has.
+    pub(super) fn out(&self) -> FrameCount {
+        let reported = self
+            .reporting
+            .as_ref()
+            .map_or(FrameCount::ZERO, Reporting::held);
+        self.hinted.saturating_add(reported)
+    }
+
+    /// Frames hinted, and frames reported, so far.
+    pub(super) fn told(&self) -> (FrameCount, FrameCount) {
+        let hinted = self.hinting.as_ref().map(|(hinting, _)| hinting.hinted());
+        let reported = self.reporting.as_ref().map(Reporting::reported);
+        (
+            hinted.unwrap_or(FrameCount::ZERO),
+            reported.unwrap_or(FrameCount::ZERO),
+        )
+    }
+}
+
+/// A ledger over all memory of this machine.
+fn ledger(boot: &mut BootInfo) -> Option<Held> {
+    let start = boot.free().iter().next()?.start().get() / FRAME;
+    let end = boot.free().iter().last()?.end().get() / FRAME;
+    let all = FrameRange::new(Pfn::new(start), FrameCount::new(end - start))?;
+    let words = usize::try_from(BitmapLedger::words(all.count())).ok()?;
+    BitmapLedger::new(boot.carve_words(words)?, &[all]).ok()
+}
