@@ -56,6 +56,13 @@ impl Recording {
         let passed = self.targets().take_while(|&(at, _)| at <= now);
         passed.last().map(|(_, target)| target)
     }
+
+    /// The size published last at `now`; none before the first.
+    #[must_use]
+    pub fn size_at(&self, now: Nanos) -> Option<FrameCount> {
+        let passed = self.sizes().take_while(|&(at, _)| at <= now);
+        passed.last().map(|(_, size)| size)
+    }
 }
 
 /// The transport `T` with a [`Recording`] of what went over it.

@@ -5,6 +5,8 @@ mod host;
 mod map;
 mod memory;
 mod rng;
+#[cfg(test)]
+mod tour;
 mod trace;
 mod world;
 

@@ -136,7 +136,8 @@ impl<'m> World<'m> {
             82..85 => self.change_faults(),
             85..91 => self.compact(),
             91..93 => self.run_short(),
-            93..96 => self.use_reserve(),
+            93 => self.squeeze(),
+            94..96 => self.use_reserve(),
             96 => self.suspend()?,
             97 => self.reset(),
             _ => {
@@ -295,6 +296,19 @@ impl<'m> World<'m> {
         } else {
             self.relieve(Need::frames(frames));
         }
+    }
+
+    /// The host wants all there is, relief comes before it has answered.
+    fn squeeze(&mut self) {
+        self.set_target(FRAMES);
+        for _ in 0..8 {
+            self.step();
+            self.answer();
+        }
+        let frames = FrameCount::new(1 + self.rng.below(100));
+        self.relieve(Need::frames(frames));
+        self.pass_time();
+        self.step();
     }
 
     fn relieve(&mut self, need: Need) {
