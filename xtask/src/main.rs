@@ -9,6 +9,7 @@
     reason = "a host program that talks to a person"
 )]
 
+mod archive;
 mod bench;
 mod cli;
 mod demo;

@@ -135,7 +135,7 @@ impl Bench {
         memory: Option<&Path>,
     ) -> Result<Host> {
         std::fs::create_dir_all(&self.folder)?;
-        let mut guests = initramfs::Archive::default();
+        let mut guests = crate::archive::Archive::default();
         guests.file(&guest::KERNEL[1..], false, &self.stripped()?);
         for domain in domains {
             let path = format!("guests/{}.cfg", domain.name);
