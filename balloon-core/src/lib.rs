@@ -18,6 +18,7 @@ mod ledger;
 #[cfg(all(test, loom))]
 mod loom_models;
 mod migrate;
+mod pages;
 mod policy;
 mod remap;
 mod run;
@@ -42,6 +43,7 @@ pub use engine::{Engine, MAX_RUNS, Need, Relieved, Resume};
 pub use events::Event;
 pub use ledger::{BitmapLedger, LedgerError, Ledgered, MAX_REGIONS};
 pub use migrate::{Migrate, Migration, Trade};
+pub use pages::{PageAllocator, Paged};
 pub use policy::{Budget, OomRule, Policy, Unit, floor, page_table_reserve};
 pub use remap::RemapList;
 pub use run::{RangeSink, Run};

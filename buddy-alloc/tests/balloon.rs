@@ -1,7 +1,9 @@
 //! The glue to `balloon-core`: its laws, what is kept, and looking by place.
 
 use balloon_core as core_;
-use balloon_core::testing::{check_frame_source_laws, check_ledger_laws};
+use balloon_core::testing::{
+    check_frame_source_laws, check_ledger_laws, check_put_refuses_what_is_free,
+};
 use balloon_core::{Ask, FrameSource, Ledger, Pfn, RangeSink, Run, Stop};
 use buddy_alloc::*;
 use proptest::prelude::*;
@@ -30,6 +32,7 @@ fn a_zone_keeps_the_laws_of_sources_and_ledgers() {
     let mut memory = Vec::new();
     let mut zone = zone(&mut memory);
     check_frame_source_laws(&mut zone);
+    check_put_refuses_what_is_free(&mut zone);
     let in_hand = range(FIRST + 700, 300);
     FrameSource::take_at(&mut zone, in_hand).expect("free");
     check_ledger_laws(&mut zone, in_hand);

@@ -3,7 +3,9 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::run::Run;
-use crate::testing::{FakeSource, check_frame_source_laws, check_ledger_laws};
+use crate::testing::{
+    FakeSource, check_frame_source_laws, check_ledger_laws, check_put_refuses_what_is_free,
+};
 
 fn range(start: u64, count: u64) -> FrameRange {
     FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
@@ -21,6 +23,7 @@ fn keeps_the_laws() {
         check_ledger_laws(&mut ledger(&[range(start, 8192)]), range(start + 100, 300));
     }
     check_frame_source_laws(&mut FakeSource::new(range(0, 100)));
+    check_put_refuses_what_is_free(&mut FakeSource::new(range(0, 100)));
     check_frame_source_laws(&mut Ledgered {
         source: FakeSource::new(range(0, 100)),
         ledger: ledger(&[range(0, 100)]),

@@ -44,6 +44,13 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
     let mut sink = RangeSink::new(&mut runs, FrameCount::ONE);
     assert_ne!(source.take(Ask::any(Pfn::new(0)), &mut sink), Stop::Enough);
     assert!(sink.runs().is_empty(), "a frame above the limit of the ask");
+    // Nothing of what is to be kept.
+    let kept = Ask {
+        keep: FrameCount::MAX,
+        ..ask
+    };
+    assert_ne!(source.take(kept, &mut sink), Stop::Enough);
+    assert!(sink.runs().is_empty(), "a frame that was to be kept");
     let place = hull(&owned);
     check_taking_by_place(source, &owned, place);
     for pfn in owned {
@@ -54,11 +61,25 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
             Ok(()),
             "what was taken goes back"
         );
-        assert_eq!(
-            source.put(range, Backing::Populated),
-            Err(range),
-            "and only once"
-        );
+    }
+}
+
+/// Checks that a source that knows which frames are in hand takes no other ones.
+///
+/// Allocators without that knowledge trust their callers, and cannot be checked.
+///
+/// # Panics
+/// If a frame is taken back twice.
+pub fn check_put_refuses_what_is_free(source: &mut impl FrameSource) {
+    let mut runs = vec![Run::ZERO; 8];
+    let mut sink = RangeSink::new(&mut runs, FrameCount::new(16));
+    source.take(Ask::any(Pfn::LIMIT), &mut sink);
+    assert!(!sink.runs().is_empty(), "the source hands out none");
+    for pfn in frames(sink.runs()) {
+        let range = FrameRange::single(pfn).expect("taken frames are in range");
+        assert_eq!(source.put(range, Backing::Populated), Ok(()));
+        let again = source.put(range, Backing::Populated);
+        assert_eq!(again, Err(range), "only once");
     }
 }
 

@@ -23,7 +23,8 @@ mod trader;
 pub use host::{Answers, FakeHost};
 pub use inject::{FaultInjector, InjectedError, Injection, Odds};
 pub use laws::{
-    check_frame_source_laws, check_ledger_laws, check_migrate_laws, check_transport_laws,
+    check_frame_source_laws, check_ledger_laws, check_migrate_laws, check_put_refuses_what_is_free,
+    check_transport_laws,
 };
 pub use record::{Recorder, Recording, Replay, Said};
 pub use second_stage::SecondStage;

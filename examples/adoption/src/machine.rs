@@ -44,11 +44,14 @@ impl<T> Lock<T> {
 pub struct Registers(Arc<Mutex<FakeDevice>>);
 
 impl Registers {
-    /// A device like QEMU's with free page reporting, and memory it can reach.
+    /// A device like QEMU's, with or without free page reporting, and memory it
+    /// can reach.
     #[must_use]
-    pub fn plugged() -> (Self, FakeMemory) {
+    pub fn plugged(reporting: bool) -> (Self, FakeMemory) {
         let memory = FakeMemory::new(Rings::<Self, FakeMemory, 32>::DMA_BYTES);
-        let profile = Profile::qemu(Features::PAGE_REPORTING | Features::DEFLATE_ON_OOM);
+        let mut features = Features::DEFLATE_ON_OOM;
+        features.set(Features::PAGE_REPORTING, reporting);
+        let profile = Profile::qemu(features);
         let device = FakeDevice::new(profile, memory.clone());
         (Self(Arc::new(Mutex::new(device))), memory)
     }

@@ -3,6 +3,8 @@
 use adoption::executor::{glue, kernel};
 use adoption::machine::Registers;
 use balloon_core::Nanos;
+use balloon_core::testing::check_frame_source_laws;
+use transport_virtio::QueueId;
 
 const CHUNK: usize = 256;
 
@@ -32,13 +34,22 @@ fn left() -> usize {
     kernel::HEAP.lock().left()
 }
 
+/// On a host with the bulk path, then on one without.
 #[test]
 fn inflate_deflate_and_relief_under_the_heap_lock() {
-    let (device, memory) = Registers::plugged();
+    check_frame_source_laws(&mut glue::Chunks(&mut kernel::HEAP.lock()));
+    let all = left();
+    for reporting in [true, false] {
+        cycle(reporting, all);
+    }
+}
+
+fn cycle(reporting: bool, all: usize) {
+    let (device, memory) = Registers::plugged(reporting);
     glue::probe(device.clone(), memory).expect("a balloon");
     settle(&device);
     let reserve = 4;
-    let all = left() + reserve;
+    assert_eq!(left(), all - reserve);
     for target in [8 * CHUNK, 3 * CHUNK, 10 * CHUNK, 0] {
         want(&device, target);
         assert_eq!(device.actual() as usize, target);
@@ -51,12 +62,12 @@ fn inflate_deflate_and_relief_under_the_heap_lock() {
     // The heap is empty but for the balloon: a chunk comes back inside the
     // allocation, with the heap locked.
     want(&device, 6 * CHUNK);
+    let mut used = Vec::new();
     let mut heap = kernel::HEAP.lock();
-    while heap.allocate_quietly(1, 1).is_some() {}
-    let address = heap.allocate(1, 1).expect("relief");
+    used.extend(core::iter::from_fn(|| heap.allocate_quietly(1, 1)));
+    used.push(heap.allocate(1, 1).expect("relief"));
     assert_eq!(heap.left(), CHUNK - 1);
-    heap.deallocate(address, 1);
-    while heap.allocate_quietly(1, 1).is_some() {}
+    used.extend(core::iter::from_fn(|| heap.allocate_quietly(1, 1)));
     drop(heap);
     settle(&device);
     assert_eq!(device.actual() as usize, 5 * CHUNK, "the host is told");
@@ -66,7 +77,7 @@ fn inflate_deflate_and_relief_under_the_heap_lock() {
     let working = glue::BALLOON.lock();
     let mut heap = kernel::HEAP.lock();
     for _ in 0..reserve {
-        assert!(heap.allocate(1, 1).is_some(), "a frame set aside");
+        used.push(heap.allocate(1, 1).expect("a frame set aside"));
     }
     assert!(heap.allocate(1, 1).is_none(), "no more are");
     drop(heap);
@@ -74,4 +85,21 @@ fn inflate_deflate_and_relief_under_the_heap_lock() {
     settle(&device);
     assert_eq!(left(), CHUNK);
     assert_eq!(device.actual() as usize, 4 * CHUNK);
+
+    // All of it goes back.
+    for address in used {
+        kernel::HEAP.lock().deallocate(address, 1);
+    }
+    want(&device, 0);
+    for _ in 0..20 {
+        kernel::pass(Nanos::from_millis(1000));
+        settle(&device);
+    }
+    assert_eq!(left(), all - reserve, "the reserve is filled again");
+    let told = device.notified(QueueId::Inflate) > 0;
+    assert_eq!(told, !reporting, "the path");
+    while let Some(frame) = glue::SHARED.take_reserve() {
+        let address = frame.start().address();
+        kernel::HEAP.lock().deallocate(address, 1);
+    }
 }

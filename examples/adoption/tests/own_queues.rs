@@ -3,11 +3,13 @@
 use adoption::machine::Registers;
 use adoption::own_queues::glue;
 use adoption::own_queues::kernel::{self, FRAME_ALLOCATOR, VirtioDevice, WAIT_QUEUE};
-use balloon_core::FrameCount;
+use balloon_core::testing::check_frame_source_laws;
+use balloon_core::{FrameCount, Paged};
 use core::alloc::Layout;
 use transport_virtio::{Policy, QueueId, VirtioBalloon, wanted_features};
 
-/// What happens to the machine while the thread waits.
+/// What happens to the machine while the thread waits: it is switched off once
+/// all memory is back.
 fn machine(device: Registers, bulk: bool) -> impl FnMut() -> bool + Send {
     let all = FRAME_ALLOCATOR.left();
     let targets = [1000, 300, 1200, 0, 1500];
@@ -37,27 +39,40 @@ fn machine(device: Registers, bulk: bool) -> impl FnMut() -> bool + Send {
                 let pages = device.notified(QueueId::Inflate) > 0;
                 assert_eq!(pages, !bulk, "the path");
             }
-            (None, Some(1)) => return false,
+            (None, Some(1)) if tick == 0 => {
+                for frame in used.drain(..) {
+                    FRAME_ALLOCATOR.dealloc(frame, 4096);
+                }
+                device.want(0);
+            }
+            (None, Some(2)) => {
+                assert_eq!(FRAME_ALLOCATOR.left(), all, "nothing is lost");
+                return false;
+            }
             _ => {}
         }
         true
     }
 }
 
-fn run(policy: &Policy) {
-    let (device, memory) = Registers::plugged();
+fn run(policy: &Policy, bulk: bool) {
+    let (device, memory) = Registers::plugged(bulk);
     let wanted = |offered| wanted_features(offered, policy);
     let offered = device.read_features();
     let (virtio, agreed) = VirtioDevice::negotiate(device.clone(), memory, wanted);
     let queues = glue::probe(virtio, [offered, agreed]).expect("a balloon");
     let balloon = VirtioBalloon::attach(queues, agreed, policy);
-    WAIT_QUEUE.plug(Box::new(machine(device, true)));
+    WAIT_QUEUE.plug(Box::new(machine(device, bulk)));
     // Ends when the machine does.
     assert_eq!(glue::run(balloon), None);
 }
 
+/// On a host with the bulk path, then on one without.
 #[test]
-fn inflate_deflate_and_relief_by_ranges() {
-    // Its queues know no notification by ring position.
-    run(&Policy::new().without_event_idx());
+fn inflate_deflate_and_relief() {
+    check_frame_source_laws(&mut Paged(glue::GlobalFrames));
+    for bulk in [true, false] {
+        // Its queues know no notification by ring position.
+        run(&Policy::new().without_event_idx(), bulk);
+    }
 }

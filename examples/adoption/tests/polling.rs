@@ -2,6 +2,9 @@
 
 use adoption::machine::Registers;
 use adoption::polling::{glue, kernel};
+use balloon_core::Paged;
+use balloon_core::testing::check_frame_source_laws;
+use transport_virtio::QueueId;
 
 /// A tick of the kernel's worker and of its host.
 fn ticks(device: &Registers, count: usize) {
@@ -11,9 +14,17 @@ fn ticks(device: &Registers, count: usize) {
     }
 }
 
+/// On a host with the bulk path, then on one without.
 #[test]
 fn inflate_deflate_and_contiguous_relief() {
-    let (device, memory) = Registers::plugged();
+    check_frame_source_laws(&mut Paged(glue::Pages));
+    for reporting in [true, false] {
+        cycle(reporting);
+    }
+}
+
+fn cycle(reporting: bool) {
+    let (device, memory) = Registers::plugged(reporting);
     glue::probe(kernel::VirtioTransport(device.clone()), memory).expect("a balloon");
     let pages = kernel::free_pages();
     // Every second page in use: the balloon gets the others, one by one.
@@ -42,4 +53,17 @@ fn inflate_deflate_and_contiguous_relief() {
     device.want(0);
     ticks(&device, 20);
     assert_eq!(kernel::free_pages(), free - 64);
+
+    // One long run: by ranges where the host takes them.
+    for page in used.iter().flatten().skip(1).step_by(2) {
+        kernel::dealloc_pages(*page, 1);
+    }
+    let told = device.notified(QueueId::Inflate);
+    device.want(1024);
+    ticks(&device, 60);
+    assert_eq!(device.actual(), 1024);
+    assert_eq!(device.notified(QueueId::Inflate) == told, reporting);
+    device.want(0);
+    ticks(&device, 60);
+    assert_eq!(kernel::free_pages(), pages - 64, "what the heap got stays");
 }

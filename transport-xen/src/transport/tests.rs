@@ -1,4 +1,4 @@
-use balloon_core::testing::{FakeSource, check_transport_laws};
+use balloon_core::testing::{FakeSource, check_migrate_laws, check_transport_laws};
 use balloon_core::{Budget, Bytes, Engine, FrameRange, Nanos, Policy, Progress, Shared};
 
 use super::*;
@@ -36,6 +36,22 @@ fn laws_hold_for_every_kind_of_guest() {
         memory(),
         |_| {},
     );
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn trades_keep_their_law_for_every_kind_of_guest() {
+    check_migrate_laws(&mut balloon(Guest::Pvh), memory(), |_| {});
+    let target = || Target::new(memory().count());
+    let xen = FakeXen::new(Guest::Pv, memory());
+    let p2m = FakeP2m::of(&xen);
+    let mut exchanged = XenBalloon::new(Reservation::new(xen, p2m), target());
+    assert_eq!(exchanged.migration(), Migration::Exchange);
+    check_migrate_laws(&mut exchanged, memory(), |_| {});
+    let xen = FakeXen::new(Guest::Arm, memory());
+    let mut stepped = XenBalloon::new(Reservation::new(xen, Translated::<false>), target());
+    assert_eq!(stepped.migration(), Migration::GiveFirst);
+    check_migrate_laws(&mut stepped, memory(), |_| {});
 }
 
 /// A balloon under its engine, with an allocator that knows every frame.

@@ -11,7 +11,8 @@ use crate::machine::{Lock, NoDelay};
 
 /// The heap deals in chunks of 1 MiB, which come back as they were taken.
 const CHUNK: Order = Order::new(8).unwrap();
-static SHARED: Shared = Shared::new();
+/// What handlers and the out-of-memory hook touch.
+pub static SHARED: Shared = Shared::new();
 
 type Device = VirtioBalloon<Rings<Registers, DmaMemory, 16>>;
 type Balloon = (Engine, Device, BitmapLedger<Vec<u64>>);
@@ -19,16 +20,23 @@ type Balloon = (Engine, Device, BitmapLedger<Vec<u64>>);
 pub static BALLOON: Lock<Option<Balloon>> = Lock::new(None);
 
 /// The locked heap; single frames are for the reserve.
-struct Chunks<'a>(&'a mut Heap);
+#[derive(Debug)]
+pub struct Chunks<'a>(pub &'a mut Heap);
 impl FrameSource for Chunks<'_> {
     fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
         let size = ask.order.frames();
         while out.wanted() >= size && !out.is_full() {
-            let pages = self.0.allocate_quietly(size.get() as usize, size.get());
-            let range = pages.and_then(|at| FrameRange::new(Pfn::containing(at), size));
-            match range.map(|range| out.push(range, Backing::Unknown)) {
-                Some(Ok(())) => {}
-                _ => return Stop::Fragmented,
+            if (self.0.left() as u64) < size.get().saturating_add(ask.keep.get()) {
+                return Stop::Floor;
+            }
+            let start = self.0.allocate_quietly(size.get() as usize, size.get());
+            let chunk = start.and_then(|at| FrameRange::new(Pfn::containing(at), size));
+            let Some(chunk) = chunk else {
+                return Stop::Fragmented;
+            };
+            if chunk.end() > ask.below || out.push(chunk, Backing::Unknown).is_err() {
+                let _ = self.put(chunk, Backing::Unknown);
+                return Stop::Fragmented;
             }
         }
         Stop::Enough

@@ -1,5 +1,7 @@
 //! All that this kernel adds for its balloon, in three of its components.
 
+use core::alloc::Layout;
+
 use balloon_core::{Policy as Pace, *};
 use transport_virtio::*;
 
@@ -7,52 +9,56 @@ use super::kernel::{self, FRAME_ALLOCATOR, SLOTS, VirtQueue, VirtioDevice};
 
 // In the virtio component: requests over its queues and DMA memory.
 
-/// The device, its queues, and what each token of a queue stands for.
-pub struct BalloonDevice(
-    VirtioDevice,
-    [Option<VirtQueue>; 5],
-    [[Option<RequestId>; SLOTS]; 5],
-);
+/// A queue, and which request each of its tokens stands for.
+struct Line(VirtQueue, [Option<RequestId>; SLOTS]);
+/// The device and its queues.
+pub struct BalloonDevice {
+    device: VirtioDevice,
+    lines: [Option<Line>; QueueId::ALL.len()],
+}
 
 /// Called by the component for a balloon device it has negotiated with.
 pub fn probe(mut device: VirtioDevice, [offered, agreed]: [Features; 2]) -> Option<BalloonDevice> {
     let map = discover(offered, agreed, |index| device.has_queue(index.get())).ok()?;
-    let queues = QueueId::ALL.map(|queue| Some(device.queue(map.index(queue)?.get())));
+    let mut line = |index: QueueIndex| Line(device.queue(index.get()), [None; SLOTS]);
+    let lines = QueueId::ALL.map(|queue| map.index(queue).map(&mut line));
     device.finish_init();
-    Some(BalloonDevice(device, queues, Default::default()))
-}
-
-fn piece(run: &Run) -> (u64, u64) {
-    (run.range().start().address(), run.count().bytes().get())
+    Some(BalloonDevice { device, lines })
 }
 
 impl Queues for BalloonDevice {
     fn capacity(&self, queue: QueueId) -> Capacity {
-        let size = self.1[queue.index()].as_ref().map_or(0, VirtQueue::size);
+        let line = self.lines[queue.index()].as_ref();
+        let [descriptors, requests, ranges] = [line.map_or(0, |line| line.0.size()); 3];
         Capacity {
-            descriptors: size,
-            requests: size,
-            ranges: size,
+            descriptors,
+            requests,
+            ranges,
         }
     }
     fn submit(&mut self, q: QueueId, id: RequestId, body: Body<'_>) -> Result<(), QueueError> {
-        let queue = self.1[q.index()].as_mut().ok_or(QueueError::TooLong)?;
+        let buffer = self.device.dma_buffer(q.index() * SLOTS + id.slot.index());
+        let piece = |run: &Run| (run.range().start().address(), run.count().bytes().get());
+        let Some(Line(queue, waiting)) = &mut self.lines[q.index()] else {
+            return Err(QueueError::TooLong);
+        };
         let token = match body {
-            Body::Bytes(bytes) => {
-                let buffer = self.0.dma_buffer(q.index() * SLOTS + id.slot.index());
-                queue.add_input(buffer.write(bytes), bytes.len())
-            }
+            Body::Bytes(bytes) => queue.add_input(buffer.write(bytes), bytes.len()),
             Body::Ranges(runs) => queue.add_outputs(runs.iter().map(piece)),
         };
-        self.2[q.index()][usize::from(token.map_err(|_| QueueError::Full)?)] = Some(id);
+        waiting[usize::from(token.map_err(|_| QueueError::Full)?)] = Some(id);
         Ok(())
     }
     fn kick(&mut self, queue: QueueId, _: usize) -> bool {
-        self.1[queue.index()].as_mut().is_some_and(VirtQueue::kick)
+        let line = &mut self.lines[queue.index()];
+        line.as_mut().is_some_and(|line| line.0.kick())
     }
     fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {
-        let token = self.1[queue.index()].as_mut().and_then(VirtQueue::pop_used);
-        Ok(token.and_then(|token| self.2[queue.index()][usize::from(token)].take()))
+        let answered = self.lines[queue.index()].as_mut().and_then(|line| {
+            let token = line.0.pop_used()?;
+            line.1[usize::from(token)].take()
+        });
+        Ok(answered)
     }
     fn counters(&self) -> QueueCounters {
         QueueCounters::default()
@@ -60,40 +66,35 @@ impl Queues for BalloonDevice {
 }
 impl ConfigIo for BalloonDevice {
     fn config_len(&self) -> usize {
-        self.0.config_len()
+        self.device.config_len()
     }
     fn read_config(&mut self, offset: u16) -> u32 {
-        self.0.read_config(offset)
+        self.device.read_config(offset)
     }
     fn write_config(&mut self, offset: u16, value: u32) {
-        self.0.write_config(offset, value);
+        self.device.write_config(offset, value);
     }
     fn generation(&mut self) -> u32 {
-        self.0.generation()
+        self.device.generation()
     }
 }
 
 // In the memory component: frames from the static allocator.
 
-struct GlobalFrames;
-impl FrameSource for GlobalFrames {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        let (n, size) = (ask.order.frames(), 4096 << ask.order.get());
-        let layout = core::alloc::Layout::from_size_align(size, size).ok();
-        let block = |l| FrameRange::new(Pfn::containing(FRAME_ALLOCATOR.alloc(l)?), n);
-        while out.wanted() >= n && !out.is_full() {
-            let pushed = layout
-                .and_then(block)
-                .map(|b| out.push(b, Backing::Unknown));
-            if pushed.is_none_or(|pushed| pushed.is_err()) {
-                return Stop::Fragmented;
-            }
-        }
-        Stop::Enough
+/// The frame allocator.
+#[derive(Debug)]
+pub struct GlobalFrames;
+impl PageAllocator for GlobalFrames {
+    fn allocate(&mut self, count: FrameCount, align: Order) -> Option<Pfn> {
+        let (size, align) = (count.bytes(), align.frames().bytes());
+        let layout = Layout::from_size_align(size.get() as usize, align.get() as usize);
+        FRAME_ALLOCATOR.alloc(layout.ok()?).map(Pfn::containing)
     }
-    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
+    fn free(&mut self, range: FrameRange) {
         FRAME_ALLOCATOR.dealloc(range.start().address(), range.count().bytes().get());
-        Ok(())
+    }
+    fn available(&mut self) -> FrameCount {
+        FrameCount::new(FRAME_ALLOCATOR.left() as u64)
     }
 }
 
@@ -106,7 +107,7 @@ pub static SHARED: Shared = Shared::new();
 pub fn run(mut balloon: VirtioBalloon<BalloonDevice>) -> Option<()> {
     kernel::on_config_change(|| SHARED.signal().config_changed());
     kernel::on_used(|| SHARED.signal().used());
-    let (source, ram) = (GlobalFrames, FRAME_ALLOCATOR.memory());
+    let (source, ram) = (Paged(GlobalFrames), FRAME_ALLOCATOR.memory());
     let words = vec![0; BitmapLedger::words(ram.count()) as usize];
     let ledger = BitmapLedger::new(words, &[ram]).ok()?;
     let mut frames = Ledgered { source, ledger };

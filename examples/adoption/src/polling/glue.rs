@@ -6,38 +6,26 @@ use transport_virtio::{Policy, *};
 use super::kernel::{self, DmaMemory, VirtioTransport};
 use crate::machine::Lock;
 
-type Frames = Ledgered<Pages, BitmapLedger<Vec<u64>>>;
+type Frames = Ledgered<Paged<Pages>, BitmapLedger<Vec<u64>>>;
 type Balloon = VirtioBalloon<Rings<Bus, DmaMemory, 16>>;
 static SHARED: Shared = Shared::new();
 static BALLOON: Lock<Option<(Engine, Balloon, Frames)>> = Lock::new(None);
 const POLL: Nanos = Nanos::from_millis(100);
 
-struct Pages;
-impl FrameSource for Pages {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        let mut count = out.wanted();
-        while count >= ask.order.frames() && !count.is_zero() {
-            let align = ask.order.frames().get();
-            let pages = kernel::alloc_pages(count.get() as usize, align);
-            let range = |at| FrameRange::new(Pfn::containing(kernel::virt_to_phys(at)), count);
-            match pages
-                .and_then(range)
-                .map(|range| out.push(range, Backing::Unknown))
-            {
-                Some(_) => count = count.min(out.wanted()),
-                None => count = FrameCount::new(count.get() / 2).round_down(ask.order),
-            }
-        }
-        if out.is_full() {
-            Stop::Enough
-        } else {
-            Stop::Fragmented
-        }
+/// The page allocator.
+#[derive(Debug)]
+pub struct Pages;
+impl PageAllocator for Pages {
+    fn allocate(&mut self, count: FrameCount, align: Order) -> Option<Pfn> {
+        let at = kernel::alloc_pages(count.get() as usize, align.frames().get())?;
+        Some(Pfn::containing(kernel::virt_to_phys(at)))
     }
-    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
+    fn free(&mut self, range: FrameRange) {
         let at = kernel::phys_to_virt(range.start().address());
         kernel::dealloc_pages(at, range.count().get() as usize);
-        Ok(())
+    }
+    fn available(&mut self) -> FrameCount {
+        FrameCount::new(kernel::free_pages() as u64)
     }
 }
 
@@ -59,10 +47,7 @@ impl ConfigIo for Bus {
 }
 impl Device for Bus {
     fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
-        self.0
-            .max_queue_size(queue.get())
-            .try_into()
-            .unwrap_or(u16::MAX)
+        u16::try_from(self.0.max_queue_size(queue.get())).unwrap_or(u16::MAX)
     }
     fn set_queue(&mut self, q: QueueIndex, n: u16, at: RingAddresses) -> Result<(), QueueRefused> {
         let areas = [at.descriptors, at.driver, at.device];
@@ -87,7 +72,7 @@ pub fn probe(mut bus: VirtioTransport, memory: DmaMemory) -> Option<()> {
     let words = vec![0; BitmapLedger::words(ram.count()) as usize];
     let ledger = BitmapLedger::new(words, &[ram]).ok()?;
     let engine = Engine::new(&SHARED, Pace::DEFAULT);
-    let source = Pages;
+    let source = Paged(Pages);
     let frames = Ledgered { source, ledger };
     *BALLOON.lock() = Some((engine, balloon, frames));
     kernel::on_out_of_pages(relieve);
