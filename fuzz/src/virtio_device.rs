@@ -10,9 +10,10 @@ use balloon_core::{
     BitmapLedger, Budget, Engine, FrameCount, FrameRange, GivePath, Ledger, Nanos, Order, Pfn,
     Policy as Pace, Shared, Transport,
 };
-use transport_virtio::fake::{self, FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
+use transport_virtio::fake::{FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
 use transport_virtio::{
-    Dma, Features, Hinting, Policy, QueueId, ReportPace, Reporting, Statistics, Tag,
+    Dma, Features, Hinting, Policy, QueueId, ReportPace, Reporting, Rings, Statistics, Tag,
+    UnusedPages,
 };
 
 /// A bit of the input, and what it switches on.
@@ -44,7 +45,8 @@ impl Bytes<'_> {
 
     fn profile(&mut self) -> Profile {
         let offered = Features::from_bits_retain(self.byte().into());
-        let profile = match self.byte() % 6 {
+        let profile = match self.byte() % 7 {
+            6 => Profile::chunk_transfer(offered),
             0 => Profile::specification(offered),
             1 => Profile::qemu(offered),
             2 => Profile::firecracker(offered),
@@ -74,7 +76,7 @@ impl Bytes<'_> {
     fn policy(&mut self) -> Policy {
         let bits = self.byte();
         let mut policy = Policy::new();
-        let choices: [Choice; 7] = [
+        let choices: [Choice; 8] = [
             (1, Policy::polled),
             (2, Policy::without_bulk),
             (4, Policy::without_event_idx),
@@ -82,6 +84,7 @@ impl Bytes<'_> {
             (16, Policy::with_hints),
             (32, Policy::with_reporting),
             (64, |policy| policy.with_poison(1)),
+            (128, Policy::with_host_superpages),
         ];
         for (bit, choose) in choices {
             if bits & bit != 0 {
@@ -100,6 +103,8 @@ struct Guest {
     statistics: Statistics,
     hinting: Hinting<N>,
     hinted: BitmapLedger<Vec<u64>>,
+    unused: UnusedPages,
+    unused_held: BitmapLedger<Vec<u64>>,
     reporting: Reporting,
     used: Vec<Pfn>,
     now: u64,
@@ -126,6 +131,9 @@ impl Guest {
         let (balloon, source) = (&mut self.balloon, &mut self.source);
         let _ = self.statistics.step(balloon, slots, |tag| tag.get().into());
         let _ = self.hinting.step(balloon, slots, source, &mut self.hinted);
+        let _ = self
+            .unused
+            .step(balloon, slots, source, &mut self.unused_held);
         let _ = self.reporting.step(balloon, slots, source, now);
     }
 
@@ -147,7 +155,10 @@ impl Guest {
     /// Every frame has one owner.
     fn check(&self) {
         self.source.check(FrameCount::new(self.used.len() as u64));
-        let hinted = self.hinted.held(GivePath::Told);
+        let hinted = [&self.hinted, &self.unused_held].map(|held| held.held(GivePath::Told));
+        let hinted = hinted
+            .into_iter()
+            .fold(FrameCount::ZERO, FrameCount::saturating_add);
         assert!(
             hinted <= self.source.in_hand(),
             "hinted frames are out of the allocator"
@@ -166,12 +177,21 @@ pub fn run(data: &[u8]) {
 }
 
 fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
-    let (mut device, memory) = fake::pair::<N>(bytes.profile());
-    let shared_memory: FakeMemory = memory.clone();
+    let profile = bytes.profile();
     let moods = bytes.byte();
+    let policy = bytes.policy();
+    // Only a device that is known to speak the dialect is spoken to in it; now
+    // and then one that was mistaken for it.
+    let policy = if profile.chunks() || moods & 0x40 != 0 {
+        policy.with_chunk_transfer()
+    } else {
+        policy
+    };
+    let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, N>::dma_bytes(&policy));
+    let mut device = FakeDevice::new(profile, memory.clone());
+    let shared_memory: FakeMemory = memory.clone();
     device.stuck = moods == 1;
     device.picky = moods == 2;
-    let policy = bytes.policy();
     let Ok(balloon) = FakeBalloon::<N>::bring_up(device, memory, &policy, &mut NoDelay) else {
         return;
     };
@@ -190,6 +210,8 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
         statistics: Statistics::new(&[Tag::FREE, Tag::TOTAL]),
         hinting: Hinting::new(FrameCount::new(8)),
         hinted: BitmapLedger::new(vec![0; words], &[frames]).unwrap(),
+        unused: UnusedPages::new(FrameCount::new(4)),
+        unused_held: BitmapLedger::new(vec![0; words], &[frames]).unwrap(),
         reporting: Reporting::new(ReportPace {
             order: Order::FRAME,
             ..ReportPace::DEFAULT

@@ -1,22 +1,27 @@
 //! The transport itself: requests of the engine become requests on queues.
 
-use balloon_core::wire::pfn_array::{self, NUMBER_SIZE, PfnArrays};
 use balloon_core::{
     Capabilities, Completer, FrameCount, GivePath, InFlight, Kind, Limits, Migrate, Migration,
-    Order, Outcome, Pfn, Request, Run, Trade, Transport, TransportError, TransportErrorKind,
+    Order, Outcome, Request, Trade, Transport, TransportError, TransportErrorKind,
 };
 
 use crate::protocol::{
-    ACTUAL, BULK_RUN, ConfigIo, Features, HINT_COMMAND, NUM_PAGES, Policy, QueueId, bulk_allowed,
-    read_stable, reporting_allowed,
+    ACTUAL, CHUNK_TRANSFER, ConfigIo, Features, HINT_COMMAND, HOST_REQUESTS, NUM_PAGES, Policy,
+    QueueId, bulk_allowed, read_stable, reporting_allowed,
 };
-use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
+use crate::queues::{
+    Body, Capacity, HostRequestQueue, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId,
+};
+use crate::shape::{
+    Encoded, chunk_limits, fits, hint_limits, page_numbers, range_limits, response, told_limits,
+};
 
 /// A virtio balloon over the queues `Q`, to be stepped by the engine.
 ///
 /// * [`GivePath::Told`]: up to 256 page numbers in a descriptor of the inflate
 ///   queue, one descriptor a request (two on a host with unsplittable pages of
 ///   2 MiB), taken back through the deflate queue.
+///   Under `CHUNK_TRANSFER`: up to 63 chunks instead.
 /// * [`GivePath::Bulk`]: ranges through the reporting queue, where the device
 ///   and the [`Policy`] allow it; the frames stay ballooned, and taking them
 ///   back needs no request.
@@ -28,6 +33,9 @@ pub struct VirtioBalloon<Q> {
     /// Of the services beside the engine, where the device has them.
     report: Option<Limits>,
     hint: Option<Limits>,
+    /// Frames are told in chunks, and the host may ask for unused ones.
+    chunks: bool,
+    host_requests: bool,
     /// Requests with the device, by lane.
     in_flight: [usize; Lane::COUNT],
     encoded: Encoded,
@@ -122,7 +130,15 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     /// [`discover`](crate::discover).
     #[must_use]
     pub fn attach(queues: Q, negotiated: Features, policy: &Policy) -> Self {
-        let told = |queue| told_limits(queues.capacity(queue).requests, policy);
+        let chunks = policy.chunk_transfer() && negotiated.contains(CHUNK_TRANSFER);
+        let told = |queue| {
+            let requests = queues.capacity(queue).requests;
+            if chunks {
+                chunk_limits(requests)
+            } else {
+                told_limits(requests, policy)
+            }
+        };
         let mut capabilities = Capabilities::new(told(QueueId::Inflate), told(QueueId::Deflate));
         if policy.host_superpages() {
             capabilities.unit = Order::SUPERPAGE;
@@ -147,7 +163,10 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             negotiated,
             capabilities,
             report: range_limits(reports, ranges),
-            hint: hint_limits(queues.capacity(QueueId::Hint).descriptors),
+            hint: hint_limits(queues.capacity(QueueId::Hint).descriptors)
+                .filter(|_| !policy.chunk_transfer()),
+            chunks,
+            host_requests: chunks && negotiated.contains(HOST_REQUESTS),
             queues,
             in_flight: [0; Lane::COUNT],
             encoded: [0; MAX_BYTES * 2],
@@ -199,7 +218,7 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     /// # Errors
     /// [`VirtioError::Unsupported`] without the feature.
     pub(crate) fn read_hint_command(&mut self) -> Result<u32, VirtioError> {
-        if !self.negotiated.contains(Features::FREE_PAGE_HINT) {
+        if self.hint.is_none() {
             return Err(VirtioError::Unsupported);
         }
         read_stable(&mut self.queues, HINT_COMMAND).map_err(|_| VirtioError::Unstable)
@@ -220,10 +239,21 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
         self.queues
             .submit(queue, id, Body::Bytes(bytes))
             .map_err(|error| VirtioError::Queue(queue, error))?;
+        self.count(lane);
+        Ok(())
+    }
+
+    /// One more request is with the device.
+    fn count(&mut self, lane: Lane) {
         if let Some(count) = self.in_flight.get_mut(lane as usize) {
             *count += 1;
         }
-        Ok(())
+    }
+
+    /// Whether the host may ask for unused pages.
+    #[must_use]
+    pub const fn takes_host_requests(&self) -> bool {
+        self.host_requests
     }
 
     /// Notifies the device of one queue's new requests, asks to be told of each
@@ -286,70 +316,19 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     }
 }
 
-/// Room for the page numbers of one request.
-type Encoded = [u8; MAX_BYTES * 2];
-
-/// What one request of page numbers may hold.
-fn told_limits(requests: usize, policy: &Policy) -> Limits {
-    let descriptors = if policy.host_superpages() { 2 } else { 1 };
-    let runs = pfn_array::PER_BUFFER * descriptors;
-    let frames = FrameCount::new(runs as u64);
-    Limits {
-        frames,
-        runs,
-        run: frames,
-        in_flight: requests / descriptors,
-        below: pfn_array::LIMIT,
+impl<Q: HostRequestQueue + ConfigIo> VirtioBalloon<Q> {
+    /// Offers the host a buffer for its next request.
+    pub(crate) fn offer(&mut self, slot: &InFlight<'_>) -> Result<(), VirtioError> {
+        let id = RequestId {
+            kind: slot.kind(),
+            slot: slot.slot(),
+        };
+        self.queues
+            .offer(id)
+            .map_err(|error| VirtioError::Queue(QueueId::Hint, error))?;
+        self.count(Lane::Hint);
+        Ok(())
     }
-}
-
-/// Whether a request keeps to its limits.
-fn fits(runs: &[Run], limits: Limits) -> bool {
-    let frames = |sum: FrameCount, run: &Run| sum.saturating_add(run.count());
-    (1..=limits.runs).contains(&runs.len())
-        && runs.iter().fold(FrameCount::ZERO, frames) <= limits.frames
-        && runs
-            .iter()
-            .all(|run| run.count() <= limits.run && run.range().end() <= limits.below)
-}
-
-/// The frames as page numbers, if all of them have one and fit.
-fn page_numbers<'a>(runs: &[Run], buffer: &'a mut Encoded) -> Option<&'a [u8]> {
-    let mut arrays = PfnArrays::new(runs.iter().copied());
-    let count = arrays.fill(buffer).ok()?;
-    let whole = arrays.peek().is_none();
-    let len = usize::try_from(count.get()).ok()? * NUMBER_SIZE;
-    buffer.get(..len).filter(|_| whole)
-}
-
-/// What one request of ranges may hold, given so many descriptors, and `ranges`
-/// to each if that is not zero.
-///
-/// Without, two requests share the descriptors, so that the device has one to
-/// work on while the other is answered and refilled.
-fn range_limits(descriptors: usize, ranges: usize) -> Option<Limits> {
-    let (runs, in_flight) = match (descriptors, ranges) {
-        (0, _) => return None,
-        (1, 0) => (1, 1),
-        (_, 0) => (descriptors / 2, 2),
-        (_, _) => (ranges, descriptors),
-    };
-    let frames = BULK_RUN.get().saturating_mul(runs as u64);
-    Some(Limits {
-        frames: FrameCount::new(frames),
-        runs,
-        run: BULK_RUN,
-        in_flight,
-        below: Pfn::LIMIT,
-    })
-}
-
-/// What one hint may hold: QEMU looks at the first range of a request only, and
-/// a command must always find room.
-fn hint_limits(descriptors: usize) -> Option<Limits> {
-    let one = range_limits(1, 0)?;
-    let in_flight = descriptors.checked_sub(1).filter(|&left| left > 0)?;
-    Some(Limits { in_flight, ..one })
 }
 
 /// The queues the engine kicks; services kick their own.
@@ -397,7 +376,11 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
         }
         let body = match lane {
             Lane::Inflate | Lane::Deflate => {
-                let bytes = page_numbers(request.runs, &mut self.encoded);
+                let bytes = if self.chunks {
+                    response(id, request.runs, &mut self.encoded)
+                } else {
+                    page_numbers(request.runs, &mut self.encoded)
+                };
                 Body::Bytes(bytes.ok_or(VirtioError::TooLarge)?)
             }
             _ => Body::Ranges(request.runs),

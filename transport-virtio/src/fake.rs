@@ -32,7 +32,7 @@ use crate::balloon::VirtioBalloon;
 use crate::bring_up::BringUpError;
 use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 use crate::dma::Dma;
-use crate::protocol::{ConfigIo, Features, Policy, QueueId, QueueIndex};
+use crate::protocol::{ConfigIo, Features, HostRequest, Policy, QueueId, QueueIndex};
 use crate::rings::{Refused, Rings};
 
 /// Memory of the process that plays shared memory; clones are the same memory.
@@ -108,7 +108,8 @@ pub fn bring_up<const S: usize>(
     profile: Profile,
     policy: &Policy,
 ) -> Result<FakeBalloon<S>, Refused<BringUpError, FakeDevice, FakeMemory>> {
-    let (device, memory) = pair::<S>(profile);
+    let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, S>::dma_bytes(policy));
+    let device = FakeDevice::new(profile, memory.clone());
     VirtioBalloon::bring_up(device, memory, policy, &mut NoDelay)
 }
 
@@ -181,7 +182,7 @@ impl<M: Dma> FakeDevice<M> {
             queues: [Queue::default(); 8],
             interrupts: 0,
             history: Vec::new(),
-            judge: Judge::new(profile.offered()),
+            judge: Judge::new(&profile),
             stuck: false,
             picky: false,
             restless: false,
@@ -413,6 +414,32 @@ impl<M: Dma> FakeDevice<M> {
         (first..first.saturating_add(len).min(self.memory.len()))
             .map(byte)
             .collect()
+    }
+
+    /// Asks for unused pages, if the driver has left a buffer for that; whether
+    /// it had.
+    ///
+    /// # Panics
+    /// If what the driver left is not such a buffer.
+    pub fn request_unused_pages(&mut self, id: u16) -> bool {
+        let Some(chain) = self.take(QueueId::Hint) else {
+            return false;
+        };
+        let [buffer] = chain.descriptors[..] else {
+            panic!("a buffer of several descriptors")
+        };
+        assert!(
+            buffer.writable && buffer.len == 16,
+            "a buffer for a request"
+        );
+        let request = HostRequest::UnusedPages(id).encode();
+        let offset = buffer.address - self.memory.address();
+        for (place, half) in (offset..).step_by(2).zip(request.as_chunks::<2>().0) {
+            let place = usize::try_from(place).unwrap_or(usize::MAX);
+            self.memory.store16(place, u16::from_le_bytes(*half));
+        }
+        self.answer(QueueId::Hint, chain.head.into(), buffer.len);
+        true
     }
 
     /// The page numbers of a request on the inflate or deflate queue.

@@ -299,12 +299,12 @@ impl<const N: usize> Hinting<N> {
     }
 }
 
-fn out(held: &impl Ledger) -> FrameCount {
+pub(crate) fn out(held: &impl Ledger) -> FrameCount {
     held.held(GivePath::Told)
 }
 
 /// Moves a bounded number of remembered frames back to the allocator.
-fn release(
+pub(crate) fn release(
     source: &mut impl FrameSource,
     held: &mut impl Ledger,
     wanted: FrameCount,

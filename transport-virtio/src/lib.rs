@@ -23,8 +23,10 @@ mod queues;
 mod report;
 mod ring;
 mod rings;
+mod shape;
 mod statistics;
 mod sync;
+mod unused;
 #[cfg(feature = "virtio-drivers-0-13")]
 pub mod virtio_drivers_0_13;
 mod virtio_mmio;
@@ -40,10 +42,13 @@ pub use protocol::{
     ConfigIo, Features, MissingQueue, Numbering, OPTIONAL, Policy, QueueId, QueueIndex, QueueMap,
     REQUIRED, Tag, discover, wanted_features,
 };
-pub use queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
+pub use queues::{
+    Body, Capacity, HostRequestQueue, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId,
+};
 pub use report::{ReportPace, ReportStep, Reporting};
 pub use rings::{AttachError, Refused, Rings};
 pub use statistics::Statistics;
+pub use unused::{UnusedPages, UnusedStep};
 pub use virtio_mmio::{MappedMmio, MmioError};
 
 /// A balloon on a modern PCI device, with up to `S` requests in flight a queue.

@@ -10,7 +10,7 @@ use core::fmt;
 use balloon_core::wire::pfn_array::{NUMBER_SIZE, PER_BUFFER};
 use balloon_core::{Kind, Run, SlotId};
 
-use crate::protocol::QueueId;
+use crate::protocol::{HostRequest, QueueId};
 
 /// What a queue must hand back with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,6 +114,24 @@ pub trait Queues {
 
     /// What happened on the queues so far.
     fn counters(&self) -> QueueCounters;
+}
+
+/// Queues of a device that speaks `CHUNK_TRANSFER`
+/// ([`Policy::with_chunk_transfer`](crate::Policy::with_chunk_transfer)): the one
+/// in the place of [`QueueId::Hint`] carries requests of the host as well.
+pub trait HostRequestQueue: Queues {
+    /// Offers the device a buffer for its next request: one device-writable
+    /// descriptor of [`HostRequest::SIZE`] bytes. One at a time.
+    ///
+    /// # Errors
+    /// The device has not seen the buffer and never will.
+    fn offer(&mut self, request: RequestId) -> Result<(), QueueError>;
+
+    /// What the device had written when [`pop`](Queues::pop) yielded the buffer
+    /// offered last; once, and a copy that no longer changes.
+    ///
+    /// Zeros where it wrote less.
+    fn take_host_request(&mut self) -> Option<[u8; HostRequest::SIZE]>;
 }
 
 /// What happened on a device's queues, wrapping.

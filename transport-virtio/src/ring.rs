@@ -98,6 +98,14 @@ pub(crate) struct Kick {
     pub(crate) answered: bool,
 }
 
+/// What [`Ring::pop`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) request: RequestId,
+    /// Bytes the device claims to have written.
+    pub(crate) written: u32,
+}
+
 /// The driver's half of a queue of at most `S` descriptors.
 #[derive(Debug)]
 pub(crate) struct Ring<const S: usize> {
@@ -310,7 +318,7 @@ impl<const S: usize> Ring<S> {
         }
     }
 
-    /// The next answered request; looks at a bounded number of answers.
+    /// The next answer to a request; looks at a bounded number of answers.
     ///
     /// Who asked for an interrupt calls it until there is none, or none in
     /// flight.
@@ -318,7 +326,7 @@ impl<const S: usize> Ring<S> {
         &mut self,
         memory: &impl Dma,
         counters: &mut QueueCounters,
-    ) -> Result<Option<RequestId>, QueueError> {
+    ) -> Result<Option<Answer>, QueueError> {
         if self.broken {
             return Err(QueueError::Broken);
         }
@@ -349,10 +357,7 @@ impl<const S: usize> Ring<S> {
                 continue;
             };
             counters.answers = counters.answers.wrapping_add(1);
-            if written != 0 {
-                counters.odd_lengths = counters.odd_lengths.wrapping_add(1);
-            }
-            return Ok(Some(request));
+            return Ok(Some(Answer { request, written }));
         }
         Ok(None)
     }

@@ -1,15 +1,21 @@
 //! Our own virtqueues over a device's registers and memory shared with it.
 
+mod layout;
+
 use core::fmt;
 
 use crate::device::{Device, RingAddresses};
 use crate::dma::Dma;
 use crate::protocol::{
-    ConfigIo, Features, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover, needed_config,
+    ConfigIo, Features, HostRequest, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover,
+    needed_config,
 };
-use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
-use crate::ring::{Access, Areas, DESCRIPTOR, Ring, Segment, store_bytes};
+use crate::queues::{
+    Body, Capacity, HostRequestQueue, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId,
+};
+use crate::ring::{Access, DESCRIPTOR, Ring, Segment, store_bytes};
 use crate::{DmaRegion, MappedPci};
+use layout::{Buffers, Layout, MAX_DESCRIPTORS, TABLE};
 
 /// Split virtqueues of at most `S` descriptors each, a power of two.
 ///
@@ -21,7 +27,11 @@ pub struct Rings<D = MappedPci, M = DmaRegion, const S: usize = 64> {
     memory: M,
     map: QueueMap,
     rings: [Ring<S>; QueueId::COUNT],
+    buffers: [Buffers; QueueId::COUNT],
     indirect: bool,
+    /// The buffer for a host request that the device has, and where it lies.
+    offered: Option<(RequestId, usize)>,
+    host_request: Option<[u8; HostRequest::SIZE]>,
     counters: QueueCounters,
 }
 
@@ -66,99 +76,6 @@ impl<E: fmt::Display, D, M> fmt::Display for Refused<E, D, M> {
 
 impl<E: core::error::Error, D: fmt::Debug, M: fmt::Debug> core::error::Error for Refused<E, D, M> {}
 
-/// Ranges that fit in a request of one descriptor.
-const TABLE: usize = 32;
-
-/// Descriptors of a request of bytes.
-const MAX_DESCRIPTORS: usize = 2;
-
-/// Bytes of a hinting command.
-const COMMAND: usize = 4;
-
-/// The buffers of one queue: descriptor `i` owns the one at `base + i * stride`.
-#[derive(Clone, Copy)]
-struct Buffers {
-    base: usize,
-    stride: usize,
-    len: usize,
-    /// Requests that may use one at a time.
-    requests: usize,
-    /// Buffers, and descriptors, of one request at most.
-    descriptors: usize,
-}
-
-/// Where everything lies in the shared memory.
-struct Layout {
-    areas: [Areas; QueueId::COUNT],
-    buffers: [Buffers; QueueId::COUNT],
-    /// Descriptor tables of the reporting queue, one for each descriptor.
-    tables: usize,
-    len: usize,
-}
-
-impl Layout {
-    const fn of(size: usize) -> Self {
-        let mut areas = [Areas {
-            descriptors: 0,
-            available: 0,
-            used: 0,
-        }; QueueId::COUNT];
-        let mut end = 0;
-        let mut rest: &mut [Areas] = &mut areas;
-        while let Some((area, more)) = rest.split_first_mut() {
-            (*area, end) = Areas::place(end, size);
-            rest = more;
-        }
-        let inflate = end.next_multiple_of(16);
-        let deflate = inflate + size * MAX_BYTES;
-        let statistics = deflate + size * MAX_BYTES;
-        let hint = statistics + MAX_BYTES;
-        let own = Buffers {
-            base: inflate,
-            stride: MAX_BYTES,
-            len: MAX_BYTES,
-            requests: size,
-            descriptors: MAX_DESCRIPTORS,
-        };
-        let buffers = [
-            own,
-            Buffers {
-                base: deflate,
-                ..own
-            },
-            // One for all descriptors, since only one may be in flight.
-            Buffers {
-                base: statistics,
-                stride: 0,
-                requests: 1,
-                descriptors: 1,
-                ..own
-            },
-            Buffers {
-                base: hint,
-                stride: COMMAND,
-                len: COMMAND,
-                requests: size,
-                descriptors: 1,
-            },
-            Buffers {
-                base: 0,
-                stride: 0,
-                len: 0,
-                requests: 0,
-                descriptors: 0,
-            },
-        ];
-        let tables = (hint + size * COMMAND).next_multiple_of(16);
-        Self {
-            areas,
-            buffers,
-            tables,
-            len: tables + size * TABLE * DESCRIPTOR,
-        }
-    }
-}
-
 impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
     const LAYOUT: Layout = {
         assert!(
@@ -170,6 +87,17 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
 
     /// Bytes of shared memory the queues need, physically contiguous.
     pub const DMA_BYTES: usize = Self::LAYOUT.len;
+
+    /// The same by policy: more than [`DMA_BYTES`](Self::DMA_BYTES) with
+    /// [`Policy::with_chunk_transfer`].
+    #[must_use]
+    pub const fn dma_bytes(policy: &Policy) -> usize {
+        if policy.chunk_transfer() {
+            Self::LAYOUT.responses(S).base + S * MAX_BYTES
+        } else {
+            Self::DMA_BYTES
+        }
+    }
 
     /// Gives a device with negotiated features its queues.
     ///
@@ -193,6 +121,9 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
                 memory,
                 map,
                 rings,
+                buffers: Self::buffers(policy),
+                offered: None,
+                host_request: None,
                 indirect: negotiated.contains(Features::INDIRECT_DESC),
                 counters: QueueCounters::default(),
             }),
@@ -204,6 +135,16 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         }
     }
 
+    fn buffers(policy: &Policy) -> [Buffers; QueueId::COUNT] {
+        let mut buffers = Self::LAYOUT.buffers;
+        if policy.chunk_transfer()
+            && let Some(hint) = buffers.get_mut(QueueId::Hint.index())
+        {
+            *hint = Self::LAYOUT.responses(S);
+        }
+        buffers
+    }
+
     fn set_up(
         device: &mut D,
         memory: &M,
@@ -212,16 +153,17 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         policy: &Policy,
     ) -> Result<(QueueMap, [Ring<S>; QueueId::COUNT]), AttachError> {
         let config = device.config_len();
-        if config < needed_config(negotiated) {
+        if config < needed_config(policy.standard(negotiated)) {
             return Err(AttachError::ConfigTooSmall(config));
         }
-        if memory.len() < Self::DMA_BYTES {
+        if memory.len() < Self::dma_bytes(policy) {
             return Err(AttachError::MemoryTooSmall(memory.len()));
         }
         if !memory.address().is_multiple_of(16) {
             return Err(AttachError::MemoryMisaligned);
         }
-        let map = discover(offered, negotiated, |index| device.max_queue_size(index))
+        let (exist, wanted) = (policy.queues(offered), policy.queues(negotiated));
+        let map = discover(exist, wanted, |index| device.max_queue_size(index))
             .map_err(|missing| AttachError::MissingQueue(missing.0))?;
         for place in (0..Self::DMA_BYTES).step_by(2) {
             memory.store16(place, 0);
@@ -252,7 +194,7 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
                 .map_err(|_| AttachError::QueueRefused(queue))?;
         }
         if let Some(value) = policy.poison()
-            && negotiated.contains(Features::PAGE_POISON)
+            && policy.standard(negotiated).contains(Features::PAGE_POISON)
         {
             device.write_config(POISON_VALUE, value);
         }
@@ -318,7 +260,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
             .rings
             .get(queue.index())
             .map_or(0, |ring| ring.size().into());
-        let buffers = Self::LAYOUT.buffers.get(queue.index());
+        let buffers = self.buffers.get(queue.index());
         let requests = buffers.map_or(0, |buffers| buffers.requests.min(descriptors));
         Capacity {
             descriptors,
@@ -334,11 +276,11 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
         body: Body<'_>,
     ) -> Result<(), QueueError> {
         let table = self.table(queue);
+        let buffers = self.buffers.get(queue.index()).copied();
+        let buffers = buffers.ok_or(QueueError::TooLong)?;
         let (ring, memory, _) = self.ring(queue).ok_or(QueueError::TooLong)?;
         match body {
             Body::Bytes(bytes) => {
-                let buffers = Self::LAYOUT.buffers.get(queue.index());
-                let buffers = buffers.ok_or(QueueError::TooLong)?;
                 let count = bytes.len().div_ceil(MAX_BYTES);
                 if count > buffers.descriptors {
                     return Err(QueueError::TooLong);
@@ -403,15 +345,74 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
     }
 
     fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {
-        match self.ring(queue) {
-            Some((ring, memory, counters)) => ring.pop(memory, counters),
-            None => Ok(None),
+        let Some((ring, memory, counters)) = self.ring(queue) else {
+            return Ok(None);
+        };
+        let Some(answer) = ring.pop(memory, counters)? else {
+            return Ok(None);
+        };
+        let offered = self.offered.filter(|_| queue == QueueId::Hint);
+        match offered.filter(|&(request, _)| request == answer.request) {
+            Some((_, place)) => {
+                self.offered = None;
+                self.host_request = Some(read_request(&self.memory, place, answer.written));
+            }
+            None if answer.written != 0 => {
+                let count = &mut self.counters.odd_lengths;
+                *count = count.wrapping_add(1);
+            }
+            None => {}
         }
+        Ok(Some(answer.request))
     }
 
     fn counters(&self) -> QueueCounters {
         self.counters
     }
+}
+
+impl<D: Device, M: Dma, const S: usize> HostRequestQueue for Rings<D, M, S> {
+    fn offer(&mut self, request: RequestId) -> Result<(), QueueError> {
+        let queue = QueueId::Hint;
+        let buffers = self.buffers.get(queue.index()).copied();
+        let room = buffers.filter(|buffers| buffers.len >= HostRequest::SIZE);
+        let buffers = room.ok_or(QueueError::TooLong)?;
+        if self.offered.is_some() {
+            return Err(QueueError::Full);
+        }
+        let (ring, memory, _) = self.ring(queue).ok_or(QueueError::TooLong)?;
+        let head = ring.spare().next().ok_or(QueueError::Full)?;
+        let place = buffers.base + usize::from(head) * buffers.stride;
+        let segment = Segment {
+            address: memory.address().wrapping_add(place as u64),
+            len: REQUEST_BYTES,
+            access: Access::Write,
+        };
+        ring.submit(memory, request, core::iter::once(segment))?;
+        self.offered = Some((request, place));
+        Ok(())
+    }
+
+    fn take_host_request(&mut self) -> Option<[u8; HostRequest::SIZE]> {
+        self.host_request.take()
+    }
+}
+
+const REQUEST_BYTES: u32 = 16;
+const _: () = assert!(
+    HostRequest::SIZE == REQUEST_BYTES as usize,
+    "a request of the host"
+);
+
+/// Copies a request of the host as far as it was written.
+fn read_request(memory: &impl Dma, place: usize, written: u32) -> [u8; HostRequest::SIZE] {
+    let mut bytes = [0; HostRequest::SIZE];
+    let (halves, _) = bytes.as_chunks_mut::<2>();
+    let written = usize::try_from(written).unwrap_or(usize::MAX) / 2;
+    for (offset, half) in (place..).step_by(2).zip(halves).take(written) {
+        *half = memory.load16(offset).to_le_bytes();
+    }
+    bytes
 }
 
 impl<D: Device, M, const S: usize> ConfigIo for Rings<D, M, S> {

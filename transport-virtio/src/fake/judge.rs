@@ -31,18 +31,20 @@
 //! | R3 | page numbers rise |
 //! | R4b | a hint is not four bytes long |
 //! | R5 | queues are where this device has them |
+//! | V8 | under `CHUNK_TRANSFER`: whole responses, each on the queue of its kind |
 //! | R10, R11 | ACCESS_PLATFORM and SUSPEND are declined |
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use balloon_core::wire::chunks_v8;
 use balloon_core::wire::pfn_array::{NUMBER_SIZE, PER_BUFFER};
-use balloon_core::{FRAME_SHIFT, FrameCount, Pfn};
+use balloon_core::{FRAME_SHIFT, FrameCount, FrameRange, Pfn};
 
-use super::Chain;
+use super::{Chain, Profile};
 use crate::device::DeviceStatus;
-use crate::protocol::{ACTUAL, Features, HINT_COMMAND, NUM_PAGES, POISON_VALUE, QueueId};
+use crate::protocol::{ACTUAL, Command, Features, HINT_COMMAND, NUM_PAGES, POISON_VALUE, QueueId};
 
 /// A rule a driver broke, by its name in the module's table, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,7 @@ enum Place {
 #[derive(Clone, Debug)]
 pub struct Judge {
     violations: Vec<Violation>,
+    profile: Profile,
     offered: Features,
     accepted: Features,
     status: DeviceStatus,
@@ -77,7 +80,7 @@ pub struct Judge {
     /// Ranges with the device, by queue and head.
     ranges: BTreeMap<(usize, u16), Vec<Range<u64>>>,
     /// Page numbers with the device, by queue and head.
-    numbers: BTreeMap<(usize, u16), Vec<u32>>,
+    numbers: BTreeMap<(usize, u16), Vec<u64>>,
     /// Tags of the first statistics buffer, and whether one is with the device.
     statistics: Option<Vec<u16>>,
     statistics_held: bool,
@@ -93,10 +96,11 @@ const PER_BUFFER_BYTES: usize = PER_BUFFER * NUMBER_SIZE;
 const SUSPEND: Features = Features::from_bits_retain(1 << 43);
 
 impl Judge {
-    pub(super) fn new(offered: Features) -> Self {
+    pub(super) fn new(profile: &Profile) -> Self {
         Self {
             violations: Vec::new(),
-            offered,
+            profile: *profile,
+            offered: profile.offered(),
             accepted: Features::empty(),
             status: DeviceStatus::empty(),
             memory: 0..u64::MAX,
@@ -179,7 +183,7 @@ impl Judge {
                 memory,
                 superpages: self.superpages,
                 freed: self.freed,
-                ..Self::new(self.offered)
+                ..Self::new(&self.profile)
             };
         }
         let starting = status.contains(DeviceStatus::FEATURES_OK) && !self.features_settled();
@@ -259,8 +263,16 @@ impl Judge {
     /// The device takes a request whose readable bytes are `content`.
     pub(super) fn takes(&mut self, queue: QueueId, chain: &Chain, content: &[u8]) {
         match queue {
+            QueueId::Inflate | QueueId::Deflate if self.profile.chunks() => {
+                self.chunks(queue, chain, content);
+            }
             QueueId::Inflate | QueueId::Deflate => self.page_numbers(queue, chain, content),
             QueueId::Statistics => self.statistics(chain, content),
+            QueueId::Hint if self.profile.chunks() => {
+                if chain.descriptors.iter().any(|d| !d.writable) {
+                    self.chunks(queue, chain, content);
+                }
+            }
             QueueId::Hint => self.hints(chain, content),
             QueueId::Reporting => {
                 if chain.descriptors.iter().any(|d| !d.writable) {
@@ -287,10 +299,46 @@ impl Judge {
             self.note("R1", "more than 256 page numbers in a descriptor");
         }
         let pfns: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        if queue == QueueId::Inflate {
+            self.discard(&pfns);
+        }
+        let pfns: Vec<u64> = pfns.into_iter().map(u64::from).collect();
         if !pfns.is_sorted_by(|a, b| a < b) {
             self.note("R3", "page numbers do not rise");
         }
-        for pfn in pfns.iter().copied().map(u64::from) {
+        self.move_frames(queue, chain.head, pfns);
+    }
+
+    /// Responses of the dialect: its own rule V8.
+    fn chunks(&mut self, queue: QueueId, chain: &Chain, content: &[u8]) {
+        if chain.descriptors.len() != 1 {
+            self.note("V8", "a response in more than one buffer");
+        }
+        let Ok(response) = chunks_v8::decode_strict(content) else {
+            return self.note("V8", "no response");
+        };
+        let expected = match queue {
+            QueueId::Inflate => Command::Inflate,
+            QueueId::Deflate => Command::Deflate,
+            _ => Command::Unused,
+        };
+        if response.label().command != expected as u8 {
+            self.note("V8", "a response on the queue of another kind");
+        }
+        let frames = response.chunks().flat_map(FrameRange::frames);
+        let frames: Vec<u64> = frames.map(Pfn::get).collect();
+        if expected == Command::Unused {
+            if frames.iter().any(|pfn| self.told.contains_key(pfn)) {
+                self.note("V8", "a frame told away is called unused");
+            }
+            return;
+        }
+        self.move_frames(queue, chain.head, frames);
+    }
+
+    /// Notes where frames told away or back are now.
+    fn move_frames(&mut self, queue: QueueId, head: u16, pfns: Vec<u64>) {
+        for &pfn in &pfns {
             if !self.memory.contains(&pfn) {
                 self.note("20", "page number outside guest memory");
             }
@@ -306,10 +354,7 @@ impl Judge {
                 (_, Some(Place::Returning) | None) => self.note("18", "told back twice"),
             }
         }
-        if queue == QueueId::Inflate {
-            self.discard(&pfns);
-        }
-        self.numbers.insert((queue.index(), chain.head), pfns);
+        self.numbers.insert((queue.index(), head), pfns);
     }
 
     /// Frees host pages as QEMU does: only those that one request names whole.
@@ -408,7 +453,6 @@ impl Judge {
             .into_iter()
             .flatten()
         {
-            let pfn = u64::from(pfn);
             match self.told.get(&pfn) {
                 Some(Place::Giving) => {
                     self.told.insert(pfn, Place::Given);

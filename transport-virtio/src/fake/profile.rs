@@ -1,6 +1,6 @@
 //! How known device models number and size their queues.
 
-use crate::protocol::{Features, QueueId, QueueIndex};
+use crate::protocol::{CHUNK_TRANSFER, Features, HOST_REQUESTS, QueueId, QueueIndex};
 
 /// Queues, features and configuration space of a device model.
 ///
@@ -12,6 +12,7 @@ pub struct Profile {
     indices: [Option<u16>; QueueId::COUNT],
     sizes: [u16; 8],
     config_len: usize,
+    chunks: bool,
 }
 
 const GENERIC: Features = Features::VERSION_1
@@ -76,6 +77,28 @@ impl Profile {
     pub fn libkrun(offered: Features) -> Self {
         let all = Features::STATS_VQ | Features::FREE_PAGE_HINT | Features::PAGE_REPORTING;
         Self::specification(offered | all)
+    }
+
+    /// A device of the `CHUNK_TRANSFER` dialect: what it offers beside is the
+    /// standard's, except for hints and poison.
+    #[must_use]
+    pub fn chunk_transfer(offered: Features) -> Self {
+        let dialect = CHUNK_TRANSFER | HOST_REQUESTS;
+        // Host requests come where hints would.
+        let row = (offered - dialect) | Features::STATS_VQ | Features::FREE_PAGE_HINT;
+        let profile = Self::specification(row);
+        Self {
+            offered: profile.offered | dialect,
+            config_len: 8,
+            chunks: true,
+            ..profile
+        }
+    }
+
+    /// Whether it speaks `CHUNK_TRANSFER`.
+    #[must_use]
+    pub const fn chunks(&self) -> bool {
+        self.chunks
     }
 
     /// The same device with another greatest size of a queue.
@@ -160,6 +183,7 @@ impl Profile {
             indices,
             sizes,
             config_len,
+            chunks: false,
         }
     }
 }

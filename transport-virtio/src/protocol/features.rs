@@ -2,6 +2,8 @@
 
 use bitflags::bitflags;
 
+use super::{CHUNK_TRANSFER, HOST_REQUESTS, Policy};
+
 bitflags! {
     /// Feature bits of the balloon and of virtio itself.
     ///
@@ -68,151 +70,6 @@ pub const OPTIONAL: Features = Features::MUST_TELL_HOST
     .union(Features::INDIRECT_DESC)
     .union(Features::EVENT_IDX);
 
-/// What the embedding kernel wants from the device.
-///
-/// ```
-/// use transport_virtio::Policy;
-///
-/// // Everything a device offers, interrupts connected:
-/// const FULL: Policy = Policy::new();
-/// // A kernel that connects no interrupt:
-/// const POLLED: Policy = Policy::new().polled();
-/// assert!(FULL.interrupts() && !POLLED.interrupts());
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    bulk: bool,
-    interrupts: bool,
-    event_idx: bool,
-    indirect: bool,
-    statistics: bool,
-    hints: bool,
-    reporting: bool,
-    superpages: bool,
-    poison: Option<u32>,
-}
-
-impl Policy {
-    /// Every give path, interrupts connected, notifications by ring position.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            bulk: true,
-            interrupts: true,
-            event_idx: true,
-            indirect: true,
-            statistics: false,
-            hints: false,
-            reporting: false,
-            superpages: false,
-            poison: None,
-        }
-    }
-
-    /// No interrupt reaches the kernel: the device is asked for none.
-    #[must_use]
-    pub const fn polled(mut self) -> Self {
-        self.interrupts = false;
-        self
-    }
-
-    /// Never gives ranges through the reporting queue.
-    ///
-    /// The frames then take the inflate queue, as 4 KiB page numbers. For hosts
-    /// that account for the two differently.
-    #[must_use]
-    pub const fn without_bulk(mut self) -> Self {
-        self.bulk = false;
-        self
-    }
-
-    /// The host backs the guest with pages of 2 MiB that it cannot split
-    /// (hugetlbfs).
-    ///
-    /// QEMU frees such a page only if one request names all of it, which takes
-    /// 512 page numbers: two descriptors of 256, since others lose longer ones.
-    /// The engine then gives whole pages first. Only for hosts known to be so:
-    /// Firecracker reads the first descriptor alone.
-    #[must_use]
-    pub const fn with_host_superpages(mut self) -> Self {
-        self.superpages = true;
-        self
-    }
-
-    /// Whether the host's pages are of 2 MiB.
-    #[must_use]
-    pub const fn host_superpages(&self) -> bool {
-        self.superpages
-    }
-
-    /// Declines notification suppression by ring position.
-    #[must_use]
-    pub const fn without_event_idx(mut self) -> Self {
-        self.event_idx = false;
-        self
-    }
-
-    /// Declines tables of descriptors: each range costs a descriptor then.
-    #[must_use]
-    pub const fn without_indirect(mut self) -> Self {
-        self.indirect = false;
-        self
-    }
-
-    /// The kernel steps [`Statistics`](crate::Statistics).
-    #[must_use]
-    pub const fn with_statistics(mut self) -> Self {
-        self.statistics = true;
-        self
-    }
-
-    /// The kernel steps [`Hinting`](crate::Hinting).
-    #[must_use]
-    pub const fn with_hints(mut self) -> Self {
-        self.hints = true;
-        self
-    }
-
-    /// The kernel steps [`Reporting`](crate::Reporting).
-    ///
-    /// It shares the reporting queue with the bulk path, half each.
-    #[must_use]
-    pub const fn with_reporting(mut self) -> Self {
-        self.reporting = true;
-        self
-    }
-
-    /// Every free frame of the kernel holds this value, repeated, and the
-    /// kernel relies on it.
-    ///
-    /// Its frame source must fill what is put back, since ballooned frames come
-    /// back with any content. Ranges are then never given in bulk, and reported
-    /// only to a device that knows the value.
-    #[must_use]
-    pub const fn with_poison(mut self, value: u32) -> Self {
-        self.poison = Some(value);
-        self
-    }
-
-    /// What free frames hold, if the kernel relies on it.
-    #[must_use]
-    pub const fn poison(&self) -> Option<u32> {
-        self.poison
-    }
-
-    /// Whether interrupts are connected.
-    #[must_use]
-    pub const fn interrupts(&self) -> bool {
-        self.interrupts
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// The features to accept of those offered: pure, for kernels that negotiate
 /// before the driver exists.
 ///
@@ -224,6 +81,8 @@ impl Default for Policy {
 /// * `PAGE_REPORTING` is not if the kernel relies on what free frames hold and
 ///   the device will not be told.
 /// * Statistics and hints are accepted only if the kernel serves them.
+/// * Under the `CHUNK_TRANSFER` dialect bits 3 and 4 are the dialect's, and
+///   statistics are accepted since it counts on their queue.
 /// * `ACCESS_PLATFORM` is not: page numbers are guest-physical, whatever sits
 ///   between device and memory.
 ///
@@ -245,28 +104,38 @@ pub const fn wanted_features(offered: Features, policy: &Policy) -> Features {
     let mut wanted = REQUIRED
         .union(Features::MUST_TELL_HOST)
         .union(Features::DEFLATE_ON_OOM);
-    if policy.poison.is_some() {
+    let standard = policy.standard(offered);
+    if policy.poison().is_some() {
         wanted = wanted.union(Features::PAGE_POISON);
     }
-    let bulk =
-        policy.bulk && policy.poison.is_none() && !offered.contains(Features::MUST_TELL_HOST);
-    let known = policy.poison.is_none() || offered.contains(Features::PAGE_POISON);
-    if bulk || (policy.reporting && known) {
+    let bulk = policy.bulk()
+        && !policy.chunk_transfer()
+        && policy.poison().is_none()
+        && !offered.contains(Features::MUST_TELL_HOST);
+    let known = policy.poison().is_none() || standard.contains(Features::PAGE_POISON);
+    if bulk || (policy.reporting() && known) {
         wanted = wanted.union(Features::PAGE_REPORTING);
     }
-    if policy.statistics {
+    if policy.statistics() {
         wanted = wanted.union(Features::STATS_VQ);
     }
-    if policy.hints {
+    if policy.hints() {
         wanted = wanted.union(Features::FREE_PAGE_HINT);
     }
-    if policy.indirect {
+    if policy.indirect() {
         wanted = wanted.union(Features::INDIRECT_DESC);
     }
-    if policy.event_idx {
+    if policy.event_idx() {
         wanted = wanted.union(Features::EVENT_IDX);
     }
-    wanted.intersection(offered)
+    wanted = wanted.intersection(standard);
+    if policy.chunk_transfer() {
+        let dialect = CHUNK_TRANSFER
+            .union(HOST_REQUESTS)
+            .union(Features::STATS_VQ);
+        wanted = wanted.union(dialect.intersection(offered));
+    }
+    wanted
 }
 
 /// Whether frames may be given as ranges through the reporting queue.
@@ -278,8 +147,10 @@ pub const fn wanted_features(offered: Features, policy: &Policy) -> Features {
 /// again, which the reporting queue has no words for.
 #[must_use]
 pub const fn bulk_allowed(negotiated: Features, policy: &Policy) -> bool {
-    policy.bulk
-        && policy.poison.is_none()
+    let negotiated = policy.standard(negotiated);
+    policy.bulk()
+        && !policy.chunk_transfer()
+        && policy.poison().is_none()
         && negotiated.contains(Features::PAGE_REPORTING)
         && !negotiated.intersects(Features::PAGE_POISON.union(Features::MUST_TELL_HOST))
 }
@@ -290,10 +161,11 @@ pub const fn bulk_allowed(negotiated: Features, policy: &Policy) -> bool {
 /// not: a kernel that relies on what its free frames hold must have told it.
 #[must_use]
 pub const fn reporting_allowed(negotiated: Features, policy: &Policy) -> bool {
+    let negotiated = policy.standard(negotiated);
     let told = negotiated.contains(Features::PAGE_POISON);
-    policy.reporting
+    policy.reporting()
         && negotiated.contains(Features::PAGE_REPORTING)
-        && told == policy.poison.is_some()
+        && told == policy.poison().is_some()
 }
 
 #[cfg(test)]

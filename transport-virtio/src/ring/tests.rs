@@ -53,7 +53,7 @@ fn available_head(memory: &FakeMemory, index: u16) -> u16 {
 fn pop(ring: &mut Ring<8>, memory: &FakeMemory) -> Option<u16> {
     ring.pop(memory, &mut QueueCounters::default())
         .unwrap()
-        .map(|request| request.slot.get())
+        .map(|answer| answer.request.slot.get())
 }
 
 #[test]
@@ -122,7 +122,8 @@ fn answers_that_make_no_sense_are_dropped() {
     for (index, id) in (0..).zip([8, u32::MAX, head + 1, head + 2, head, head]) {
         answer(&memory, index, id);
     }
-    assert_eq!(ring.pop(&memory, &mut counters), Ok(Some(request(5))));
+    let answer = ring.pop(&memory, &mut counters).unwrap().unwrap();
+    assert_eq!(answer.request, request(5));
     assert_eq!(ring.pop(&memory, &mut counters), Ok(None));
     assert_eq!((counters.answers, counters.spurious_answers), (1, 5));
     submit(&mut ring, &memory, 6, 8).unwrap();

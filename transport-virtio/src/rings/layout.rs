@@ -1,0 +1,110 @@
+//! Where everything lies in the shared memory.
+
+use crate::protocol::QueueId;
+use crate::queues::MAX_BYTES;
+use crate::ring::{Areas, DESCRIPTOR};
+
+/// Ranges that fit in a request of one descriptor.
+pub(super) const TABLE: usize = 32;
+
+/// Descriptors of a request of bytes.
+pub(super) const MAX_DESCRIPTORS: usize = 2;
+
+/// Bytes of a hinting command.
+const COMMAND: usize = 4;
+
+/// The buffers of one queue: descriptor `i` owns the one at `base + i * stride`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffers {
+    pub(super) base: usize,
+    pub(super) stride: usize,
+    pub(super) len: usize,
+    /// Requests that may use one at a time.
+    pub(super) requests: usize,
+    /// Buffers, and descriptors, of one request at most.
+    pub(super) descriptors: usize,
+}
+
+/// Where everything lies in the shared memory.
+pub(super) struct Layout {
+    pub(super) areas: [Areas; QueueId::COUNT],
+    pub(super) buffers: [Buffers; QueueId::COUNT],
+    /// Descriptor tables of the reporting queue, one for each descriptor.
+    pub(super) tables: usize,
+    pub(super) len: usize,
+}
+
+impl Layout {
+    pub(super) const fn of(size: usize) -> Self {
+        let mut areas = [Areas {
+            descriptors: 0,
+            available: 0,
+            used: 0,
+        }; QueueId::COUNT];
+        let mut end = 0;
+        let mut rest: &mut [Areas] = &mut areas;
+        while let Some((area, more)) = rest.split_first_mut() {
+            (*area, end) = Areas::place(end, size);
+            rest = more;
+        }
+        let inflate = end.next_multiple_of(16);
+        let deflate = inflate + size * MAX_BYTES;
+        let statistics = deflate + size * MAX_BYTES;
+        let hint = statistics + MAX_BYTES;
+        let own = Buffers {
+            base: inflate,
+            stride: MAX_BYTES,
+            len: MAX_BYTES,
+            requests: size,
+            descriptors: MAX_DESCRIPTORS,
+        };
+        let buffers = [
+            own,
+            Buffers {
+                base: deflate,
+                ..own
+            },
+            // One for all descriptors, since only one may be in flight.
+            Buffers {
+                base: statistics,
+                stride: 0,
+                requests: 1,
+                descriptors: 1,
+                ..own
+            },
+            Buffers {
+                base: hint,
+                stride: COMMAND,
+                len: COMMAND,
+                requests: size,
+                descriptors: 1,
+            },
+            Buffers {
+                base: 0,
+                stride: 0,
+                len: 0,
+                requests: 0,
+                descriptors: 0,
+            },
+        ];
+        let tables = (hint + size * COMMAND).next_multiple_of(16);
+        Self {
+            areas,
+            buffers,
+            tables,
+            len: tables + size * TABLE * DESCRIPTOR,
+        }
+    }
+
+    /// Buffers of the hinting queue under `CHUNK_TRANSFER`, behind all else: a
+    /// response each, or a request of the host.
+    pub(super) const fn responses(&self, size: usize) -> Buffers {
+        Buffers {
+            base: self.len.next_multiple_of(16),
+            stride: MAX_BYTES,
+            len: MAX_BYTES,
+            requests: size,
+            descriptors: 1,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::*;
+use crate::Policy;
+use crate::fake::{self, FakeBalloon, FakeDevice, Profile};
+use crate::protocol::Features;
+use balloon_core::testing::FakeSource;
+use balloon_core::wire::chunks_v8::decode_strict;
+use balloon_core::{BitmapLedger, Budget, Engine, FrameRange, Nanos, Policy as Pace, Shared};
+
+const FIRST: u64 = 0x100;
+const FRAMES: u64 = 1024;
+
+struct Guest {
+    balloon: FakeBalloon<16>,
+    shared: &'static Shared<16>,
+    source: FakeSource,
+    held: BitmapLedger<Vec<u64>>,
+    unused: UnusedPages,
+    engine: Engine<16>,
+    now: u64,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let profile = Profile::chunk_transfer(Features::empty());
+        let policy = Policy::new().with_chunk_transfer();
+        let shared: &'static Shared<16> = Box::leak(Box::default());
+        let memory = FrameRange::new(Pfn::new(FIRST), FrameCount::new(FRAMES)).unwrap();
+        let words = usize::try_from(BitmapLedger::words(memory.count())).unwrap();
+        Self {
+            balloon: fake::bring_up(profile, &policy).unwrap(),
+            shared,
+            source: FakeSource::new(memory),
+            held: BitmapLedger::new(alloc::vec![0; words], &[memory]).unwrap(),
+            unused: UnusedPages::new(FrameCount::ZERO),
+            engine: Engine::new(shared, Pace::DEFAULT),
+            now: 0,
+        }
+    }
+
+    fn device(&mut self) -> &mut FakeDevice {
+        self.balloon.queues_mut().device_mut()
+    }
+
+    fn step(&mut self) -> UnusedStep {
+        let slots = self.shared.slots();
+        let (source, held) = (&mut self.source, &mut self.held);
+        self.unused
+            .step(&mut self.balloon, slots, source, held)
+            .unwrap()
+    }
+
+    fn step_engine(&mut self) {
+        self.now += 1;
+        self.shared.signal().used();
+        let now = Nanos::from_millis(self.now);
+        self.engine
+            .step(&mut self.balloon, &mut self.source, now, Budget::SMALL);
+    }
+
+    fn broken(&mut self) -> Vec<&'static str> {
+        let violations = self.device().judge().violations();
+        violations.iter().map(|v| v.what).collect()
+    }
+
+    /// What the device finds in the responses that are there now, answered.
+    fn responses(&mut self) -> Vec<(u16, bool, u64)> {
+        let mut found = Vec::new();
+        let device = self.device();
+        while let Some(chain) = device.take(QueueId::Hint) {
+            if chain.descriptors[0].writable {
+                // A buffer for the next request stays with the device.
+                continue;
+            }
+            let content = device.content(chain.descriptors[0]);
+            let response = decode_strict(&content).unwrap();
+            assert_eq!(response.label().command, Command::Unused as u8);
+            let frames = response.chunks().map(|chunk| chunk.count().get()).sum();
+            found.push((response.label().id, response.is_last(), frames));
+            device.answer(QueueId::Hint, chain.head.into(), 0);
+        }
+        found
+    }
+}
+
+#[test]
+fn frames_are_told_in_chunks_and_told_back() {
+    let mut guest = Guest::new();
+    for target in [900, 100, 1000, 0] {
+        guest.device().set_target(target);
+        guest.shared.signal().config_changed();
+        for _ in 0..50 {
+            guest.step_engine();
+            guest.device().serve(QueueId::Inflate);
+            guest.device().serve(QueueId::Deflate);
+        }
+        assert_eq!(guest.device().actual(), target);
+    }
+    assert_eq!(guest.broken(), [""; 0]);
+    assert_eq!(guest.device().judge().told(), 0);
+    guest.source.check(FrameCount::ZERO);
+}
+
+#[test]
+fn a_request_is_answered_to_its_end_and_frames_come_home() {
+    let mut guest = Guest::new();
+    // No two free frames are neighbours: many chunks, several responses.
+    guest.source = guest.source.scattered();
+    let free = guest.source.free();
+    assert!(!guest.step().more);
+    assert!(guest.device().request_unused_pages(77));
+    let mut responses = Vec::new();
+    for _ in 0..60 {
+        guest.step();
+        let held = guest.source.in_hand();
+        responses.extend(guest.responses());
+        // Nothing comes home before all of it is answered.
+        assert!(responses.iter().any(|&(_, last, _)| last) || guest.source.in_hand() >= held);
+    }
+    assert!(responses.len() > 1, "{responses:?}");
+    let (last, before) = responses.split_last().unwrap();
+    assert!(last.1 && before.iter().all(|&(id, last, _)| id == 77 && !last));
+    let told: u64 = responses.iter().map(|&(_, _, frames)| frames).sum();
+    assert_eq!(FrameCount::new(told), free);
+    assert_eq!((guest.unused.told(), guest.unused.answers()), (free, 1));
+    assert!(guest.unused.is_drained() && guest.source.in_hand().is_zero());
+    assert_eq!(guest.source.free(), free);
+    assert_eq!(guest.broken(), [""; 0]);
+}
+
+#[test]
+fn an_inflation_in_flight_does_not_hold_up_the_answer() {
+    let mut guest = Guest::new();
+    guest.step();
+    // The device leaves the inflation unanswered.
+    guest.device().set_target(500);
+    guest.shared.signal().config_changed();
+    guest.step_engine();
+    assert!(guest.balloon.in_flight(QueueId::Inflate) > 0);
+    assert!(guest.device().request_unused_pages(1));
+    guest.step();
+    guest.step();
+    let frames: u64 = guest.responses().iter().map(|&(_, _, frames)| frames).sum();
+    // Of the frames the inflation left.
+    assert_eq!(frames, FRAMES - 500);
+    assert_eq!(guest.broken(), [""; 0]);
+}
+
+#[test]
+fn requests_nobody_knows_and_short_ones_are_dropped() {
+    let mut guest = Guest::new();
+    guest.step();
+    let chain = guest.device().take(QueueId::Hint).unwrap();
+    // Nothing written: all zeros, which asks for unused pages with number 0.
+    guest.device().answer(QueueId::Hint, chain.head.into(), 0);
+    guest.step();
+    guest.step();
+    let responses = guest.responses();
+    assert_eq!(responses.first().map(|&(id, ..)| id), Some(0));
+    assert_eq!(guest.balloon.counters().queues.odd_lengths, 0);
+}
+
+#[test]
+fn a_reset_brings_everything_home() {
+    let mut guest = Guest::new();
+    guest.source = guest.source.scattered();
+    guest.step();
+    assert!(guest.device().request_unused_pages(5));
+    guest.step();
+    guest.step();
+    assert!(!guest.source.in_hand().is_zero());
+    guest.unused.reset(&mut guest.source, &mut guest.held);
+    while !release(&mut guest.source, &mut guest.held, FrameCount::MAX).is_zero() {}
+    assert!(guest.source.in_hand().is_zero());
+    assert_eq!(guest.source.free(), FrameCount::new(FRAMES));
+}
+
+#[test]
+fn the_bare_feature_bits_are_hints_and_poison() {
+    let profile = Profile::chunk_transfer(Features::empty());
+    let policy = Policy::new().with_hints();
+    let refused = fake::bring_up::<16>(profile, &policy).unwrap_err();
+    // Eight bytes of configuration have no hinting command.
+    assert!(matches!(
+        refused.error,
+        crate::BringUpError::Attach(crate::AttachError::ConfigTooSmall(8))
+    ));
+    let standard = Profile::qemu(Features::FREE_PAGE_HINT | Features::PAGE_POISON);
+    let plain = fake::bring_up::<16>(standard, &Policy::new()).unwrap();
+    assert!(!plain.takes_host_requests());
+    assert_eq!(plain.capabilities().inflate.runs, 256);
+}
