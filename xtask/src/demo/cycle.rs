@@ -104,6 +104,13 @@ pub(crate) fn measure(vm: &mut Vm, plan: &Plan) -> Result<Cycle> {
 
     let rested = rest(vm, plan, inflate.end)?;
     let after = &rested.before;
+    // What the guest reckons that the host has gained is what it has.
+    let gained = rss_before.saturating_sub(rss_after);
+    let useful = FRAME * (after.number("useful")? - before.number("useful")?);
+    ensure!(
+        useful.abs_diff(gained) <= asked / 20,
+        "the guest reckons that it gave {useful} useful bytes, the host gained {gained}"
+    );
 
     let deflate = resize(vm, full, plan, None)?;
     settle(vm, 0)?;

@@ -203,9 +203,12 @@ impl Kernel {
         let free = self.zone.free_frames().get();
         let (lost, wakeups, balloon_wakeups) =
             (self.lost(), interrupts::wakeups(), self.balloon_wakeups);
-        let (kicks, ranges, ballooned) = self.balloon.as_mut().map_or((0, 0, 0), |balloon| {
-            let size = balloon.status(&self.zone).size.get();
-            (balloon.kicks(), balloon.log().ranges_given(), size)
+        let status = self.balloon.as_ref().map(|b| b.status(&self.zone));
+        let (ballooned, useful) = status.map_or((0, 0), |status| {
+            (status.size.get(), status.counters.useful.get())
+        });
+        let (kicks, ranges) = self.balloon.as_mut().map_or((0, 0), |balloon| {
+            (balloon.kicks(), balloon.log().ranges_given())
         });
         let (hinted, reported) = self.balloon.as_mut().map_or((0, 0), |balloon| {
             let (hinted, reported) = balloon.beside().told();
@@ -213,8 +216,8 @@ impl Kernel {
         });
         println!(
             "@stats wakeups={wakeups} balloon_wakeups={balloon_wakeups} kicks={kicks} \
-             ranges={ranges} interrupts={} free={free} ballooned={ballooned} hinted={hinted} \
-             reported={reported} lost={lost}",
+             ranges={ranges} interrupts={} free={free} ballooned={ballooned} useful={useful} \
+             hinted={hinted} reported={reported} lost={lost}",
             interrupts::taken(),
         );
     }
