@@ -292,7 +292,12 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
         Ok((lane, limits.ok_or(VirtioError::Unsupported)?))
     }
 
-    fn collect(&mut self, queue: QueueId, done: Completer<'_>) -> Result<(), VirtioError> {
+    /// Completes the answered requests of one queue.
+    pub(crate) fn collect(
+        &mut self,
+        queue: QueueId,
+        done: Completer<'_>,
+    ) -> Result<(), VirtioError> {
         // As many answers as the queue can hold: a device that answers faster
         // than we look does not keep us here.
         for _ in 0..self.in_flight(queue) {
@@ -405,8 +410,8 @@ impl<Q: Queues + ConfigIo> Transport for VirtioBalloon<Q> {
         for queue in QueueId::ALL {
             let collected = self.collect(queue, done);
             // A broken queue must not keep the others from being heard, and one
-            // of a service not the balloon from going on: the service hears of
-            // it by its next request.
+            // of a service not the balloon from going on: the service looks at
+            // its queue itself.
             if ENGINE.contains(&queue) {
                 result = result.and(collected);
             }

@@ -121,7 +121,7 @@ impl<const N: usize> Hinting<N> {
         let reaped = if self.is_drained() {
             Ok(())
         } else {
-            balloon.reap(slots.completer())
+            balloon.collect(QueueId::Hint, slots.completer())
         };
         self.settle(source, held);
         reaped?;

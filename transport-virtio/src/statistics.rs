@@ -4,7 +4,7 @@
 //! values; the kernel then fills it again. Called whenever the engine is, by the
 //! same thread.
 
-use balloon_core::{InFlight, Kind, Slots, Transport};
+use balloon_core::{InFlight, Kind, Slots};
 
 use crate::balloon::{VirtioBalloon, VirtioError};
 use crate::protocol::{ConfigIo, Features, QueueId, StatisticsBuffer, Tag};
@@ -66,7 +66,7 @@ impl Statistics {
         if !balloon.negotiated().contains(Features::STATS_VQ) || self.tags.is_empty() {
             return Err(VirtioError::Unsupported);
         }
-        balloon.reap(slots.completer())?;
+        balloon.collect(QueueId::Statistics, slots.completer())?;
         if let Some(slot) = self.with_device.take()
             && let Err(waiting) = slot.answer()
         {

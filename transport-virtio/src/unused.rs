@@ -13,7 +13,7 @@
 use balloon_core::wire::chunks_v8::Responses;
 use balloon_core::{
     Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Ledger, Pfn, RangeSink, Run,
-    Slots, Transport,
+    Slots,
 };
 
 use crate::balloon::{VirtioBalloon, VirtioError};
@@ -129,7 +129,7 @@ impl<const N: usize> UnusedPages<N> {
         if !balloon.takes_host_requests() {
             return Err(VirtioError::Unsupported);
         }
-        let reaped = balloon.reap(slots.completer());
+        let reaped = balloon.collect(QueueId::Hint, slots.completer());
         self.settle(source, held);
         reaped?;
         let more = match self.stage {

@@ -5,6 +5,7 @@ use super::*;
 use crate::Policy;
 use crate::fake::{self, FakeBalloon, FakeDevice, Profile};
 use crate::protocol::Features;
+use balloon_core::Transport as _;
 use balloon_core::testing::FakeSource;
 use balloon_core::wire::chunks_v8::decode_strict;
 use balloon_core::{BitmapLedger, Budget, Engine, FrameRange, Nanos, Policy as Pace, Shared};
