@@ -198,6 +198,15 @@ impl<const N: usize> Slots<N> {
             .ok_or(Exhausted(kind))
     }
 
+    /// Free → claimed, unless it is the last free slot of the kind: that one is
+    /// kept for whoever cannot wait.
+    ///
+    /// Exact as long as one CPU claims slots of this kind, as the engine does.
+    pub(crate) fn claim_but_last(&self, kind: Kind) -> Result<Claimed<'_>, Exhausted> {
+        let claimed = self.claim(kind)?;
+        self.claim(kind).map(|_last| claimed)
+    }
+
     /// The half for whoever sees the host's answers.
     pub const fn completer(&self) -> Completer<'_> {
         Completer {

@@ -305,7 +305,12 @@ impl Lane {
             self.answered(leg, self.tally.pairs_left());
             return Advance::Moved;
         }
-        let Ok(claimed) = slots.claim(leg.kind()) else {
+        // The last slot to take frames back by is for relief.
+        let claimed = match leg {
+            Leg::Take => slots.claim_but_last(leg.kind()),
+            Leg::Give | Leg::Trade => slots.claim(leg.kind()),
+        };
+        let Ok(claimed) = claimed else {
             self.phase = Phase::Ready(leg);
             return Advance::Waits;
         };

@@ -143,9 +143,10 @@ impl<const N: usize> Engine<N> {
             let Some(path) = self.next_path(io.source) else {
                 return;
             };
-            let Some((claimed, frames)) = self.recall(path, wanted, io) else {
+            let Ok(claimed) = self.shared.slots().claim(Kind::Deflate) else {
                 return;
             };
+            let frames = self.recall(&claimed, path, wanted, io);
             if frames.is_zero() || !self.hand_over(claimed, path, relieved, io) {
                 return;
             }

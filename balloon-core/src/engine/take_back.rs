@@ -16,7 +16,6 @@ impl<const N: usize> Engine<N> {
         mut surplus: FrameCount,
         io: &mut Io<'_, T, S>,
     ) {
-        // One slot is left for relief, which may need it while all are in use.
         let most = io.caps.deflate.in_flight.min(N - 1);
         let burst = self.deflating.in_flight() < most / 2 + 1;
         while !surplus.is_zero() {
@@ -35,9 +34,11 @@ impl<const N: usize> Engine<N> {
             if !io.budget.spend() {
                 return;
             }
-            let Some((claimed, frames)) = self.recall(path, surplus, io) else {
+            // One slot is left for relief, which may need it while all are in use.
+            let Ok(claimed) = self.shared.slots().claim_but_last(Kind::Deflate) else {
                 return;
             };
+            let frames = self.recall(&claimed, path, surplus, io);
             let going = if told {
                 self.send(claimed, io)
             } else {
@@ -59,15 +60,18 @@ impl<const N: usize> Engine<N> {
             .find(|&path| !ledger.held(path).is_zero())
     }
 
-    /// Ballooned → a claimed and sealed deflate slot, up to one request's worth.
+    /// Ballooned → a claimed deflate slot, up to one request's worth: how many
+    /// frames.
     pub(super) fn recall<T: Transport, S: FrameSource + Ledger>(
         &mut self,
+        claimed: &Claimed<'static>,
         path: GivePath,
         surplus: FrameCount,
         io: &mut Io<'_, T, S>,
-    ) -> Option<(Claimed<'static>, FrameCount)> {
-        let claimed = self.shared.slots().claim(Kind::Deflate).ok()?;
-        let entry = self.deflating.entry_mut(claimed.slot())?;
+    ) -> FrameCount {
+        let Some(entry) = self.deflating.entry_mut(claimed.slot()) else {
+            return FrameCount::ZERO;
+        };
         let limits = io.caps.deflate;
         let wanted = match path {
             GivePath::Bulk => surplus,
@@ -84,7 +88,7 @@ impl<const N: usize> Engine<N> {
         entry.seal(path, limits.run);
         let frames = entry.frames();
         self.forget_whole_blocks();
-        Some((claimed, frames))
+        frames
     }
 
     /// Frees the frames of a filled deflate slot without asking the host.

@@ -1,6 +1,7 @@
 //! Engine-driven rounds when things go wrong or change meanwhile.
 
 use super::*;
+use crate::engine::Need;
 use crate::testing::Fault;
 
 fn half(way: Migration) -> Rig {
@@ -308,4 +309,29 @@ fn storage_that_is_too_small_is_refused() {
         TooFewWords
     );
     assert!(Compactor::<_, 2>::new(vec![0; 3], zone).is_ok());
+}
+
+#[test]
+fn relief_finds_a_slot_whatever_else_is_under_way() {
+    let mut rig = half(Migration::TakeFirst);
+    rig.host.capabilities.deflate_on_oom = true;
+    rig.host.capabilities.must_tell_host = false;
+    // Migrations and a deflation use all the slots they may, unanswered.
+    rig.host.faults.extend([Fault::Silence; 2 * SLOTS]);
+    assert!(rig.compactor.start());
+    for _ in 0..10 {
+        rig.step(Budget::LARGE);
+    }
+    rig.set_target(0);
+    for _ in 0..10 {
+        rig.now = rig.now.saturating_add(Nanos::from_millis(100));
+        rig.step(Budget::LARGE);
+    }
+    assert!(!rig.engine.status(&rig.zone).deflating.is_zero());
+    rig.host.faults.clear();
+    let need = Need::frames(FrameCount::ONE);
+    let relieved = rig
+        .engine
+        .relieve(&mut rig.host, &mut rig.zone, need, rig.now);
+    assert_eq!(relieved.usable, FrameCount::ONE);
 }
