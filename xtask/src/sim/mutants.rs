@@ -173,3 +173,18 @@ fn copy(shell: &Shell, from: &Path, to: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutant_fits_the_code_as_it_is() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        for mutant in MUTANTS {
+            let code = std::fs::read_to_string(root.join(mutant.file)).unwrap();
+            assert_eq!(code.matches(mutant.from).count(), 1, "{}", mutant.name);
+            assert!(!mutant.to.contains(mutant.from), "{}", mutant.name);
+        }
+    }
+}
