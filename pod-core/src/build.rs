@@ -8,7 +8,7 @@ use core::error::Error;
 use core::fmt;
 
 use crate::pod::Dying;
-use crate::{Budget, Entry, FrameCount, Gfn, Host, Node, Order, Pattern, Pod};
+use crate::{Backing, Budget, Entry, FrameCount, Gfn, Host, Mfn, Node, Order, Pattern, Pod};
 
 /// How far [`Pod::set_target`] got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub enum RangeError {
     NoTableMemory(Gfn),
     /// The pattern is not one of the configured ones.
     UnknownPattern,
+    /// The frame that was to be mapped waits in the cache.
+    Cached(Mfn),
 }
 
 impl fmt::Display for RangeError {
@@ -82,6 +84,7 @@ impl fmt::Display for RangeError {
             Self::Occupied(gfn) => write!(f, "frame {gfn} is occupied"),
             Self::NoTableMemory(gfn) => write!(f, "no memory for a table at {gfn}"),
             Self::UnknownPattern => f.write_str("pattern is not configured"),
+            Self::Cached(mfn) => write!(f, "frame {mfn} is in the cache"),
         }
     }
 }
@@ -116,7 +119,7 @@ impl Pod<'_> {
         self.st.target = Some(target.get());
         let with_slack = target.get().saturating_add(self.st.cfg.slack.get());
         let goal = with_slack.min(self.st.cfg.limit.get());
-        let mut large = true;
+        let (mut large, mut first) = (true, true);
         loop {
             let mut wanted = goal.saturating_sub(self.st.populated);
             if self.st.started {
@@ -126,7 +129,7 @@ impl Pod<'_> {
             if missing == 0 {
                 return Ok(Target::Done);
             }
-            if budget.left() == 0 || host.should_yield() {
+            if !first && (budget.left() == 0 || host.should_yield()) {
                 return Ok(Target::More);
             }
             self.check_alive(host).map_err(|Dying| TargetError::Dying)?;
@@ -136,21 +139,44 @@ impl Pod<'_> {
             } else {
                 Order::FRAME
             };
-            let Some(backing) = host.alloc(order, Node::default()) else {
+            let node = self.home_of_next(host, goal);
+            let Some(backing) = host.alloc(order, node) else {
                 if order == Order::FRAME {
                     return Ok(Target::Need(FrameCount::new(missing)));
                 }
                 large = false;
                 continue;
             };
-            budget.spend(u32::try_from(order.frames().get()).unwrap_or(u32::MAX));
-            let frame = backing.into_zeroed(host);
-            self.st.totals.grown += order.frames().get();
-            if !self.stash(host, frame, None) {
-                self.st.totals.grown -= order.frames().get();
+            first = false;
+            if self.grow(host, backing, budget).is_none() {
                 return Err(TargetError::StorageFull);
             }
         }
+    }
+
+    /// The node for the next frame of a share of `goal`: spread as the guest's map is.
+    fn home_of_next<H: Host + ?Sized>(&self, host: &H, goal: u64) -> Node {
+        let max = u128::from(self.st.cfg.max.get());
+        let owned = u128::from(self.st.populated + self.st.cache.count());
+        let at = owned * max / u128::from(goal.max(1));
+        let at = u64::try_from(at.min(max.saturating_sub(1))).unwrap_or(0);
+        host.home(Gfn::new(at))
+    }
+
+    /// Takes a frame of the host into the cache; its length.
+    pub(crate) fn grow<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        backing: Backing,
+        budget: &mut Budget,
+    ) -> Option<u64> {
+        let length = backing.order().frames().get();
+        budget.spend(u32::try_from(length).unwrap_or(u32::MAX));
+        let frame = backing.into_zeroed(host);
+        self.stash(host, frame, None).then(|| {
+            self.st.totals.grown += length;
+            length
+        })
     }
 
     /// Promises a range of holes: each page will be there, with the pattern's content, when it
@@ -167,9 +193,7 @@ impl Pod<'_> {
         pattern: Pattern,
         budget: &mut Budget,
     ) -> Result<Progress, RangeError> {
-        if pattern.get() >= self.st.cfg.patterns_used {
-            return Err(RangeError::UnknownPattern);
-        }
+        self.known(pattern)?;
         self.walk(
             host,
             gfn,
@@ -204,9 +228,7 @@ impl Pod<'_> {
         pattern: Pattern,
         budget: &mut Budget,
     ) -> Result<Progress, RangeError> {
-        if pattern.get() >= self.st.cfg.patterns_used {
-            return Err(RangeError::UnknownPattern);
-        }
+        self.known(pattern)?;
         self.walk(
             host,
             gfn,
@@ -226,7 +248,8 @@ impl Pod<'_> {
     /// Frames the promises no longer need go back to the host, so nothing is stranded.
     ///
     /// # Errors
-    /// If a page is RAM or special already, or for want of table memory.
+    /// If a page is RAM or special already, for want of table memory, or if `entry` would give a
+    /// frame of the cache a second home or promise an unknown pattern.
     pub fn fill<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
@@ -235,17 +258,40 @@ impl Pod<'_> {
         entry: Entry,
         budget: &mut Budget,
     ) -> Result<Progress, RangeError> {
-        let result = self.walk(host, gfn, count, budget, |pod, host, at, order, was, _| {
-            let into = at.get() - gfn.get();
-            match was {
-                Entry::Hole | Entry::Promise(_) => {
-                    pod.put(host, at, order, was, entry.advanced(into))
-                }
-                Entry::Ram { .. } | Entry::Special => Err(RangeError::Occupied(at)),
+        match entry {
+            Entry::Promise(pattern) => self.known(pattern)?,
+            Entry::Ram { mfn, .. } => {
+                mfn.checked_add(count).ok_or(RangeError::OutOfRange)?;
             }
+            Entry::Hole | Entry::Special => {}
+        }
+        let mut result = self.walk(host, gfn, count, budget, |pod, host, at, order, was, _| {
+            if let Entry::Ram { .. } | Entry::Special = was {
+                return Err(RangeError::Occupied(at));
+            }
+            let now = entry.advanced(at.get() - gfn.get());
+            let mut order = order;
+            if let Entry::Ram { mfn, .. } = now {
+                order = Order::fitting(mfn.get(), order.frames().get(), order);
+                if pod.cache().touches(mfn, order) {
+                    return Err(RangeError::Cached(mfn));
+                }
+            }
+            pod.put(host, at, order, was, now)
         });
-        self.trim(host, budget);
+        let trimmed = self.trim(host, budget);
+        if let Ok(progress) = &mut result {
+            progress.complete &= trimmed;
+        }
         result
+    }
+
+    const fn known(&self, pattern: Pattern) -> Result<(), RangeError> {
+        if pattern.get() < self.st.cfg.patterns_used {
+            Ok(())
+        } else {
+            Err(RangeError::UnknownPattern)
+        }
     }
 
     /// Visits the leaves of a range in aligned pieces, each with one kind of entry.

@@ -114,7 +114,8 @@ impl Cache<'_> {
         let room = self.loose.len() as u64 - u64::from(self.state.loose);
         let in_loose = u32::try_from(mfn.get()).is_ok() && room >= order.frames().get();
         let runs = 1 << order.get().saturating_sub(self.superpage().get());
-        let Some(run) = self.run_of(mfn) else {
+        let last = mfn.plus(order.frames().get() - 1);
+        let (Some(run), Some(_)) = (self.run_of(mfn), self.run_of(last)) else {
             return false;
         };
         let blocks = self.state.pages.free_slots() >= runs
@@ -302,7 +303,9 @@ impl Cache<'_> {
     }
 
     fn take_small(&mut self, order: Order, node: Node) -> Option<Mfn> {
-        if let (Order::FRAME, Some(mfn)) = (order, self.pop_loose()) {
+        if order == Order::FRAME
+            && let Some(mfn) = self.pop_loose()
+        {
             return Some(mfn);
         }
         if !self.state.rules.merge {
@@ -436,7 +439,7 @@ impl Cache<'_> {
         let pages = self.pages();
         (0..runs).any(|i| {
             pages
-                .find(run + i)
+                .find(run.saturating_add(i))
                 .and_then(|s| pages.get(s))
                 .is_some_and(|b| b.bits().touches(start, part))
         })

@@ -141,7 +141,7 @@ impl Pod<'_> {
                 Swept::Found(_) => {}
                 Swept::More => return Ok(Demand::Retry(Wait::Sweeping)),
                 Swept::Nothing => match host.exhausted(gfn, &self.stats()) {
-                    Policy::Lend(frames) if self.lend(host, frames) => {}
+                    Policy::Lend(frames) if self.lend(host, gfn, frames, budget) => {}
                     Policy::Lend(_) => return Ok(Demand::Exhausted(Policy::Pause)),
                     policy => return Ok(Demand::Exhausted(policy)),
                 },
@@ -150,22 +150,30 @@ impl Pod<'_> {
     }
 
     /// Takes up to `frames` more from the host; whether any came.
-    fn lend<H: Host + ?Sized>(&mut self, host: &mut H, frames: FrameCount) -> bool {
+    ///
+    /// Nobody has to remember a loan: it pays debt, so that the cache covers the promises before
+    /// the balloon has reached the target. From then on what comes back goes to the host.
+    fn lend<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        frames: FrameCount,
+        budget: &mut Budget,
+    ) -> bool {
         // A superpage at most: the touch needs one frame, and time is short.
         let wanted = frames.get().min(self.st.cfg.geometry.size());
         let mut got = 0;
         while got < wanted && self.st.populated + self.st.cache.count() < self.st.cfg.limit.get() {
-            let Some(backing) = host.alloc(Order::FRAME, crate::Node::default()) else {
+            let node = host.home(gfn);
+            let Some(backing) = host.alloc(Order::FRAME, node) else {
                 break;
             };
-            let frame = backing.into_zeroed(host);
-            if !self.stash(host, frame, None) {
+            let Some(length) = self.grow(host, backing, budget) else {
                 break;
-            }
-            got += 1;
+            };
+            got += length;
         }
         self.st.totals.lent += got;
-        self.st.totals.grown += got;
         got > 0
     }
 
@@ -201,13 +209,10 @@ impl Pod<'_> {
                 gfn: gfn.align_down(self.superpage()),
             });
         }
-        if let Some(lane) = self
-            .mem
-            .lanes
-            .get_mut(usize::from(vcpu.get()) % self.mem.lanes.len())
-        {
+        let adapts = self.st.cfg.rules.ring.is_none();
+        if let Some(lane) = self.lane(vcpu) {
             lane.push(index);
-            if recycled && self.st.cfg.rules.ring.is_none() {
+            if recycled && adapts {
                 lane.too_short();
             }
         }

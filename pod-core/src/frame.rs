@@ -121,6 +121,11 @@ impl Frame<Zeroed> {
         }
     }
 
+    /// The frame was in the table, if only for a moment: nothing is known about it any more.
+    pub(crate) const fn exposed(self) -> Frame<NeedsFlush> {
+        Frame::make(self.mfn, self.order)
+    }
+
     /// The cache hands out what it only ever took in zeroed.
     pub(crate) const fn from_cache(mfn: Mfn, order: Order) -> Self {
         Self::make(mfn, order)

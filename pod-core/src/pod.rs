@@ -262,8 +262,8 @@ impl<'s> Pod<'s> {
             done += n;
         }
         match was {
-            Entry::Promise(_) => self.st.entries -= applied,
-            Entry::Ram { .. } => self.st.populated -= applied,
+            Entry::Promise(_) => self.st.entries = self.st.entries.saturating_sub(applied),
+            Entry::Ram { .. } => self.st.populated = self.st.populated.saturating_sub(applied),
             Entry::Hole | Entry::Special => {}
         }
         match now {
@@ -286,7 +286,8 @@ impl<'s> Pod<'s> {
     }
 
     /// Puts a zeroed frame into the cache. `region` is where it was mapped, if anywhere. A
-    /// frame without a place goes back to the host.
+    /// frame without a place goes back to the host; one that is in the cache already, by a
+    /// mistake of the host, stays there once.
     pub(crate) fn stash<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
@@ -297,6 +298,10 @@ impl<'s> Pod<'s> {
         let tied = self.st.cfg.rules.tie;
         let run = self.cache().run_of(frame.mfn());
         let owned = region.is_some_and(|i| tied && run.is_some() && self.region(i).run() == run);
+        if self.cache().touches(frame.mfn(), frame.order()) {
+            self.st.totals.refused += frame.order().frames().get();
+            return false;
+        }
         match self.cache().insert(frame, node, owned) {
             Ok(()) => true,
             Err(frame) => {
@@ -321,25 +326,25 @@ impl<'s> Pod<'s> {
         })
     }
 
-    /// Gives frames the promises no longer need back to the host; whether all are gone.
+    /// Gives frames the promises no longer need back to the host; whether all are gone. One run
+    /// goes in any case, so that repeated calls end.
     pub(crate) fn trim<H: Host + ?Sized>(&mut self, host: &mut H, budget: &mut Budget) -> bool {
+        let mut first = true;
         while self.st.started {
             let surplus = self.st.cache.count().saturating_sub(self.st.entries);
             if surplus == 0 {
                 break;
             }
-            if budget.left() == 0 {
+            if !first && (budget.left() == 0 || host.should_yield()) {
                 return false;
             }
+            first = false;
             let Some(frame) = self.cache().take_surplus(surplus) else {
                 break;
             };
             self.st.totals.trimmed += frame.order().frames().get();
             budget.spend(1);
             host.free(Backing::Zeroed(frame));
-            if host.should_yield() {
-                return self.st.cache.count() <= self.st.entries;
-            }
         }
         true
     }

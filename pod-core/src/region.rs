@@ -93,20 +93,24 @@ impl Regions<'_> {
         let order = self.geometry.superpage();
         let Some(r) = self.get_mut(index) else { return };
         let in_place = |run: u32, mfn: Mfn| {
-            mfn.get() >> order.get() == u64::from(run) && mfn.get() & (size - 1) == u64::from(page)
+            run != NONE
+                && mfn.get() >> order.get() == u64::from(run)
+                && mfn.get() & (size - 1) == u64::from(page)
         };
+        // A table that changed behind the engine's back must not bring the host down: the
+        // counts saturate, and the audit tells.
         match was {
-            Entry::Promise(_) => r.promises -= n,
+            Entry::Promise(_) => r.promises = r.promises.saturating_sub(n),
             Entry::Ram { mfn, .. } => {
-                r.resident -= n;
+                r.resident = r.resident.saturating_sub(n);
                 if in_place(r.run, mfn) {
-                    r.in_place -= n;
+                    r.in_place = r.in_place.saturating_sub(n);
                 }
             }
             Entry::Hole | Entry::Special => {}
         }
         match now {
-            Entry::Promise(_) => r.promises += n,
+            Entry::Promise(_) => r.promises = r.promises.saturating_add(n),
             Entry::Ram { mfn, .. } => {
                 // Only an empty region may adopt a run: pages already there could lie on it
                 // without having been counted.
@@ -114,9 +118,9 @@ impl Regions<'_> {
                 if empty && mfn.get() & (size - 1) == u64::from(page) {
                     r.run = u32::try_from(mfn.get() >> order.get()).unwrap_or(NONE);
                 }
-                r.resident += n;
-                if r.run != NONE && in_place(r.run, mfn) {
-                    r.in_place += n;
+                r.resident = r.resident.saturating_add(n);
+                if in_place(r.run, mfn) {
+                    r.in_place = r.in_place.saturating_add(n);
                 }
                 r.recycled = false;
             }

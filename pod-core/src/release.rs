@@ -137,19 +137,16 @@ impl Pod<'_> {
                             continue;
                         }
                     }
-                    if host.users(mfn, order) != Users::None {
-                        if order == Order::FRAME {
-                            special += 1;
-                            at = at.plus(1);
-                            continue;
-                        }
+                    let mut used = host.users(mfn, order) != Users::None;
+                    if used && order > Order::FRAME {
                         // One user of one page must not keep the whole run.
                         order = Order::FRAME;
-                        if host.users(mfn, order) != Users::None {
-                            special += 1;
-                            at = at.plus(1);
-                            continue;
-                        }
+                        used = host.users(mfn, order) != Users::None;
+                    }
+                    if used {
+                        special += 1;
+                        at = at.plus(1);
+                        continue;
                     }
                     if !self.hold(host, &mut batch, at, order, (mfn, attr), Job::Give(now)) {
                         failed = Some(at);

@@ -99,7 +99,7 @@ impl Pod<'_> {
             if leaf.entry != Entry::Hole {
                 return Err(RelocateError::Occupied);
             }
-            at = at.plus(leaf.room_from(at));
+            at = at.plus(leaf.room_from(at).max(1));
         }
         let source = host.lookup(from);
         if source.order < order {
@@ -191,7 +191,12 @@ impl Pod<'_> {
         if cached.is_some() || self.debt() > 0 {
             return cached;
         }
-        host.alloc_at(own, order).map(|b| b.into_zeroed(host))
+        let backing = host.alloc_at(own, order)?;
+        if (backing.mfn(), backing.order()) != (own, order) {
+            host.free(backing);
+            return None;
+        }
+        Some(backing.into_zeroed(host))
     }
 
     /// The destination gets `frame`, the source's own goes where released frames go.
@@ -207,7 +212,7 @@ impl Pod<'_> {
         let mfn = frame.mfn();
         let index = self.regions().index_of(to);
         if !self.hold(host, &mut batch, from, order, ram, Job::Give(Entry::Hole)) {
-            self.return_own(host, frame, index);
+            self.return_own(host, Backing::Zeroed(frame), index);
             return Err(RelocateError::NoTableMemory);
         }
         let entry = Entry::Ram { mfn, attr: ram.1 };
@@ -215,6 +220,11 @@ impl Pod<'_> {
         if !complete {
             host.thaw(from, order);
             self.undo(host, to, applied, entry, Entry::Hole);
+            let frame = if applied > 0 {
+                Backing::Dirty(frame.exposed().flushed(&Flushed::new(host)))
+            } else {
+                Backing::Zeroed(frame)
+            };
             self.return_own(host, frame, index);
             return Err(RelocateError::NoTableMemory);
         }
@@ -230,6 +240,7 @@ impl Pod<'_> {
             let ram = (mfn, ram.1);
             self.hold(host, &mut batch, to, order, ram, Job::Give(Entry::Hole));
             self.settle(host, &mut batch, budget);
+            self.check_alive(host)?;
             return Err(RelocateError::InUse);
         }
         Ok(())
@@ -263,11 +274,12 @@ impl Pod<'_> {
         Ok(())
     }
 
-    fn return_own<H: Host + ?Sized>(&mut self, host: &mut H, frame: Frame<Zeroed>, index: u32) {
+    fn return_own<H: Host + ?Sized>(&mut self, host: &mut H, frame: Backing, index: u32) {
         if self.debt() > 0 {
-            self.stash(host, frame, Some(index));
+            let zeroed = frame.into_zeroed(host);
+            self.stash(host, zeroed, Some(index));
         } else {
-            host.free(Backing::Zeroed(frame));
+            host.free(frame);
         }
         self.settle_run(index);
     }
@@ -314,7 +326,10 @@ impl Pod<'_> {
             });
             return Ok(());
         }
-        self.undo(host, to, applied, ram, Entry::Hole);
+        if self.undo(host, to, applied, ram, Entry::Hole) > 0 {
+            // The guest may have used them there.
+            flushed = Flushed::new(host);
+        }
         let back = self.undo(host, from, order.frames().get(), Entry::Hole, ram);
         if back == order.frames().get() {
             return Err(RelocateError::NoTableMemory);

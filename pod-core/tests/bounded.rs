@@ -1,9 +1,9 @@
 //! Work per call against 1 TiB in which nothing can be reclaimed.
 
-use pod_core::sim::{Full, Memory};
+use pod_core::sim::{Content, Full, Memory, World};
 use pod_core::{
-    Budget, Config, Demand, FrameCount, Gfn, Order, Pod, Policy, ReclaimStep, Sizes, Toucher, Vcpu,
-    Wait,
+    Budget, Config, Demand, FrameCount, Gfn, Leave, Order, Pattern, Pod, Policy, ReclaimStep,
+    Sizes, Toucher, Vcpu, Wait,
 };
 
 const TIB: u64 = 1 << 28;
@@ -62,4 +62,54 @@ fn a_second_pass_skips_what_was_seen_in_use_and_not_written() {
     }
     assert!(looks[0] >= MAX - 512, "the first pass looks at every page");
     assert!(looks[1] * 50 <= MAX, "{} looks of {MAX}", looks[1]);
+}
+
+/// The dearest guest there is: every page lies in a leaf of its own and looks empty without being
+/// so, hence each costs a lookup, a peek, a scan, and the search for a leaf to make whole.
+#[test]
+fn pages_that_only_look_empty_keep_every_call_within_its_budget() {
+    const SUPER: u64 = 512;
+    let mut config = Config::new(FrameCount::new(8 * SUPER));
+    config.slack = FrameCount::ZERO;
+    let mut world = World::built(&config, 5 * SUPER, 16 * SUPER, 1);
+    world.sim.traits.max_order = Order::FRAME;
+    assert!((0..5 * SUPER).all(|gfn| world.write(0, Gfn::new(gfn), Content::Late(gfn))));
+    world.sim.traits.max_order = Order::MAX;
+    let mut worst = [0; 5];
+    let mut note = |kind: usize, budget: &Budget| worst[kind] = budget.used().max(worst[kind]);
+    let by = Toucher::Vcpu(Vcpu::new(0));
+    for _ in 0..8 {
+        let mut budget = Budget::default();
+        let touched = Gfn::new(7 * SUPER);
+        let answer = world.with(|p, s| p.demand(s, touched, by, Order::MAX, &mut budget));
+        note(0, &budget);
+        if answer == Ok(Demand::Exhausted(Policy::Pause)) {
+            break;
+        }
+        let mut budget = Budget::default();
+        assert!(world.with(|p, s| p.reclaim_step(s, &mut budget)).is_ok());
+        note(1, &budget);
+        let mut budget = Budget::default();
+        assert!(world.with(|p, s| p.coalesce_step(s, &mut budget)).is_ok());
+        note(2, &budget);
+    }
+    for leave in [Leave::Promise(Pattern::ZERO), Leave::Hole] {
+        let mut at = 1;
+        while at < 8 * SUPER {
+            let (gfn, rest) = (Gfn::new(at), FrameCount::new(8 * SUPER - at));
+            let mut budget = Budget::default();
+            let step = world.with(|p, s| p.release(s, gfn, rest, leave, &mut budget));
+            at += step.unwrap().progress.done.get();
+            note(3, &budget);
+        }
+    }
+    let mut budget = Budget::default();
+    let all = FrameCount::new(8 * SUPER - 1);
+    let marked = world.with(|p, s| p.mark(s, Gfn::new(1), all, Pattern::ZERO, &mut budget));
+    assert!(marked.is_ok());
+    note(4, &budget);
+    assert!(
+        worst.iter().all(|looks| (1..=4096).contains(looks)),
+        "{worst:?}"
+    );
 }

@@ -213,12 +213,18 @@ const OPERATIONS: &[Operation] = &[
 ];
 
 fn worlds() -> impl Iterator<Item = (String, World)> {
-    let kinds = [(true, false), (false, false), (true, true)];
-    kinds.into_iter().map(|(unmaps, logical)| {
-        (
-            format!("unmaps {unmaps} logical {logical}"),
-            lived(unmaps, logical),
-        )
+    let kinds = [
+        (true, false, false),
+        (false, false, false),
+        (true, true, false),
+        (true, false, true),
+        (false, true, true),
+    ];
+    kinds.into_iter().map(|(unmaps, logical, eager)| {
+        let mut world = lived(unmaps, logical);
+        world.sim.traits.eager = eager;
+        let name = format!("unmaps {unmaps} logical {logical} eager {eager}");
+        (name, world)
     })
 }
 

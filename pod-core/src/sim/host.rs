@@ -69,6 +69,11 @@ impl Sim {
                         }
                         _ => *truth = Some(content),
                     }
+                    if let (true, Some(tlb)) = (self.traits.eager, self.tlb.last_mut()) {
+                        tlb.insert(at.get(), (m, true));
+                        self.writers
+                            .push((self.tlb.len() - 1, at, Content::Data(m)));
+                    }
                 }
                 (Entry::Hole | Entry::Special | Entry::Promise(_), Entry::Promise(p)) => {
                     *truth = Some(Content::Filled(words[usize::from(p.get())]));
@@ -111,6 +116,12 @@ impl Host for Sim {
             gfn.is_aligned(order),
             "{gfn} is not aligned to order {order}"
         );
+        if let Entry::Ram { mfn, .. } = entry {
+            assert!(
+                mfn.is_aligned(order),
+                "{mfn} is not aligned to order {order}"
+            );
+        }
         let count = order.frames().get();
         let (s, g) = (
             self.config.geometry.superpage(),
@@ -174,9 +185,16 @@ impl Host for Sim {
         self.work.flushes += 1;
         // The worst moment: just before the translations go away.
         for (vcpu, gfn, content) in core::mem::take(&mut self.writers) {
-            if self.tlb[vcpu].get(&gfn.get()).is_some_and(|(_, w)| *w) {
-                assert!(self.guest_write(vcpu, gfn, content).is_ok());
-                self.landed.push((gfn, content));
+            let Some((mfn, true)) = self.tlb[vcpu].get(&gfn.get()).copied() else {
+                continue;
+            };
+            match self.table.lookup(gfn).at(gfn) {
+                Entry::Ram { mfn: there, .. } if there.get() == mfn => {
+                    assert!(self.guest_write(vcpu, gfn, content).is_ok());
+                    self.landed.push((gfn, content));
+                }
+                // Only the frame changes: the entry is gone, the translation is not.
+                _ => self.content[mfn as usize] = content,
             }
         }
         if self.traits.forgets_flush {
@@ -295,7 +313,7 @@ impl Host for Sim {
     }
 
     fn should_yield(&self) -> bool {
-        self.fails()
+        self.fails() || self.traits.hurried
     }
 
     fn freeze_stops_reads(&self) -> bool {

@@ -110,6 +110,11 @@ pub struct Traits {
     /// A table refuses leaves of superpage size: it writes 2^9 small entries instead, and a
     /// failure may come in the middle (a user-space host).
     pub logical: bool,
+    /// The last virtual CPU uses every entry the moment it becomes RAM, and goes on writing
+    /// through that translation until the next flush.
+    pub eager: bool,
+    /// Always wants the engine to return.
+    pub hurried: bool,
     /// Forgets to drop stale translations: for showing that the checks notice.
     pub forgets_flush: bool,
 }
@@ -188,6 +193,8 @@ impl Sim {
                 max_order: Order::MAX,
                 policy: Policy::Pause,
                 logical: false,
+                eager: false,
+                hurried: false,
                 forgets_flush: false,
             },
             writers: Vec::new(),

@@ -291,6 +291,7 @@ fn run_step(world: &mut World, model: &mut Model, step: Step) {
         }
         14 => {
             world.sim.traits.max_order = Order::clamped(step.other % 5);
+            world.sim.traits.eager = step.choice & 64 != 0;
             world.with(|pod, _| pod.set_around(Order::clamped(step.choice % 3)));
             // Writes that land in the next freeze.
             world

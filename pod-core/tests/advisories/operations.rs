@@ -1,0 +1,219 @@
+//! Operations that no row of the history covers.
+
+use pod_core::sim::{Content, World};
+use pod_core::{
+    Attr, Budget, Config, Entry, Gfn, Host, Leave, Mfn, Node, Order, Pattern, Policy, RangeError,
+    Target,
+};
+
+use super::{
+    SUPER, cached, config, dirty, entry, fill, frames, guest, mfn, reclaim_all, release,
+    small_config,
+};
+
+#[test]
+fn the_host_is_asked_for_room_by_number() {
+    let mut world = World::new(&config(8 * SUPER), 16 * SUPER, 1);
+    world.mark_all(Pattern::ZERO);
+    world.sim.set_heap(700);
+    let answer = world.with(|p, s| p.set_target(s, frames(2 * SUPER), &mut Budget::default()));
+    assert_eq!(answer, Ok(Target::Need(frames(2 * SUPER - 700))));
+    assert_eq!(world.stats().cache.get(), 700);
+    world.sim.set_heap(324);
+    let answer = world.with(|p, s| p.set_target(s, frames(2 * SUPER), &mut Budget::default()));
+    assert_eq!(answer, Ok(Target::Done));
+    world.check();
+}
+
+#[test]
+fn a_pinned_range_is_populated_and_stays() {
+    let mut world = guest(8 * SUPER, 4 * SUPER);
+    let step = world.with(|p, s| p.pin(s, Gfn::new(10), frames(20), &mut Budget::default()));
+    assert!(step.unwrap().complete);
+    let before: Vec<Mfn> = (10..30).map(|g| mfn(&world, g)).collect();
+    assert_eq!(release(&mut world, 0, SUPER).unwrap().kept.get(), 20);
+    reclaim_all(&mut world);
+    assert_eq!(before, (10..30).map(|g| mfn(&world, g)).collect::<Vec<_>>());
+    world.check();
+}
+
+#[test]
+fn lending_keeps_a_guest_alive_and_is_counted() {
+    let mut world = guest(4 * SUPER, 2 * SUPER);
+    assert!(dirty(&mut world, 0..2 * SUPER));
+    assert!(!world.write(0, Gfn::new(3 * SUPER), Content::Data(1)));
+    world.sim.traits.policy = Policy::Lend(frames(10));
+    assert!(world.write(0, Gfn::new(3 * SUPER), Content::Data(1)));
+    assert_eq!(world.stats().totals.lent, 10);
+    let owned = 2 * SUPER + 10;
+    assert_eq!(world.stats().owned().get(), owned);
+    world.check();
+    // The loan pays debt, and is back with the host when the balloon has reached the target.
+    assert_eq!(world.stats().debt().get(), 2 * SUPER - 10);
+    let free = world.sim.heap_left();
+    for gfn in 0..2 * SUPER {
+        assert!(release(&mut world, gfn, 1).unwrap().progress.complete);
+    }
+    assert_eq!(world.stats().debt().get(), 0);
+    assert_eq!(world.stats().owned().get(), 2 * SUPER);
+    assert_eq!(world.sim.heap_left(), free + 10);
+    world.check();
+    // And no more than the guest's limit is ever lent.
+    let limited = Config {
+        limit: frames(2 * SUPER + 3),
+        ..config(4 * SUPER)
+    };
+    let mut world = World::built(&limited, 2 * SUPER, 16 * SUPER, 1);
+    world.sim.traits.policy = Policy::Lend(frames(10));
+    assert!(dirty(&mut world, 0..2 * SUPER + 3));
+    assert!(!dirty(&mut world, [2 * SUPER + 3]));
+    assert_eq!(world.stats().totals.lent, 3);
+}
+
+#[test]
+fn what_is_filled_in_has_one_home_and_leaves_of_its_own_alignment() {
+    let mut world = guest(8 * SUPER, 4 * SUPER);
+    let cached = cached(&mut world);
+    let answer = fill(&mut world, 0, 1, Entry::ram(cached));
+    assert_eq!(answer, Err(RangeError::Cached(cached)));
+    let unknown = Entry::Promise(Pattern::new(2).unwrap());
+    let answer = fill(&mut world, 0, 1, unknown);
+    assert_eq!(answer, Err(RangeError::UnknownPattern));
+    let beyond = Entry::ram(Mfn::new(u64::MAX - 3));
+    assert_eq!(fill(&mut world, 0, 5, beyond), Err(RangeError::OutOfRange));
+    world.check();
+    // A frame run that starts one off: the simulated host takes no leaf that is not aligned.
+    let given = world.sim.alloc(Order::new(10).unwrap(), Node::default());
+    let given = given.unwrap();
+    world.sim.fill(given.mfn(), given.order(), 0);
+    let odd = given.mfn().checked_add(frames(1)).unwrap();
+    let answer = fill(&mut world, SUPER, SUPER, Entry::ram(odd));
+    assert!(answer.unwrap().complete);
+    assert_eq!(world.sim.leaf(Gfn::new(SUPER)).order, Order::FRAME);
+    assert!(world.with(|p, s| p.audit(s)).is_ok());
+}
+
+#[test]
+fn calls_with_no_budget_and_a_hurried_host_still_get_done() {
+    let mut world = World::new(&small_config(64), 128, 1);
+    world.sim.traits.hurried = true;
+    for (target, steps) in [(8, 8), (20, 12)] {
+        let mut left = steps;
+        loop {
+            world.sim.traits.scattered = true;
+            let step = world.with(|p, s| p.set_target(s, frames(target), &mut Budget::new(0)));
+            match step.unwrap() {
+                Target::More => left -= 1,
+                Target::Done => break,
+                Target::Need(n) => panic!("{n}"),
+            }
+        }
+        assert!(left <= 1, "{left}");
+    }
+    world.mark_all(Pattern::ZERO);
+    world.with(|p, _| p.start());
+    // More surplus than one run: what is released is trimmed by repeated calls.
+    let mut at = 0;
+    for _ in 0..200 {
+        let (gfn, rest) = (Gfn::new(at), frames(62 - at));
+        let step = world.with(|p, s| p.release(s, gfn, rest, Leave::Hole, &mut Budget::new(0)));
+        let progress = step.unwrap().progress;
+        at += progress.done.get();
+        if progress.complete {
+            break;
+        }
+    }
+    assert_eq!((at, world.stats().surplus().get()), (62, 0));
+    let mut world = guest(8 * SUPER, 8 * SUPER);
+    world.sim.traits.hurried = true;
+    world.with(|p, _| p.start());
+    let mut at = 0;
+    for _ in 0..200 {
+        let (gfn, rest) = (Gfn::new(at), frames(7 * SUPER - at));
+        let mut budget = Budget::new(0);
+        let step = world.with(|p, s| p.fill(s, gfn, rest, Entry::Special, &mut budget));
+        at += step.unwrap().done.get();
+        if step.unwrap().complete {
+            break;
+        }
+    }
+    assert_eq!((at, world.stats().surplus().get()), (7 * SUPER, 0));
+}
+
+#[test]
+fn target_equal_to_the_maximum_is_no_work_for_the_engine() {
+    let config = config(8 * SUPER);
+    assert!(config.is_ordinary(frames(8 * SUPER)));
+    let mut world = World::new(&config, 16 * SUPER, 1);
+    let calls = world.sim.script.calls();
+    assert_eq!(world.stats().owned().get(), 0);
+    assert_eq!(world.sim.script.calls(), calls);
+    assert!(!world.write(0, Gfn::new(0), Content::ZERO));
+}
+
+#[test]
+fn relocation_changes_no_count_at_above_and_below_every_limit() {
+    // At the limit, above the target, and with an empty host: the four columns of the analysis.
+    for (heap, target) in [(0, 4 * SUPER), (0, SUPER), (100, 4 * SUPER)] {
+        let mut world = guest(8 * SUPER, 4 * SUPER);
+        assert!(dirty(&mut world, 0..4 * SUPER));
+        let hole = release(&mut world, 5 * SUPER, SUPER);
+        assert!(hole.unwrap().progress.complete);
+        world
+            .with(|p, s| p.set_target(s, frames(target), &mut Budget::default()))
+            .unwrap();
+        world.sim.set_heap(heap);
+        let before = (world.stats().owned(), world.stats().debt());
+        let (from, to) = (Gfn::new(3 * SUPER + 9), Gfn::new(5 * SUPER + 1));
+        world
+            .with(|p, s| {
+                p.relocate(
+                    s,
+                    from,
+                    to,
+                    Order::FRAME,
+                    pod_core::Content::Keep,
+                    &mut Budget::default(),
+                )
+            })
+            .unwrap();
+        assert_eq!(world.sim.visible(to), Some(Content::Data(3 * SUPER + 10)));
+        world.sim.expect(to, Some(Content::Data(3 * SUPER + 10)));
+        assert_eq!(entry(&world, from.get()), Entry::Hole);
+        assert_eq!((world.stats().owned(), world.stats().debt()), before);
+        world.check();
+    }
+}
+
+#[test]
+fn state_of_entries_survives_a_failed_reclaim() {
+    let mut world = guest(8 * SUPER, 4 * SUPER);
+    assert!(dirty(&mut world, 0..SUPER));
+    world.sim.set_attr(Gfn::new(4), Attr::new(3));
+    assert!(world.write(0, Gfn::new(4), Content::Late(1)));
+    assert_eq!(reclaim_all(&mut world), 0);
+    assert!(matches!(entry(&world, 4), Entry::Ram { attr, .. } if attr == Attr::new(3)));
+    world.check();
+}
+
+#[test]
+fn loose_frames_are_not_lost_when_a_run_is_asked_for() {
+    let mut config = config(8 * SUPER);
+    config.around = Order::new(4).unwrap();
+    let mut world = World::new(&config, 16 * SUPER, 1);
+    world.sim.traits.scattered = true;
+    // One frame in each superpage of the host: most of them find no block.
+    let sizes = pod_core::Sizes {
+        blocks: 2,
+        ..pod_core::Sizes::for_guest(&config, frames(8 * SUPER), 1)
+    };
+    let mut scattered = World::with_sizes(&config, 16 * SUPER, 1, &sizes);
+    scattered.sim.traits.scattered = true;
+    for world in [&mut world, &mut scattered] {
+        world.set_target(64);
+        world.mark_all(Pattern::ZERO);
+        assert!(dirty(world, (0..64).map(|i| i * 17)));
+        assert_eq!(world.stats().cache.get(), 0);
+        world.check();
+    }
+}
