@@ -77,7 +77,12 @@ impl Rig {
     }
 }
 
+/// Frames of the guest: a superpage and some more.
+const FRAMES: u64 = 700;
+
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
     /// 120 wake-ups an hour at most for a target out of reach, none at rest.
     #[test]
     fn an_unreachable_target_costs_few_wake_ups(
@@ -85,7 +90,7 @@ proptest! {
         bulk: bool,
         adaptive: bool,
         scattered: bool,
-        first in 0u64..1500,
+        first in 0..FRAMES,
         beyond in 1u64..100_000,
         tolerance in 0u64..4,
     ) {
@@ -95,7 +100,7 @@ proptest! {
             _ => Unit::Frames,
         };
         let max_size = match obstacle {
-            Obstacle::Clamped => FrameCount::new(1000),
+            Obstacle::Clamped => FrameCount::new(FRAMES / 2),
             _ => FrameCount::MAX,
         };
         let tolerance = FrameCount::new(tolerance);
@@ -105,14 +110,14 @@ proptest! {
         } else {
             FakeHost::plain()
         };
-        let mut rig = Rig::with_policy(host, 1500, policy);
+        let mut rig = Rig::with_policy(host, FRAMES, policy);
         rig.host.capabilities.unit = Order::SUPERPAGE;
         if scattered {
             rig.source = rig.source.scattered();
         }
         rig.inflate_to(first);
         rig.put_in_the_way(obstacle);
-        rig.set_target(1500 + beyond);
+        rig.set_target(FRAMES + beyond);
         let wakes = rig.wake_ups_of_an_hour();
         prop_assert!(wakes <= 120, "{wakes} wake-ups, {:?}", rig.status());
         prop_assert_ne!(rig.status().progress, Progress::Working);
