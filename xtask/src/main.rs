@@ -18,6 +18,7 @@ mod fuzz;
 mod image;
 mod setup;
 mod sim;
+mod svg;
 mod test;
 mod ui;
 mod vm;

@@ -8,6 +8,8 @@
 
 mod alloc;
 mod pod;
+mod virtio;
+mod xen;
 
 use anyhow::{Result, bail};
 
@@ -31,6 +33,16 @@ const BENCHES: &[Bench] = &[
         name: "pod",
         about: "pod-core: zero scan, operations, superpage yield, worst sweep, metadata",
         run: pod::run,
+    },
+    Bench {
+        name: "virtio",
+        about: "the QEMU guest beside Linux: inflate, deflate, free page reporting",
+        run: virtio::run,
+    },
+    Bench {
+        name: "xen",
+        about: "1 GiB out of and into domains of a real Xen: Linux, ours, bare hypercalls",
+        run: xen::run,
     },
 ];
 

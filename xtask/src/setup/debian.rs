@@ -56,11 +56,7 @@ pub(super) fn packages(
     }
     runner.say(&format!("apt-get: installing {}", missing.join(", ")))?;
     if enable {
-        runner.say(&format!(
-            "apt-get: enabling bookworm-backports in {BACKPORTS_FILE}"
-        ))?;
-        std::fs::write(BACKPORTS_FILE, format!("{BACKPORTS_LINE}\n"))
-            .with_context(|| format!("writing {BACKPORTS_FILE}"))?;
+        enable_backports(runner)?;
     }
     let from: &[&str] = if backports {
         &["-t", "bookworm-backports"]
@@ -74,6 +70,36 @@ pub(super) fn packages(
         "apt-get install -y --no-install-recommends {from...} {missing...}"
     ))?;
     Ok(())
+}
+
+/// Makes sure that apt knows bookworm's backports; the suite's name, or `None` on a newer release.
+pub(crate) fn backports(
+    workspace: &Workspace,
+    runner: &mut Runner,
+) -> Result<Option<&'static str>> {
+    if !is_bookworm() {
+        return Ok(None);
+    }
+    let shell = workspace.shell()?;
+    if !has_backports(&shell) {
+        if !rustix::process::geteuid().is_root() {
+            bail!(
+                "apt does not know bookworm-backports. Type this, then try again:\n  sudo sh -c \"echo \
+                 '{BACKPORTS_LINE}' > {BACKPORTS_FILE} && apt-get update\""
+            );
+        }
+        enable_backports(runner)?;
+        runner.run(cmd!(shell, "apt-get update"))?;
+    }
+    Ok(Some("bookworm-backports"))
+}
+
+fn enable_backports(runner: &mut Runner) -> Result<()> {
+    runner.say(&format!(
+        "apt-get: enabling bookworm-backports in {BACKPORTS_FILE}"
+    ))?;
+    std::fs::write(BACKPORTS_FILE, format!("{BACKPORTS_LINE}\n"))
+        .with_context(|| format!("writing {BACKPORTS_FILE}"))
 }
 
 /// Makes sure that there is a C++ compiler, which libFuzzer is built with.

@@ -8,6 +8,6 @@ mod debian;
 mod qemu;
 mod rust;
 
-pub(crate) use debian::cxx;
+pub(crate) use debian::{backports, cxx};
 pub(crate) use qemu::{Qemu, any, emulators};
 pub(crate) use rust::{component, nightly, target, tool, toolchain, tools};

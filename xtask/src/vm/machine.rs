@@ -57,6 +57,8 @@ pub(crate) struct Machine {
     kernel: PathBuf,
     balloon: Balloon,
     command_line: Vec<String>,
+    initrd: Option<PathBuf>,
+    traces: Vec<&'static str>,
 }
 
 impl Machine {
@@ -72,6 +74,8 @@ impl Machine {
             kernel: kernel.to_path_buf(),
             balloon: Balloon::Plain,
             command_line: Vec::new(),
+            initrd: None,
+            traces: vec!["virtio_queue_notify"],
         }
     }
 
@@ -103,6 +107,24 @@ impl Machine {
         self
     }
 
+    /// With a first file system for the kernel.
+    pub(crate) fn initrd(mut self, file: &Path) -> Self {
+        self.initrd = Some(file.to_path_buf());
+        self
+    }
+
+    /// Lets QEMU write a line for each of these events; those of [`Vm::kicks`](super::Vm::kicks) are
+    /// always written.
+    pub(crate) fn trace(mut self, event: &'static str) -> Self {
+        self.traces.push(event);
+        self
+    }
+
+    /// What QEMU is to trace.
+    pub(super) fn traces(&self) -> &[&'static str] {
+        &self.traces
+    }
+
     /// The kernel's ELF.
     pub(crate) fn kernel(&self) -> &Path {
         &self.kernel
@@ -119,6 +141,9 @@ impl Machine {
         option("m", &self.mem_mib.to_string());
         option("kernel", &self.kernel.to_string_lossy());
         option("append", &self.command_line.join(" "));
+        if let Some(file) = &self.initrd {
+            option("initrd", &file.to_string_lossy());
+        }
         option("display", "none");
         option("device", "isa-debug-exit,iobase=0xf4,iosize=4");
         match self.balloon {

@@ -18,6 +18,8 @@ const SUCCESS: i32 = 33;
 /// QEMU connects in well under a second; a busy machine may take longer.
 const START: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(30);
+/// Where QEMU writes the events it traces.
+const TRACE: &str = "trace.log";
 /// How many `defmt` records a failure shows.
 const TAIL: usize = 20;
 
@@ -90,8 +92,8 @@ impl Vm {
         let monitor = UnixListener::bind(sockets.path("qmp"))?;
         let errors = folder.join("qemu.log");
         let errors_file = std::fs::File::create(&errors)?;
-        let kicks = folder.join("kicks.log");
-        std::fs::write(&kicks, "")?;
+        let trace = folder.join(TRACE);
+        std::fs::write(&trace, "")?;
 
         let mut command = qemu.command();
         command.args(machine.arguments());
@@ -109,9 +111,10 @@ impl Vm {
         ));
         command.args(["-mon", "chardev=qmp,mode=control"]);
         // A line for each kick: there are a few hundred at most, so the trace costs nothing.
-        command
-            .args(["-trace", "virtio_queue_notify", "-D"])
-            .arg(&kicks);
+        for event in machine.traces() {
+            command.args(["-trace", event]);
+        }
+        command.arg("-D").arg(&trace);
         command
             .stdin(Stdio::null())
             .stdout(errors_file.try_clone()?)
@@ -154,21 +157,27 @@ impl Vm {
 
     /// How often the guest has kicked a virtqueue so far, as QEMU saw it.
     pub(crate) fn kicks(&self) -> Result<u64> {
-        self.count_kicks(|_| true)
+        self.traced("virtio_queue_notify")
     }
 
     /// How often it has kicked the queue of this number.
     pub(crate) fn kicks_of(&self, queue: u32) -> Result<u64> {
         let number = format!(" n {queue} ");
-        self.count_kicks(|line| line.contains(&number))
+        self.count("virtio_queue_notify", |line| line.contains(&number))
     }
 
-    fn count_kicks(&self, counts: impl Fn(&str) -> bool) -> Result<u64> {
-        let text = std::fs::read_to_string(self.folder.join("kicks.log"))?;
-        let kicks = text
+    /// How often this event of [`Machine::trace`] has happened so far.
+    pub(crate) fn traced(&self, event: &str) -> Result<u64> {
+        self.count(event, |_| true)
+    }
+
+    fn count(&self, event: &str, counts: impl Fn(&str) -> bool) -> Result<u64> {
+        let text = std::fs::read_to_string(self.folder.join(TRACE))?;
+        let event = format!("{event} ");
+        let found = text
             .lines()
-            .filter(|line| line.contains("virtio_queue_notify ") && counts(line));
-        Ok(u64::try_from(kicks.count())?)
+            .filter(|line| line.contains(&event) && counts(line));
+        Ok(u64::try_from(found.count())?)
     }
 
     /// Asks the guest to finish, waits for its end and judges the run.

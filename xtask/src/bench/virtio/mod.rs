@@ -1,0 +1,303 @@
+//! `cargo xtask bench virtio`: our guest beside Linux, on the same QEMU in the same run.
+//!
+//! A fresh boot for each guest and path. Both fill their memory and free it; then the host asks for all
+//! but an eighth of it and gives it back, or looks how fast freed memory is reported. Every figure is the
+//! host's own. QEMU writes a line for each kick, interrupt and configuration write of either guest.
+
+mod linux;
+mod plot;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use serde::Serialize;
+
+use crate::cli::{parse_mib, parse_svg};
+use crate::exec::Runner;
+use crate::image::{self, Guest};
+use crate::setup::{self, Qemu};
+use crate::ui::{self, Table};
+use crate::vm::{Board, Machine, Vm};
+use crate::workspace::Workspace;
+use linux::Linux;
+use run::{Ask, EVENTS, Took};
+
+/// Linux takes a while to settle before it has reported what was free at first.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Our QEMU guest beside Debian's Linux for clouds: inflate, deflate, free page reporting.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench virtio")]
+struct Arguments {
+    /// Memory of each guest; an eighth is what they shrink to.
+    #[arg(long, default_value = "8G", value_parser = parse_mib, value_name = "SIZE")]
+    mem: u64,
+    /// Draw host memory over time.
+    #[arg(long, value_parser = parse_svg, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Ours,
+    Linux { zeroes: bool },
+}
+
+impl Who {
+    const ALL: [Self; 3] = [
+        Self::Ours,
+        Self::Linux { zeroes: true },
+        Self::Linux { zeroes: false },
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Linux { zeroes: true } => "linux",
+            Self::Linux { zeroes: false } => "linux-init_on_alloc=0",
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    guest: &'static str,
+    path: &'static str,
+    op: &'static str,
+    wall_s: f64,
+    cpu_s: f64,
+    kicks: u64,
+    interrupts: u64,
+    config_writes: u64,
+    rss_after_mib: u64,
+    t50_s: Option<f64>,
+    t90_s: Option<f64>,
+    t99_s: Option<f64>,
+    #[serde(skip)]
+    took: Took,
+}
+
+impl Row {
+    fn new(who: Who, path: &'static str, op: &'static str, took: Took) -> Self {
+        let [t50_s, t90_s, t99_s] = took.reached.map(|time| time.map(|time| time.as_secs_f64()));
+        Self {
+            guest: who.name(),
+            path,
+            op,
+            wall_s: took.wall.as_secs_f64(),
+            cpu_s: took.cpu.as_secs_f64(),
+            kicks: took.kicks,
+            interrupts: took.interrupts,
+            config_writes: took.config_writes,
+            rss_after_mib: took.rss_after >> 20,
+            t50_s,
+            t90_s,
+            t99_s,
+            took,
+        }
+    }
+}
+
+/// What all boots share.
+struct Bench {
+    qemu: Qemu,
+    elf: PathBuf,
+    linux: Linux,
+    folder: PathBuf,
+    mem_mib: u64,
+}
+
+/// Builds, boots and measures.
+pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    let name = String::from("cargo xtask bench virtio");
+    let Arguments { mem, plot } = Arguments::parse_from([name].iter().chain(arguments));
+    let bar = ui::spinner("setting up");
+    let log = workspace.output("log/bench-virtio.log")?;
+    let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(1800))?;
+    let bench = Bench {
+        elf: image::build(workspace, &mut runner, Guest::Qemu)?,
+        qemu: setup::any(workspace, &mut runner)?,
+        linux: linux::unpack(workspace, &mut runner)?,
+        folder: workspace.output("bench-virtio")?,
+        mem_mib: mem,
+    };
+    let mut rows = Vec::new();
+    for who in Who::ALL {
+        for path in ["reporting", "pfn"] {
+            // Linux gives page by page, whatever the device offers.
+            if who == Who::Ours || path == "pfn" {
+                bar.set_message(format!("{}: resize, {path} path", who.name()));
+                rows.extend(bench.resize(who, path)?);
+            }
+        }
+        bar.set_message(format!("{}: free page reporting", who.name()));
+        rows.push(bench.report(who)?);
+    }
+    ui::finish(
+        &bar,
+        &format!(
+            "guests of {mem} MiB on QEMU {}; {}",
+            bench.qemu.version(),
+            bench.linux.name
+        ),
+    );
+    println!("{}", table(&rows));
+    let json = workspace.output("bench-virtio.json")?;
+    std::fs::write(&json, serde_json::to_string_pretty(&rows)? + "\n")
+        .with_context(|| format!("writing {}", json.display()))?;
+    println!("figures: {}", json.display());
+    if let Some(file) = plot {
+        std::fs::write(&file, plot::draw(mem, &rows))
+            .with_context(|| format!("writing {}", file.display()))?;
+        println!("plot: {}", file.display());
+    }
+    Ok(())
+}
+
+impl Bench {
+    /// A machine for `who`; Linux fills `fill_mib`, ours all but `keep` percent is freed again.
+    fn start(
+        &self,
+        who: Who,
+        reporting: bool,
+        fill_mib: u64,
+        keep: u64,
+        words: &[&str],
+    ) -> Result<Vm> {
+        let kernel: &Path = if who == Who::Ours {
+            &self.elf
+        } else {
+            &self.linux.kernel
+        };
+        let mut machine = Machine::new(Board::Q35, self.mem_mib, kernel).reporting(reporting);
+        for event in EVENTS {
+            machine = machine.trace(event);
+        }
+        machine = match who {
+            Who::Ours => machine.append("fill=none").append(&format!("keep={keep}")),
+            Who::Linux { zeroes } => machine
+                .initrd(&self.linux.initrd)
+                .append("console=ttyS0 quiet panic=-1")
+                .append(&format!(
+                    "init_on_alloc={} fill_mib={fill_mib}",
+                    u8::from(zeroes)
+                )),
+        };
+        for word in words {
+            machine = machine.append(word);
+        }
+        let folder = format!(
+            "{}-{}",
+            who.name(),
+            if reporting { "reporting" } else { "plain" }
+        );
+        Vm::start(&self.qemu, machine, &self.folder.join(folder))
+    }
+
+    fn resize(&self, who: Who, path: &'static str) -> Result<[Row; 2]> {
+        let target = self.mem_mib / 8;
+        let fall = (self.mem_mib - target) << 20;
+        let words: &[&str] = if path == "pfn" && who == Who::Ours {
+            &["path=pfn"]
+        } else {
+            &[]
+        };
+        let mut vm = self.start(who, path == "reporting", self.mem_mib - target, 5, words)?;
+        let mut measure = || {
+            run::fill(&mut vm)?;
+            run::free(&mut vm)?;
+            std::thread::sleep(Duration::from_secs(1));
+            let inflate = run::run(
+                &mut vm,
+                Ask::Resize {
+                    to: target << 20,
+                    fall,
+                },
+            )?;
+            // The guest's own checks after an inflation are not the deflation's to pay.
+            std::thread::sleep(SETTLE);
+            let deflate = run::run(
+                &mut vm,
+                Ask::Resize {
+                    to: self.mem_mib << 20,
+                    fall: 0,
+                },
+            )?;
+            Ok([
+                Row::new(who, path, "inflate", inflate),
+                Row::new(who, path, "deflate", deflate),
+            ])
+        };
+        measure().map_err(|error| vm.explain(error))
+    }
+
+    fn report(&self, who: Who) -> Result<Row> {
+        // Three quarters of memory are freed at once.
+        let freed = self.mem_mib / 4 * 3;
+        let words: &[&str] = if who == Who::Ours {
+            &["beside=reports"]
+        } else {
+            &[]
+        };
+        let mut vm = self.start(who, true, freed, 24, words)?;
+        let mut measure = || {
+            run::fill(&mut vm)?;
+            std::thread::sleep(SETTLE);
+            let took = run::run(&mut vm, Ask::Free { fall: freed << 20 })?;
+            Ok(Row::new(who, "reporting", "report", took))
+        };
+        measure().map_err(|error| vm.explain(error))
+    }
+}
+
+/// The rows, each beside Linux as Debian ships it.
+fn table(rows: &[Row]) -> String {
+    let mut table = Table::new([
+        "guest",
+        "op",
+        "path",
+        "wall",
+        "linux / this",
+        "CPU",
+        "linux / this",
+        "kicks",
+        "interrupts",
+        "config writes",
+        "host memory",
+        "50 %",
+        "99 %",
+    ]);
+    for row in rows {
+        let linux = Who::Linux { zeroes: true }.name();
+        let peer = rows
+            .iter()
+            .find(|peer| peer.guest == linux && peer.op == row.op);
+        let ratio = |of: fn(&Row) -> f64| {
+            peer.map_or_else(String::new, |peer| {
+                format!("{:.1} x", of(peer) / of(row).max(0.005))
+            })
+        };
+        let seconds =
+            |time: Option<f64>| time.map_or_else(String::new, |time| format!("{time:.3} s"));
+        table.row(vec![
+            row.guest.to_owned(),
+            row.op.to_owned(),
+            row.path.to_owned(),
+            seconds(Some(row.wall_s)),
+            ratio(|row| row.wall_s),
+            format!("{:.2} s", row.cpu_s),
+            ratio(|row| row.cpu_s),
+            row.kicks.to_string(),
+            row.interrupts.to_string(),
+            row.config_writes.to_string(),
+            format!("{} MiB", row.rss_after_mib),
+            seconds(row.t50_s),
+            seconds(row.t99_s),
+        ]);
+    }
+    table.render()
+}
