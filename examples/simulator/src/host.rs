@@ -79,6 +79,7 @@ pub(crate) struct Host {
     pub(crate) faults: Faults,
     /// Whether frames may be used again only once it answered.
     pub(crate) must_tell: bool,
+    migration: Migration,
     /// Frames the guest gave by name.
     pub(crate) told: FrameMap,
     /// Frames the guest gave in bulk and has not touched since.
@@ -97,6 +98,12 @@ impl Host {
         Self {
             model,
             must_tell: model.is_synchronous() || rng.chance(500),
+            migration: match model {
+                Model::Virtio | Model::Bulk if rng.chance(500) => Migration::TakeFirst,
+                Model::Virtio | Model::Bulk => Migration::GiveFirst,
+                Model::Xen => Migration::Move,
+                Model::Pv => Migration::Exchange,
+            },
             target: FrameCount::ZERO,
             actual: FrameCount::ZERO,
             faults: Faults::NONE,
@@ -328,11 +335,7 @@ impl Transport for Host {
 
 impl Migrate for Host {
     fn migration(&self) -> Migration {
-        match self.model {
-            Model::Virtio | Model::Bulk => Migration::GiveFirst,
-            Model::Xen => Migration::Move,
-            Model::Pv => Migration::Exchange,
-        }
+        self.migration
     }
 
     fn submit_trade(
