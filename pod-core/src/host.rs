@@ -204,6 +204,18 @@ pub trait Host {
     /// A frame of the cache turned out broken and left the engine for good.
     fn retire(&mut self, _mfn: Mfn) {}
 
+    /// Whether [`set`](Host::set) can put a frame with its content at another guest frame. If
+    /// not, a [`relocate`](crate::Pod::relocate) that keeps the content copies it.
+    fn moves_frames(&self) -> bool {
+        true
+    }
+
+    /// Copies a frozen run to frames nobody can reach; `false` if that is not possible. Asked
+    /// only of a host that cannot move frames.
+    fn copy(&mut self, _from: Mfn, _to: Mfn, _order: Order) -> bool {
+        false
+    }
+
     /// Notes that the frame must not be taken away any more (see [`Pod::pin`](crate::Pod::pin)).
     fn pin(&mut self, _mfn: Mfn, _order: Order) {}
 

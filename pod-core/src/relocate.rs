@@ -3,6 +3,11 @@
 //! The guest has a hole (a ballooned page) where it wants memory, and memory where it wants the
 //! hole. Doing it as one operation changes no count, so it works at the guest's limit, above it,
 //! and with no free frame in the host.
+//!
+//! Three ways lead there. Content that has to be kept moves with its frame; a host that cannot do
+//! that populates the destination first and copies. Content that nobody needs never moves: the
+//! destination is populated with the frame it wants and the source released, or the source is
+//! released first and the destination promised.
 
 use core::error::Error;
 use core::fmt;
@@ -42,6 +47,9 @@ pub enum RelocateError {
     InUse,
     /// No memory for a table; nothing was changed.
     NoTableMemory,
+    /// The host cannot move frames, and there is none to copy to: the cache is empty, and the
+    /// guest is at its limit or the host has no memory.
+    NoFrame,
     /// Both are holes now: the table failed on the way there and on the way back. The frame
     /// is back in the cache or with the host.
     BothHoles,
@@ -56,6 +64,7 @@ impl fmt::Display for RelocateError {
             Self::NotMovable => "source is not one run of memory or promise",
             Self::InUse => "frame has another user",
             Self::NoTableMemory => "no memory for a table",
+            Self::NoFrame => "no frame to copy to",
             Self::BothHoles => "table failed twice, both runs are holes",
         })
     }
@@ -114,9 +123,13 @@ impl Pod<'_> {
             ram @ Entry::Ram { mfn, attr } => {
                 let runs = (from, to, order);
                 let result = match content {
-                    Content::Keep => self.move_frame(host, runs, ram, mfn),
+                    Content::Keep if host.moves_frames() => self.move_frame(host, runs, ram, mfn),
+                    Content::Keep => match self.any_frame(host, to, order) {
+                        Some(frame) => self.swap(host, runs, (mfn, attr), frame, content, budget),
+                        None => Err(RelocateError::NoFrame),
+                    },
                     Content::Discard => match self.own_frame(host, to, order) {
-                        Some(frame) => self.swap(host, runs, (mfn, attr), frame, budget),
+                        Some(frame) => self.swap(host, runs, (mfn, attr), frame, content, budget),
                         None => self.swap_promise(host, runs, (mfn, attr), budget),
                     },
                 };
@@ -199,6 +212,30 @@ impl Pod<'_> {
         Some(backing.into_zeroed(host))
     }
 
+    /// A frame to copy to: its own, one of the cache, or, without debt, one more of the host.
+    fn any_frame<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        to: Gfn,
+        order: Order,
+    ) -> Option<Frame<Zeroed>> {
+        let node = host.home(to);
+        let own = self.own_frame(host, to, order);
+        if let Some(frame) = own.or_else(|| self.cache().take(order, node)) {
+            return Some(frame);
+        }
+        let owned = self.st.populated + self.st.cache.count() + order.frames().get();
+        if self.debt() > 0 || owned > self.st.cfg.limit.get() {
+            return None;
+        }
+        let backing = host.alloc(order, node)?;
+        if backing.order() != order {
+            host.free(backing);
+            return None;
+        }
+        Some(backing.into_zeroed(host))
+    }
+
     /// The destination gets `frame`, the source's own goes where released frames go.
     fn swap<H: Host + ?Sized>(
         &mut self,
@@ -206,6 +243,7 @@ impl Pod<'_> {
         (from, to, order): (Gfn, Gfn, Order),
         ram: (Mfn, crate::Attr),
         frame: Frame<Zeroed>,
+        content: Content,
         budget: &mut Budget,
     ) -> Result<(), RelocateError> {
         let mut batch = Batch::EMPTY;
@@ -215,12 +253,22 @@ impl Pod<'_> {
             self.return_own(host, Backing::Zeroed(frame), index);
             return Err(RelocateError::NoTableMemory);
         }
+        let copied = content == Content::Keep;
+        if copied {
+            let writers_gone = Flushed::new(host);
+            if !host.copy(ram.0, mfn, order) {
+                host.thaw(from, order);
+                let frame = Backing::Dirty(frame.exposed().flushed(&writers_gone));
+                self.return_own(host, frame, index);
+                return Err(RelocateError::NotMovable);
+            }
+        }
         let entry = Entry::Ram { mfn, attr: ram.1 };
         let (applied, complete) = self.write(host, to, order, Entry::Hole, entry);
         if !complete {
             host.thaw(from, order);
             self.undo(host, to, applied, entry, Entry::Hole);
-            let frame = if applied > 0 {
+            let frame = if copied || applied > 0 {
                 Backing::Dirty(frame.exposed().flushed(&Flushed::new(host)))
             } else {
                 Backing::Zeroed(frame)

@@ -168,6 +168,14 @@ impl Host for Liar {
         Node::new(u8::try_from(self.draw(256)).unwrap_or(0))
     }
 
+    fn moves_frames(&self) -> bool {
+        self.lies()
+    }
+
+    fn copy(&mut self, _: Mfn, _: Mfn, _: Order) -> bool {
+        self.lies()
+    }
+
     fn event(&mut self, _: Event) {}
 
     fn exhausted(&mut self, _: Gfn, _: &Stats) -> Policy {

@@ -345,6 +345,26 @@ impl Host for Sim {
         self.taken.put(mfn.get(), 1, true);
     }
 
+    fn moves_frames(&self) -> bool {
+        !self.traits.copies
+    }
+
+    fn copy(&mut self, from: Mfn, to: Mfn, order: Order) -> bool {
+        if self.fails() {
+            return false;
+        }
+        let count = order.frames().get();
+        self.assert_unreachable(to.get(), count, "copied to");
+        for i in 0..count {
+            let gfn = self.reverse[(from.get() + i) as usize];
+            assert!(self.frozen.has(gfn), "{gfn:#x} is copied while in use");
+            let stale = self.tlb.iter().filter_map(|t| t.get(&gfn));
+            assert!(stale.clone().all(|(_, w)| !w), "{gfn:#x} can be written");
+            self.content[(to.get() + i) as usize] = self.content[(from.get() + i) as usize];
+        }
+        true
+    }
+
     fn pin(&mut self, mfn: Mfn, order: Order) {
         self.called();
         self.pinned.put(mfn.get(), order.frames().get(), true);

@@ -113,6 +113,8 @@ pub struct Traits {
     /// The last virtual CPU uses every entry the moment it becomes RAM, and goes on writing
     /// through that translation until the next flush.
     pub eager: bool,
+    /// Cannot map a frame elsewhere with its content, but copy it.
+    pub copies: bool,
     /// Always wants the engine to return.
     pub hurried: bool,
     /// Forgets to drop stale translations: for showing that the checks notice.
@@ -194,6 +196,7 @@ impl Sim {
                 policy: Policy::Pause,
                 logical: false,
                 eager: false,
+                copies: false,
                 hurried: false,
                 forgets_flush: false,
             },

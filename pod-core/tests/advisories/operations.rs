@@ -3,7 +3,7 @@
 use pod_core::sim::{Content, World};
 use pod_core::{
     Attr, Budget, Config, Entry, Gfn, Host, Leave, Mfn, Node, Order, Pattern, Policy, RangeError,
-    Target,
+    RelocateError, Target,
 };
 
 use super::{
@@ -151,12 +151,34 @@ fn target_equal_to_the_maximum_is_no_work_for_the_engine() {
     assert!(!world.write(0, Gfn::new(0), Content::ZERO));
 }
 
+fn relocate(world: &mut World, from: u64, to: u64) -> Result<(), RelocateError> {
+    let (from, to) = (Gfn::new(from), Gfn::new(to));
+    let result = world.with(|p, s| {
+        let keep = pod_core::Content::Keep;
+        p.relocate(s, from, to, Order::FRAME, keep, &mut Budget::default())
+    });
+    if result.is_ok() {
+        world.sim.expect(to, Some(Content::Data(from.get() + 1)));
+    }
+    world.check();
+    result
+}
+
 #[test]
 fn relocation_changes_no_count_at_above_and_below_every_limit() {
-    // At the limit, above the target, and with an empty host: the four columns of the analysis.
-    for (heap, target) in [(0, 4 * SUPER), (0, SUPER), (100, 4 * SUPER)] {
+    // At the limit, above the target, and with an empty host: the columns of the analysis. A host
+    // that has to copy needs one frame more for a moment.
+    for (heap, target, copies) in [
+        (0, 4 * SUPER, false),
+        (0, SUPER, false),
+        (100, 4 * SUPER, false),
+        (0, 4 * SUPER, true),
+        (0, SUPER, true),
+    ] {
         let mut world = guest(8 * SUPER, 4 * SUPER);
-        assert!(dirty(&mut world, 0..4 * SUPER));
+        world.sim.traits.copies = copies;
+        let used = if copies { 3 } else { 4 };
+        assert!(dirty(&mut world, 0..used * SUPER));
         let hole = release(&mut world, 5 * SUPER, SUPER);
         assert!(hole.unwrap().progress.complete);
         world
@@ -164,24 +186,38 @@ fn relocation_changes_no_count_at_above_and_below_every_limit() {
             .unwrap();
         world.sim.set_heap(heap);
         let before = (world.stats().owned(), world.stats().debt());
-        let (from, to) = (Gfn::new(3 * SUPER + 9), Gfn::new(5 * SUPER + 1));
-        world
-            .with(|p, s| {
-                p.relocate(
-                    s,
-                    from,
-                    to,
-                    Order::FRAME,
-                    pod_core::Content::Keep,
-                    &mut Budget::default(),
-                )
-            })
-            .unwrap();
-        assert_eq!(world.sim.visible(to), Some(Content::Data(3 * SUPER + 10)));
-        world.sim.expect(to, Some(Content::Data(3 * SUPER + 10)));
-        assert_eq!(entry(&world, from.get()), Entry::Hole);
+        let (from, to) = (2 * SUPER + 9, 5 * SUPER + 1);
+        assert_eq!(relocate(&mut world, from, to), Ok(()));
+        let moved = world.sim.visible(Gfn::new(to));
+        assert_eq!(moved, Some(Content::Data(from + 1)));
+        assert_eq!(entry(&world, from), Entry::Hole);
         assert_eq!((world.stats().owned(), world.stats().debt()), before);
-        world.check();
+    }
+}
+
+#[test]
+fn a_copy_without_a_frame_to_copy_to_changes_nothing() {
+    // Limit, frames of the host, and whether there is still debt; the cache is empty.
+    for (limit, heap, debt, answer) in [
+        (8 * SUPER, 100, false, Ok(())),
+        (4 * SUPER, 100, false, Err(RelocateError::NoFrame)),
+        (8 * SUPER, 0, false, Err(RelocateError::NoFrame)),
+        (8 * SUPER, 100, true, Err(RelocateError::NoFrame)),
+    ] {
+        let limited = Config {
+            limit: frames(limit),
+            ..config(8 * SUPER)
+        };
+        let mut world = World::built(&limited, 4 * SUPER, 16 * SUPER, 1);
+        world.sim.traits.copies = true;
+        assert!(dirty(&mut world, 0..4 * SUPER));
+        let rest = if debt { SUPER } else { 4 * SUPER };
+        let hole = release(&mut world, 4 * SUPER, rest);
+        assert!(hole.unwrap().progress.complete);
+        world.sim.set_heap(heap);
+        let before = (world.stats().owned(), world.stats().debt());
+        assert_eq!(relocate(&mut world, 9, 4 * SUPER + 1), answer);
+        assert_eq!((world.stats().owned(), world.stats().debt()), before);
     }
 }
 
