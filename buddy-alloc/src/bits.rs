@@ -4,6 +4,8 @@
 //! non-zero word of tier 1. Words are aligned to absolute item numbers, so a map may start
 //! anywhere.
 
+use crate::storage::prefetch;
+
 /// log2 of the bits in a word.
 const WORD: u32 = 6;
 
@@ -79,6 +81,18 @@ impl<'m> Bits<'m> {
     #[inline]
     fn word0(&self, number: u64) -> u64 {
         word(self.tier0, self.base[0], number)
+    }
+
+    /// Asks for the cache line of an item.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, item: u64) {
+        let number = (item >> WORD).wrapping_sub(self.base[0]);
+        if let Some(word) = usize::try_from(number)
+            .ok()
+            .and_then(|at| self.tier0.get(at))
+        {
+            prefetch(word);
+        }
     }
 
     /// Whether any bit of an aligned block is set.

@@ -4,18 +4,19 @@
 
 use crate::sync::{AtomicU32, Ordering::Relaxed};
 
-/// Deepest stack; models make do with less.
-const SLOTS: usize = if cfg!(loom) { 2 } else { 128 };
-
-/// The cached orders and how deep their stacks are: 512 KiB each, but for the eight of 2 MiB.
+/// The cached orders and how deep their stacks are: 512 KiB each, but for the eight of 2 MiB. Models
+/// make do with less.
 const CLASSES: [(u32, u32); 5] = if cfg!(loom) {
     [(0, 2), (1, 1), (2, 1), (3, 1), (9, 1)]
 } else {
     [(0, 128), (1, 64), (2, 32), (3, 16), (9, 8)]
 };
 
+/// Deepest stack.
+const SLOTS: usize = CLASSES[0].1 as usize;
+
 /// The stack of an order.
-#[inline]
+#[inline(always)]
 pub(crate) const fn class_of(order: u32) -> Option<usize> {
     match order {
         0..=3 => Some(order as usize),
@@ -53,8 +54,13 @@ impl CpuCache {
         }
     }
 
+    /// Order of the blocks in a stack.
+    pub(crate) fn order(class: usize) -> u32 {
+        CLASSES.get(class).map_or(0, |&(order, _)| order)
+    }
+
     /// Most blocks a stack holds.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn limit(class: usize) -> u32 {
         CLASSES.get(class).map_or(0, |&(_, limit)| limit)
     }
@@ -68,36 +74,40 @@ impl CpuCache {
 
     /// Entry `index` counted from the oldest.
     #[inline]
-    pub(crate) fn get(&self, class: usize, index: u32) -> Option<u32> {
+    pub(crate) fn get(&self, class: usize, index: u32) -> Option<usize> {
         let slot = self.stacks.get(class)?.slots.get(index as usize)?;
-        Some(slot.load(Relaxed))
+        Some(slot.load(Relaxed) as usize)
     }
 
-    /// Newest entry. Owner only.
-    #[inline]
-    pub(crate) fn pop(&self, class: usize) -> Option<u32> {
+    /// Takes the newest entry off. Owner only.
+    #[inline(always)]
+    pub(crate) fn pop(&self, class: usize) -> Option<usize> {
         let stack = self.stacks.get(class)?;
-        let top = stack.len.load(Relaxed).checked_sub(1)?;
-        let entry = stack.slots.get(top as usize)?.load(Relaxed);
+        let top = stack.len.load(Relaxed).wrapping_sub(1);
+        // Also how an empty stack is told.
+        let slot = stack.slots.get(top as usize)?;
         stack.len.store(top, Relaxed);
-        Some(entry)
+        Some(slot.load(Relaxed) as usize)
     }
 
     /// Adds an entry; false if the stack is full. Owner only.
-    #[inline]
-    pub(crate) fn push(&self, class: usize, entry: u32) -> bool {
+    #[inline(always)]
+    pub(crate) fn push(&self, class: usize, entry: usize) -> bool {
         let Some(stack) = self.stacks.get(class) else {
             return false;
         };
         let len = stack.len.load(Relaxed);
-        let Some(slot) = stack
-            .slots
-            .get(len as usize)
-            .filter(|_| len < Self::limit(class))
-        else {
+        if len >= Self::limit(class) {
+            return false;
+        }
+        let Some(slot) = stack.slots.get(len as usize) else {
             return false;
         };
-        slot.store(entry, Relaxed);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a span has at most 2^29 frames"
+        )]
+        slot.store(entry as u32, Relaxed);
         stack.len.store(len + 1, Relaxed);
         true
     }

@@ -4,20 +4,26 @@
 //! it (from set) has taken it out, whatever the cache's slots say: they are only hints where to
 //! look. So a remote CPU may drain a cache while its owner pops from it, and every block still
 //! goes to exactly one of them; and the second free of a block fails on any CPU.
+//!
+//! Neighbouring words lie in different cache lines: CPUs that were handed neighbouring batches of
+//! frames would otherwise write to one line all the time. The price is that the bits of a span take
+//! 1 KiB at least.
 
 use crate::frame::FrameRange;
-use crate::storage::atomic_halves;
+use crate::storage::{atomic_halves, prefetch};
 use crate::sync::{AtomicU32, Ordering};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CachedBits<'m> {
     words: &'m [AtomicU32],
-    /// Number of the first word.
+    /// Frame of entry 0; even, so that an entry names its pair too.
     base: u64,
 }
 
-/// Frames per word.
+/// log2 of the frames per word.
 const SHIFT: u32 = 5;
+/// Words in a square of cache lines: 16 lines of 16 words.
+const SQUARE: u64 = 256;
 
 /// 64-bit words the bits of a span need.
 pub(crate) const fn words(span: FrameRange) -> u64 {
@@ -25,7 +31,8 @@ pub(crate) const fn words(span: FrameRange) -> u64 {
     if span.is_empty() {
         0
     } else {
-        (((end - 1) >> SHIFT) - (start >> SHIFT) + 1).div_ceil(2)
+        let words = (end - (start & !1)).div_ceil(1 << SHIFT);
+        words.next_multiple_of(SQUARE) / 2
     }
 }
 
@@ -41,41 +48,74 @@ impl<'m> CachedBits<'m> {
         let memory = memory.get_mut(..usize::try_from(words(span)).ok()?)?;
         Some(Self {
             words: atomic_halves(memory),
-            base: span.start().get() >> SHIFT,
+            base: span.start().get() & !1,
         })
     }
 
-    #[inline]
-    fn word(&self, frame: u64) -> Option<&AtomicU32> {
-        self.words
-            .get((frame >> SHIFT).wrapping_sub(self.base) as usize)
-    }
-
-    const fn mask(frame: u64) -> u32 {
-        1 << (frame & 31)
-    }
-
-    /// Puts a block into a cache. False if it is in one already.
-    #[inline]
-    pub(crate) fn put(&self, frame: u64) -> bool {
-        // Release: what the last user wrote happens before the next one's claim.
-        self.word(frame).is_some_and(|word| {
-            word.fetch_or(Self::mask(frame), Ordering::AcqRel) & Self::mask(frame) == 0
+    /// The bit of an entry.
+    #[inline(always)]
+    pub(crate) fn bit(&self, entry: usize) -> Option<Bit<'m>> {
+        // Line and place in the line change roles.
+        let word = entry >> SHIFT;
+        let place = word.to_le_bytes()[0].rotate_left(4);
+        Some(Bit {
+            word: self.words.get((word & !0xff) | usize::from(place))?,
+            entry,
         })
+    }
+
+    /// The bit of a frame.
+    #[inline]
+    fn bit_of(&self, frame: u64) -> Option<Bit<'m>> {
+        self.bit(usize::try_from(frame.wrapping_sub(self.base)).ok()?)
     }
 
     /// Takes a block out of whatever cache it is in. False if it is in none (any more).
-    #[inline]
-    pub(crate) fn claim(&self, frame: u64) -> bool {
-        self.word(frame).is_some_and(|word| {
-            word.fetch_and(!Self::mask(frame), Ordering::AcqRel) & Self::mask(frame) != 0
-        })
+    #[inline(always)]
+    pub(crate) fn claim(&self, entry: usize) -> bool {
+        self.bit(entry).is_some_and(Bit::claim)
     }
 
-    /// Whether a block waits in a cache.
+    /// Whether the block that starts at a frame waits in a cache.
     #[inline]
     pub(crate) fn is_set(&self, frame: u64) -> bool {
-        self.word(frame)
-            .is_some_and(|word| word.load(Ordering::Relaxed) & Self::mask(frame) != 0)
+        self.bit_of(frame).is_some_and(|bit| bit.is_set())
+    }
+}
+
+/// Says whether a block waits in a cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bit<'m> {
+    word: &'m AtomicU32,
+    entry: usize,
+}
+
+impl Bit<'_> {
+    const fn mask(self) -> u32 {
+        1 << (self.entry & 31)
+    }
+
+    /// Asks for the cache line.
+    #[inline(always)]
+    pub(crate) fn prefetch(self) {
+        prefetch(self.word);
+    }
+
+    /// Puts the block into a cache. False if it is in one already.
+    #[inline(always)]
+    pub(crate) fn put(self) -> bool {
+        // Release: what the last user wrote happens before the next one's claim.
+        self.word.fetch_or(self.mask(), Ordering::AcqRel) & self.mask() == 0
+    }
+
+    /// Takes the block out of whatever cache it is in. False if it is in none (any more).
+    #[inline(always)]
+    pub(crate) fn claim(self) -> bool {
+        self.word.fetch_and(!self.mask(), Ordering::AcqRel) & self.mask() != 0
+    }
+
+    #[inline]
+    pub(crate) fn is_set(self) -> bool {
+        self.word.load(Ordering::Relaxed) & self.mask() != 0
     }
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::cache::{CpuCache, class_of, orders};
-use crate::cached_bits::{self, CachedBits};
+use crate::cached_bits::{self, Bit, CachedBits};
 use crate::error::{AllocError, AtError, ConfigError, FreeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::lock::Lock;
@@ -114,18 +114,21 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         order: Order,
         preference: Preference,
     ) -> Result<Frame, AllocError> {
-        if preference != Preference::Untouched
-            && let Some(class) = class_of(u32::from(order.get()))
-            && let Some(cache) = self.caches.get(cpu.0 as usize)
+        // The commonest case alone is worth being inlined.
+        if order == Order::FRAME
+            && preference != Preference::Untouched
+            && let Some(frame) = self.pop(cpu, 0, 0)
         {
-            while let Some(entry) = cache.pop(class) {
-                if let Some(frame) = self.claim(entry, order) {
-                    return Ok(frame);
-                }
-            }
-            return self.refill(cache, class, order, preference);
+            return Ok(frame);
         }
-        self.allocate_locked(order, preference)
+        self.allocate_other(cpu, order, preference)
+    }
+
+    /// The newest block in a CPU's cache, if its entry is good.
+    #[inline(always)]
+    fn pop(&self, cpu: Cpu, class: usize, order: u32) -> Option<Frame> {
+        let entry = self.caches.get(cpu.0 as usize)?.pop(class)?;
+        self.claim(entry, order)
     }
 
     /// Frees a block, into the cache if it can.
@@ -134,24 +137,38 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     /// See [`FreeError`]; nothing is changed then.
     #[inline]
     pub fn free(&self, cpu: Cpu, frame: Frame, order: Order) -> Result<(), FreeError> {
-        let number = frame.get();
-        // Both tables are looked up at once; a locked operation would wait for the first.
-        let waits = self.bits.is_set(number);
-        if let Some(class) = class_of(u32::from(order.get()))
-            && let Some(cache) = self.caches.get(cpu.0 as usize)
-            && self.nodes.is_used_head(number, u32::from(order.get()))
+        if order == Order::FRAME
+            && let Some(answer) = self.push(cpu, frame, 0, 0)
         {
-            if waits || !self.bits.put(number) {
-                return Err(FreeError::DoubleFree);
-            }
-            let entry = self.nodes.entry(number);
-            if !cache.push(class, entry) {
-                self.drain_oldest(cache, class);
-                cache.push(class, entry);
-            }
-            return Ok(());
+            return answer;
         }
-        self.lock.with(|zone| zone.free(frame, order))
+        self.free_other(cpu, frame, order)
+    }
+
+    /// Frees into a CPU's cache; `None` for what does not go there.
+    #[inline(always)]
+    fn push(
+        &self,
+        cpu: Cpu,
+        frame: Frame,
+        class: usize,
+        order: u32,
+    ) -> Option<Result<(), FreeError>> {
+        let cache = self.caches.get(cpu.0 as usize)?;
+        let entry = self.nodes.entry(frame.get());
+        let bit = self.bits.bit(entry)?;
+        // Both tables are looked up at once; the locked operation waits for the other.
+        bit.prefetch();
+        if !self.nodes.is_used_head(entry, order) {
+            return None;
+        }
+        if !bit.put() {
+            return Some(Err(FreeError::DoubleFree));
+        }
+        if !cache.push(class, entry) {
+            self.push_drained(cache, class, entry);
+        }
+        Some(Ok(()))
     }
 
     /// As [`Zone::allocate_at`]; drains the caches if the block is not free at once.
@@ -192,7 +209,8 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         let span = self.nodes.span();
         self.lock.with(|zone| {
             for frame in span.start().get()..span.end().get() {
-                if self.bits.is_set(frame) && self.bits.claim(frame) {
+                let entry = self.nodes.entry(frame);
+                if self.bits.is_set(frame) && self.bits.claim(entry) {
                     zone.free_claimed(frame);
                 }
             }
@@ -212,22 +230,61 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     }
 
     /// Makes an entry of a cache the caller's, if it still can be and is what the cache says.
-    #[inline]
-    fn claim(&self, entry: u32, order: Order) -> Option<Frame> {
-        let number = self.nodes.frame(entry);
-        if !self.bits.claim(number) {
+    #[inline(always)]
+    fn claim(&self, entry: usize, order: u32) -> Option<Frame> {
+        if !self.bits.bit(entry)?.claim() {
             return None;
         }
-        if self.nodes.is_used_head(number, u32::from(order.get())) {
+        let number = self.nodes.frame(entry);
+        if self.nodes.is_used_head(entry, order) {
             return Some(Frame::new(number));
         }
-        // A leftover entry whose frame heads a block of another order by now, waiting in another
-        // cache. It has just become ours.
-        self.lock.with(|zone| zone.free_claimed(number));
+        self.release_claimed(number);
         None
     }
 
+    /// A leftover entry whose frame heads a block of another order by now, waiting in another
+    /// cache. It has just become ours.
     #[cold]
+    fn release_claimed(&self, number: u64) {
+        self.lock.with(|zone| zone.free_claimed(number));
+    }
+
+    #[inline(never)]
+    fn free_other(&self, cpu: Cpu, frame: Frame, order: Order) -> Result<(), FreeError> {
+        let number = u32::from(order.get());
+        if number != 0
+            && let Some(class) = class_of(number)
+            && let Some(answer) = self.push(cpu, frame, class, number)
+        {
+            return answer;
+        }
+        self.lock.with(|zone| zone.free(frame, order))
+    }
+
+    #[inline(never)]
+    fn allocate_other(
+        &self,
+        cpu: Cpu,
+        order: Order,
+        preference: Preference,
+    ) -> Result<Frame, AllocError> {
+        let number = u32::from(order.get());
+        if let Some(class) = class_of(number)
+            && let Some(cache) = self.caches.get(cpu.0 as usize)
+            && preference != Preference::Untouched
+        {
+            while let Some(entry) = cache.pop(class) {
+                if let Some(frame) = self.claim(entry, number) {
+                    return Ok(frame);
+                }
+            }
+            return self.refill(cache, class, order, preference);
+        }
+        self.allocate_locked(order, preference)
+    }
+
+    #[inline(never)]
     fn refill(
         &self,
         cache: &CpuCache,
@@ -246,9 +303,10 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
             return self.allocate_drained(order, preference);
         };
         // The first one found is the first to be popped.
-        for &number in found.rev() {
-            self.bits.put(number);
-            cache.push(class, self.nodes.entry(number));
+        for entry in found.rev().map(|&number| self.nodes.entry(number)) {
+            if self.bits.bit(entry).is_some_and(Bit::put) {
+                cache.push(class, entry);
+            }
         }
         Ok(Frame::new(first))
     }
@@ -267,12 +325,18 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     }
 
     /// The older half of a full stack goes back to the zone.
-    #[cold]
-    fn drain_oldest(&self, cache: &CpuCache, class: usize) {
+    #[inline(never)]
+    fn push_drained(&self, cache: &CpuCache, class: usize, entry: usize) {
         let half = CpuCache::limit(class).div_ceil(2);
+        let order = CpuCache::order(class);
+        // The lines come while others may still hold the lock.
+        for entry in (0..half).filter_map(|index| cache.get(class, index)) {
+            self.nodes.prefetch_release(entry, order);
+        }
         self.lock
             .with(|zone| self.drain_entries(zone, cache, class, half));
         cache.drop_oldest(class, half);
+        cache.push(class, entry);
     }
 
     fn drain_into(&self, zone: &mut Zone<'m>, cache: &CpuCache) {
@@ -285,11 +349,10 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         // Neighbours are released together: they need not be merged one by one.
         let mut run = FrameRange::new(Frame::new(0), FrameCount::ZERO);
         for entry in (0..count).filter_map(|index| cache.get(class, index)) {
-            let number = self.nodes.frame(entry);
-            if !self.bits.claim(number) {
+            if !self.bits.claim(entry) {
                 continue;
             }
-            let Some(block) = zone.unhold_claimed(number) else {
+            let Some(block) = zone.unhold_claimed(self.nodes.frame(entry)) else {
                 continue;
             };
             run = if block.start() == run.end() {

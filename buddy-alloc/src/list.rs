@@ -84,6 +84,8 @@ impl List {
         if pair == self.head && next != pair {
             let after = nodes.get(next);
             if after.is_hot() == hot {
+                // The one that moves up next time.
+                nodes.prefetch(after.next());
                 nodes.set(next, after.with_prev(next));
                 self.head = next;
                 return;

@@ -121,15 +121,18 @@ impl Node {
     /// Whether a used block of this order starts at a frame; quicker than [`slot`](Self::slot).
     #[inline]
     pub(crate) const fn is_used_head(self, odd: bool, order: u32) -> bool {
-        const WITHOUT_LINKS: u64 = u64::MAX << KIND_EVEN;
         if order != 0 {
-            !odd && self.0 & WITHOUT_LINKS == Self::held_block(Kind::Used, order).0
-        } else if self.is_free() {
-            self.code() == SINGLE + Kind::Used as u64 && self.odd_is_free() != odd
-        } else {
-            let kind = (self.0 >> if odd { KIND_ODD } else { KIND_EVEN }) & 15;
-            kind == Kind::Used as u64 && self.code() == 0
+            const WITHOUT_LINKS: u64 = u64::MAX << KIND_EVEN;
+            return !odd && self.0 & WITHOUT_LINKS == Self::held_block(Kind::Used, order).0;
         }
+        let state = self.0 >> CODE;
+        if state == 0 {
+            let shift = KIND_EVEN + (KIND_ODD - KIND_EVEN) * odd as u32;
+            return (self.0 >> shift) & 15 == Kind::Used as u64;
+        }
+        // The other frame of the pair is free.
+        let half = if odd { 0 } else { HALF };
+        state & !(HOT >> CODE) == ((FREE | half) >> CODE) | (SINGLE + Kind::Used as u64)
     }
 
     /// For a free single frame: whether it is the odd one.
@@ -253,8 +256,21 @@ impl<'m> Nodes<'m> {
 
     /// A node for readers without the lock: all but the links.
     #[inline]
-    pub(crate) fn peek(&self, pair: u32) -> Node {
-        Node(self.cells.load_upper(pair as usize))
+    pub(crate) fn peek(&self, pair: usize) -> Node {
+        Node(self.cells.load_upper(pair))
+    }
+
+    /// Asks for the cache line of a node.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, pair: u32) {
+        self.cells.prefetch(pair as usize);
+    }
+
+    /// Asks for the cache lines of a node's neighbours in its list.
+    #[inline(always)]
+    pub(crate) fn prefetch_neighbours(&self, node: Node) {
+        self.prefetch(node.prev());
+        self.prefetch(node.next());
     }
 
     #[inline]

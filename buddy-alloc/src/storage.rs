@@ -32,11 +32,22 @@ impl<'m> Cells<'m> {
         Self { words }
     }
 
+    /// Asks for the cache line of a word.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, index: usize) {
+        if let Some(word) = self.words.get(index) {
+            prefetch(word);
+        }
+    }
+
     /// A word; zero beyond the end.
     #[cfg(target_pointer_width = "64")]
     #[inline]
     pub(crate) fn load(&self, index: usize) -> u64 {
-        self.words.get(index).map_or(0, |word| word.load(Relaxed))
+        match self.words.get(index) {
+            Some(word) => word.load(Relaxed),
+            None => 0,
+        }
     }
 
     /// Stores a word; beyond the end it is dropped.
@@ -83,6 +94,24 @@ impl<'m> Cells<'m> {
             high.store((value >> 32) as u32, Relaxed);
         }
     }
+}
+
+/// Asks for a cache line, where the processor can be asked.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: &T) {
+    let place: *const T = place;
+    // SAFETY: the instruction changes no register and no memory and faults at no address. (The
+    // intrinsic would need SSE, which kernels compile without.)
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    unsafe {
+        core::arch::asm!("prefetcht0 [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    // SAFETY: as above.
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    unsafe {
+        core::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    let _ = place;
 }
 
 /// Caller memory as 32-bit atomics, two per word.

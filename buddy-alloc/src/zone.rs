@@ -11,6 +11,7 @@ mod compact;
 mod free;
 mod look;
 mod report;
+mod sink;
 mod stats;
 mod take;
 
@@ -18,9 +19,10 @@ use core::fmt;
 
 pub use add::Backing;
 pub use alloc::Preference;
-pub use balloon::{GivePath, RangeBuf, RangeSink, TakeAsk, TakeStop};
+pub use balloon::{GivePath, TakeAsk, TakeStop};
 pub use compact::RegionUse;
 pub use report::{Isolated, ReportAsk, ReportCursor};
+pub use sink::{RangeBuf, RangeSink};
 pub use stats::{BlockState, FreeBlock, State, Stats};
 
 use crate::bits::Bits;
@@ -202,6 +204,7 @@ impl<'m> Zone<'m> {
         NodeView {
             nodes: self.nodes,
             span: self.span,
+            base: self.base_pair * 2,
         }
     }
 
@@ -483,11 +486,14 @@ impl<'m> Zone<'m> {
     }
 }
 
-/// What CPU caches see of a zone without its lock.
+/// What CPU caches see of a zone without its lock. Frames are entries here: counted from the first
+/// pair of the zone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NodeView<'m> {
     nodes: Nodes<'m>,
     span: FrameRange,
+    /// Frame of entry 0.
+    base: u64,
 }
 
 impl NodeView<'_> {
@@ -495,34 +501,34 @@ impl NodeView<'_> {
         self.span
     }
 
-    /// Whether a used block of this order starts at a frame. Stable for the owner of the block.
+    /// Entry of a frame; a frame before the zone is beyond all entries.
     #[inline]
-    pub(crate) fn is_used_head(&self, frame: u64, order: u32) -> bool {
-        let start = self.span.start().get();
-        if frame < start || frame >= self.span.end().get() {
-            return false;
+    pub(crate) fn entry(&self, frame: u64) -> usize {
+        usize::try_from(frame.wrapping_sub(self.base)).unwrap_or(usize::MAX)
+    }
+
+    #[inline]
+    pub(crate) const fn frame(&self, entry: usize) -> u64 {
+        self.base + entry as u64
+    }
+
+    /// Whether a used block of this order starts at an entry. Stable for the owner of the block;
+    /// false beyond the end of the zone.
+    #[inline(always)]
+    pub(crate) fn is_used_head(&self, entry: usize, order: u32) -> bool {
+        let node = self.nodes.peek(entry / 2);
+        node.is_used_head(entry % 2 == 1, order)
+    }
+
+    /// Asks for the cache lines that the release of a block needs besides its own: those of its
+    /// buddy's neighbours in their list.
+    #[inline]
+    pub(crate) fn prefetch_release(&self, entry: usize, order: u32) {
+        let buddy = entry ^ (1 << order);
+        let node = self.nodes.peek(buddy / 2);
+        if node.is_free_head(buddy % 2 == 1, order) {
+            self.nodes.prefetch_neighbours(node);
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a span has at most 2^28 pairs"
-        )]
-        let pair = (frame / 2 - start / 2) as u32;
-        self.nodes.peek(pair).is_used_head(frame % 2 == 1, order)
-    }
-
-    /// A frame of the span in 32 bits.
-    #[inline]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a span has at most 2^29 frames"
-    )]
-    pub(crate) const fn entry(&self, frame: u64) -> u32 {
-        (frame - self.span.start().get()) as u32
-    }
-
-    #[inline]
-    pub(crate) const fn frame(&self, entry: u32) -> u64 {
-        self.span.start().get() + entry as u64
     }
 }
 

@@ -79,13 +79,17 @@ impl<'m, const N: usize> Zones<'m, N> {
         self.iter_mut().find(|zone| zone.span().contains(frame))
     }
 
+    /// The zone of a frame, or why there is none.
+    fn at<E>(&mut self, frame: Frame, foreign: E) -> Result<&mut Zone<'m>, E> {
+        self.zone_of(frame).ok_or(foreign)
+    }
+
     /// As [`Zone::add_range`].
     ///
     /// # Errors
     /// See [`AddError`].
     pub fn add_range(&mut self, range: FrameRange, backing: Backing) -> Result<(), AddError> {
-        self.zone_of(range.start())
-            .ok_or(AddError::Foreign)?
+        self.at(range.start(), AddError::Foreign)?
             .add_range(range, backing)
     }
 
@@ -144,9 +148,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`AtError`].
     pub fn allocate_at(&mut self, frame: Frame, order: Order) -> Result<(), AtError> {
-        self.zone_of(frame)
-            .ok_or(AtError::Foreign)?
-            .allocate_at(frame, order)
+        self.at(frame, AtError::Foreign)?.allocate_at(frame, order)
     }
 
     /// As [`Zone::free`].
@@ -154,9 +156,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`FreeError`].
     pub fn free(&mut self, frame: Frame, order: Order) -> Result<(), FreeError> {
-        self.zone_of(frame)
-            .ok_or(FreeError::Foreign)?
-            .free(frame, order)
+        self.at(frame, FreeError::Foreign)?.free(frame, order)
     }
 
     /// As [`Zone::free_range`].
@@ -164,8 +164,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`FreeError`].
     pub fn free_range(&mut self, range: FrameRange) -> Result<(), FreeError> {
-        self.zone_of(range.start())
-            .ok_or(FreeError::Foreign)?
+        self.at(range.start(), FreeError::Foreign)?
             .free_range(range)
     }
 
@@ -205,8 +204,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`RangeError`].
     pub fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), RangeError> {
-        self.zone_of(range.start())
-            .ok_or(RangeError::Foreign)?
+        self.at(range.start(), RangeError::Foreign)?
             .put(range, backing)
     }
 
@@ -215,8 +213,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`RangeError`].
     pub fn put_unchanged(&mut self, range: FrameRange) -> Result<(), RangeError> {
-        self.zone_of(range.start())
-            .ok_or(RangeError::Foreign)?
+        self.at(range.start(), RangeError::Foreign)?
             .put_unchanged(range)
     }
 
@@ -225,8 +222,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`RangeError`].
     pub fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), RangeError> {
-        self.zone_of(range.start())
-            .ok_or(RangeError::Foreign)?
+        self.at(range.start(), RangeError::Foreign)?
             .store(range, path)
     }
 
@@ -245,9 +241,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`AtError`].
     pub fn take_at(&mut self, range: FrameRange) -> Result<(), AtError> {
-        self.zone_of(range.start())
-            .ok_or(AtError::Foreign)?
-            .take_at(range)
+        self.at(range.start(), AtError::Foreign)?.take_at(range)
     }
 
     /// As [`Zone::recall_at`].
@@ -255,8 +249,7 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`RangeError`].
     pub fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), RangeError> {
-        self.zone_of(range.start())
-            .ok_or(RangeError::Foreign)?
+        self.at(range.start(), RangeError::Foreign)?
             .recall_at(range, path)
     }
 

@@ -6,9 +6,11 @@
 //! these later inflations.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use crate::peers::SMALL_PAGES;
 use crate::work::{FRAMES, IN_PAGE_FRAMES, now};
 use crate::{Candidate, Frames, Random, heap};
 
@@ -129,7 +131,9 @@ fn program(allocator: &dyn Frames, frames: u64, mixed: bool) -> Option<(f64, f64
 /// allocated once, every other one freed.
 fn residence(candidate: &Candidate, frames: u64) -> (f64, bool) {
     let before = resident();
+    SMALL_PAGES.store(true, Ordering::Relaxed);
     let allocator = (candidate.make)(frames);
+    SMALL_PAGES.store(false, Ordering::Relaxed);
     let ((), heap) = heap::peak_during(|| {
         let mut taken = Vec::new();
         let until = now() + LIMIT / 4;

@@ -65,6 +65,12 @@ pub(crate) struct Candidate {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let quick = arguments.iter().any(|argument| argument == "--quick");
+    let value = |key: &str| arguments.iter().find_map(|word| word.strip_prefix(key));
+    let tests: Vec<String> = value("--tests=").map_or(Vec::new(), |names| {
+        names.split(',').map(str::to_owned).collect()
+    });
+    let passes = value("--passes=").and_then(|count| count.parse().ok());
+    let passes = passes.unwrap_or(if quick { 1 } else { 3 });
     let only: Vec<&String> = arguments
         .iter()
         .filter(|word| !word.starts_with("--"))
@@ -82,8 +88,8 @@ fn main() {
             .collect();
         let flat = chosen("flat");
         move || {
-            measure(&candidates, if quick { 1 } else { 3 }, quick);
-            for candidate in &candidates {
+            measure(&candidates, passes, quick, &tests);
+            for candidate in candidates.iter().filter(|_| tests.is_empty()) {
                 eprintln!("cycle: {}", candidate.name);
                 row(&cycle::run(candidate, quick));
             }
@@ -97,7 +103,7 @@ fn main() {
 
 /// Passes over all candidates, so that a change of the machine's mood meets all of them; the median
 /// of all runs is printed. What hits its time limit once is not tried again.
-fn measure(candidates: &[Candidate], passes: usize, quick: bool) {
+fn measure(candidates: &[Candidate], passes: usize, quick: bool, tests: &[String]) {
     let mut found: BTreeMap<(usize, &str, usize), (Vec<f64>, bool)> = BTreeMap::new();
     for pass in 0..passes {
         for (number, candidate) in candidates.iter().enumerate() {
@@ -105,9 +111,9 @@ fn measure(candidates: &[Candidate], passes: usize, quick: bool) {
             for _ in 0..if quick { 1 } else { 3 } {
                 let before = found.clone();
                 let skip = |test: &str, threads| {
-                    before
-                        .get(&(number, test, threads))
-                        .is_some_and(|&(_, stopped)| stopped)
+                    let stopped = before.get(&(number, test, threads));
+                    stopped.is_some_and(|&(_, stopped)| stopped)
+                        || (!tests.is_empty() && !tests.iter().any(|wanted| wanted == test))
                 };
                 work::run_all(candidate, quick, &skip, &mut |run| {
                     let entry = found.entry((number, run.test, run.threads)).or_default();

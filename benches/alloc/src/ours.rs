@@ -38,7 +38,9 @@ pub(crate) fn zone(frames: u64) -> (Zone<'static>, *mut [u64]) {
     let span = FrameRange::new(Frame::new(0), FrameCount::new(frames));
     let config = Config::new();
     let (memory, place) = leak(config.metadata_words(span));
-    let mut zone = Zone::new_zeroed(span, config, memory).unwrap();
+    // Clears the tables, which has the host back them before the clock starts; the peers' are
+    // filled by then too.
+    let mut zone = Zone::new(span, config, memory).unwrap();
     zone.add_range(span, Backing::Untouched).unwrap();
     (zone, place)
 }

@@ -4,6 +4,7 @@ use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitmap_allocator::{BitAlloc, BitAlloc16M};
 use buddy_system_allocator::{FrameAllocator, Heap};
@@ -90,14 +91,22 @@ pub(crate) struct Pool {
 
 const GIB: usize = 1 << 30;
 
+/// Whether pools made from now on have pages of 4 KiB.
+pub(crate) static SMALL_PAGES: AtomicBool = AtomicBool::new(false);
+
 impl Pool {
     pub(crate) fn new(frames: u64) -> Self {
         let len = ((frames as usize) << 12) + GIB;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let raw = unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }.unwrap();
-        // Huge pages would hide which frames are touched.
-        let _ = unsafe { rustix::mm::madvise(raw, len, rustix::mm::Advice::LinuxNoHugepage) };
+        // Huge pages would hide which frames are touched, where that is asked.
+        let advice = if SMALL_PAGES.load(Ordering::Relaxed) {
+            rustix::mm::Advice::LinuxNoHugepage
+        } else {
+            rustix::mm::Advice::LinuxHugepage
+        };
+        let _ = unsafe { rustix::mm::madvise(raw, len, advice) };
         let base = raw.expose_provenance().next_multiple_of(GIB);
         Self {
             raw,

@@ -178,6 +178,11 @@ impl Zone<'_> {
         let mut frame = self.frame_of(pair, found, node.odd_is_free());
         let mut hot = node.is_hot();
         self.unlist_node(set, found, pair, node);
+        // What will be asked about the next block in the list.
+        if let Some(bin) = self.bin(set, found) {
+            self.populated
+                .prefetch(self.frame_of(bin.list.first(), found, false));
+        }
         if found != order {
             (frame, hot) = self.halve((frame, found, hot), order, preference, set_aside);
         }

@@ -4,7 +4,8 @@
 //! [`Zone::recall`] and [`Zone::put`]. Their owner tags are the allocator's own nodes: a
 //! ballooned frame and its give path cost no byte.
 
-use super::{Backing, Zone};
+use super::sink::Taker;
+use super::{Backing, RangeSink, Zone};
 use crate::error::{AtError, RangeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::list::NONE;
@@ -25,69 +26,6 @@ impl GivePath {
         match self {
             Self::Told => Kind::Told,
             Self::Bulk => Kind::Bulk,
-        }
-    }
-}
-
-/// Where [`Zone::take`] and [`Zone::recall`] lay ranges.
-pub trait RangeSink {
-    /// Most frames the next push may have; zero to stop.
-    fn wanted(&self) -> FrameCount;
-
-    /// Receives a range of at most [`wanted`](Self::wanted) frames, `populated` of which the host
-    /// backs with memory. From now on they are the receiver's.
-    fn push(&mut self, range: FrameRange, populated: FrameCount);
-}
-
-/// A [`RangeSink`] over a slice.
-#[derive(Debug)]
-pub struct RangeBuf<'a> {
-    ranges: &'a mut [FrameRange],
-    len: usize,
-    wanted: u64,
-    populated: u64,
-}
-
-impl<'a> RangeBuf<'a> {
-    /// A sink for `wanted` frames in at most `ranges.len()` ranges.
-    #[must_use]
-    pub const fn new(ranges: &'a mut [FrameRange], wanted: FrameCount) -> Self {
-        Self {
-            ranges,
-            len: 0,
-            wanted: wanted.get(),
-            populated: 0,
-        }
-    }
-
-    /// The ranges received.
-    #[must_use]
-    pub fn ranges(&self) -> &[FrameRange] {
-        self.ranges.get(..self.len).unwrap_or_default()
-    }
-
-    /// How many of the received frames are populated.
-    #[must_use]
-    pub const fn populated(&self) -> FrameCount {
-        FrameCount::new(self.populated)
-    }
-}
-
-impl RangeSink for RangeBuf<'_> {
-    fn wanted(&self) -> FrameCount {
-        FrameCount::new(if self.len < self.ranges.len() {
-            self.wanted
-        } else {
-            0
-        })
-    }
-
-    fn push(&mut self, range: FrameRange, populated: FrameCount) {
-        if let Some(place) = self.ranges.get_mut(self.len) {
-            *place = range;
-            self.len += 1;
-            self.wanted = self.wanted.saturating_sub(range.count().get());
-            self.populated += populated.get();
         }
     }
 }
@@ -128,57 +66,15 @@ pub enum TakeStop {
     Empty,
 }
 
-/// How far below the densest region a run may start.
-const BACKTRACK: u64 = 64;
-
-/// Takes pieces of free blocks and merges neighbours before they reach the sink.
-struct Taker<'s, S> {
-    sink: &'s mut S,
-    unit: u32,
-    below: u64,
-    /// Whether only units with populated frames count.
-    hot_only: bool,
-    start: u64,
-    end: u64,
+/// Frames of one region that left the lists, to be counted at once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    frames: u64,
     populated: u64,
 }
 
-impl<S: RangeSink> Taker<'_, S> {
-    fn flush(&mut self) {
-        if self.start < self.end {
-            let populated = FrameCount::new(self.populated);
-            self.sink
-                .push(FrameRange::raw(self.start, self.end), populated);
-        }
-        (self.start, self.end, self.populated) = (0, 0, 0);
-    }
-
-    /// How many frames may follow at `at`, in whole units.
-    fn room(&mut self, at: u64) -> u64 {
-        let mask = !((1 << self.unit) - 1);
-        if self.start < self.end {
-            let left = self
-                .sink
-                .wanted()
-                .get()
-                .saturating_sub(self.end - self.start)
-                & mask;
-            if at == self.end && left != 0 {
-                return left;
-            }
-            self.flush();
-        }
-        self.sink.wanted().get() & mask
-    }
-
-    fn add(&mut self, start: u64, end: u64, populated: u64) {
-        if self.start == self.end {
-            self.start = start;
-        }
-        self.end = end;
-        self.populated += populated;
-    }
-}
+/// How far below the densest region a run may start.
+const BACKTRACK: u64 = 64;
 
 impl Zone<'_> {
     /// Takes free frames for the balloon: the densest populated regions first, neighbours merged.
@@ -202,15 +98,8 @@ impl Zone<'_> {
     /// # Ok::<(), Box<dyn core::error::Error>>(())
     /// ```
     pub fn take<S: RangeSink>(&mut self, ask: TakeAsk, sink: &mut S) -> TakeStop {
-        let mut taker = Taker {
-            sink,
-            unit: u32::from(ask.unit.get()),
-            below: ask.below.get().min(self.span.end().get()),
-            hot_only: true,
-            start: 0,
-            end: 0,
-            populated: 0,
-        };
+        let below = ask.below.get().min(self.span.end().get());
+        let mut taker = Taker::new(sink, u32::from(ask.unit.get()), below, true);
         if self.take_class(&mut taker) != TakeStop::Enough && ask.untouched {
             taker.hot_only = false;
             self.take_class(&mut taker);
@@ -331,25 +220,41 @@ impl Zone<'_> {
         start: u64,
         end: u64,
     ) -> Option<u64> {
+        let mut whole = Counted::default();
+        let at = self.take_blocks(taker, start, end, &mut whole);
+        self.free -= whole.frames;
+        self.free_populated -= whole.populated;
+        self.account_region(self.regions.of(start), whole.frames, whole.populated, false);
+        at
+    }
+
+    /// As above; `whole` blocks of the region are counted, but not yet as taken.
+    fn take_blocks<S: RangeSink>(
+        &mut self,
+        taker: &mut Taker<'_, S>,
+        start: u64,
+        end: u64,
+        whole: &mut Counted,
+    ) -> Option<u64> {
         let mut at = start;
         while at < end {
-            let slot = if at == start {
-                self.block_at(at)
-            } else {
-                self.head(at)
-            };
-            let Some((head, order, slot)) = slot else {
+            let Some((head, order, slot)) = self.next_block(start, at) else {
                 at += 1;
                 continue;
             };
             let tail = head + (1 << order);
+            // The next block's neighbours in their list are asked for while this one is dealt with.
+            let next = self.node(tail);
+            if next.is_free() {
+                self.nodes.prefetch_neighbours(next);
+            }
             if matches!(slot, Slot::Free(_)) && order >= taker.unit {
                 let (from, to) = if taker.unit > self.regions.order() {
                     (head, tail.min(taker.below & !((1 << taker.unit) - 1)))
                 } else {
                     (at.max(head), tail.min(end & !((1 << taker.unit) - 1)))
                 };
-                at = self.take_from_block(taker, (head, order), from, to)?;
+                at = self.take_from_block(taker, (head, order), from, to, whole)?;
                 if at < tail && at < end && at < to {
                     continue;
                 }
@@ -359,7 +264,13 @@ impl Zone<'_> {
         Some(at)
     }
 
-    fn head(&self, at: u64) -> Option<(u64, u32, Slot)> {
+    /// The next block of a walk from `start`: it may reach over the start, later ones begin where
+    /// the one before ends.
+    #[inline]
+    fn next_block(&self, start: u64, at: u64) -> Option<(u64, u32, Slot)> {
+        if at == start {
+            return self.block_at(at);
+        }
         match self.slot(at) {
             slot @ (Slot::Free(order) | Slot::Held(_, order)) => Some((at, order, slot)),
             Slot::Nothing => None,
@@ -374,9 +285,22 @@ impl Zone<'_> {
         block: (u64, u32),
         from: u64,
         to: u64,
+        whole: &mut Counted,
     ) -> Option<u64> {
         if from >= to {
             return Some(to);
+        }
+        // The commonest case: a block within one word of the bitmap that goes as it is.
+        if taker.hot_only && block.1 <= 6 && to - from == 1 << block.1 {
+            let populated = self.populated.count(from, block.1);
+            if populated == 0 {
+                return Some(to);
+            }
+            if populated == to - from && taker.room(from) >= populated {
+                self.take_whole(block, populated, whole);
+                taker.add(from, to, populated);
+                return Some(to);
+            }
         }
         let mask = (1 << taker.unit) - 1;
         let hot = self.nodes.get(self.pair(block.0)).is_hot();
@@ -403,17 +327,27 @@ impl Zone<'_> {
                 .sum(),
         };
         if end - start == 1 << block.1 {
-            // The whole block: nothing to cut, nothing to count again.
-            self.unlist(block.0, block.1);
-            self.account(block.0, block.1, populated, false);
-            self.mark(block.0, block.1, Kind::Taken);
-            self.add_held(Kind::Taken, end - start);
+            self.take_whole(block, populated, whole);
         } else {
             self.carve(block.0, block.1, start, end);
             self.mark_range(start, end, Kind::Taken);
         }
         taker.add(start, end, populated);
         Some(end)
+    }
+
+    /// Takes a free block that needs no cutting.
+    #[inline]
+    fn take_whole(&mut self, (head, order): (u64, u32), populated: u64, whole: &mut Counted) {
+        self.unlist(head, order);
+        if order <= self.regions.order() {
+            whole.frames += 1 << order;
+            whole.populated += populated;
+        } else {
+            self.account(head, order, populated, false);
+        }
+        self.mark(head, order, Kind::Taken);
+        self.add_held(Kind::Taken, 1 << order);
     }
 
     /// Takes exactly this range for the balloon, as a migration needs it.
@@ -467,16 +401,7 @@ impl Zone<'_> {
     /// block is passed once per call. A region is visited in vain at most once per
     /// [`store`](Self::store) into it.
     pub fn recall<S: RangeSink>(&mut self, path: GivePath, sink: &mut S) -> TakeStop {
-        let below = self.span.end().get();
-        let mut taker = Taker {
-            sink,
-            unit: 0,
-            below,
-            hot_only: false,
-            start: 0,
-            end: 0,
-            populated: 0,
-        };
+        let mut taker = Taker::new(sink, 0, self.span.end().get(), false);
         let granule = self.regions.order();
         let mut from = self.regions.numbers().start;
         let stop = loop {
@@ -514,12 +439,7 @@ impl Zone<'_> {
     ) -> Option<()> {
         let mut at = start;
         while at < end {
-            let slot = if at == start {
-                self.block_at(at)
-            } else {
-                self.head(at)
-            };
-            let Some((head, order, slot)) = slot else {
+            let Some((head, order, slot)) = self.next_block(start, at) else {
                 at += 1;
                 continue;
             };
