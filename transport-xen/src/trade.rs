@@ -1,6 +1,8 @@
 //! Trading frames: moves on translated guests, exchanges on PV ones.
+//!
+//! Where both sides rise together for a while, they are moved as ranges.
 
-use balloon_core::{FrameCount, Migration, Order, Pfn, Run};
+use balloon_core::{FrameCount, FrameRange, Migration, Order, Pfn, Run};
 
 use crate::errno::Errno;
 use crate::frame_map::FrameMap;
@@ -11,49 +13,113 @@ use crate::units::Gmfn;
 /// Pairs of one hypercall.
 const PAIRS: usize = 64;
 
+/// Stretches that rise together on both sides are moved by themselves from this
+/// length on: a frame of a range costs a third of one of a list.
+const WORTH: u64 = 8;
+
+/// Frames of one move of a range; interrupts are served in between.
+const RANGE: FrameCount = FrameCount::new(512);
+
 impl<M: Memory, F: FrameMap> Reservation<M, F> {
     /// Makes the frames of `olds`, which are ballooned, the guest's and gives
-    /// those of `news` in their stead, pair by pair.
+    /// those of `news` in their stead, pair by pair. Sides that differ in size
+    /// are not traded at all.
     ///
     /// By move the old frames get the content of the new ones, too.
     pub fn trade(&mut self, olds: &[Run], news: &[Run]) -> Moved {
-        let mut olds = olds.iter().flat_map(|run| run.range().frames());
-        let mut news = news.iter().flat_map(|run| run.range().frames());
         let mut done = FrameCount::ZERO;
+        let stopped = self.trade_sides(olds, news, &mut done).err();
+        Moved {
+            frames: done,
+            stopped,
+        }
+    }
+
+    fn trade_sides(
+        &mut self,
+        olds: &[Run],
+        news: &[Run],
+        done: &mut FrameCount,
+    ) -> Result<(), Stopped> {
+        if total(olds) != total(news) {
+            return Err(Stopped::Unequal);
+        }
+        let mut sides = (Side::new(olds), Side::new(news));
+        let mut pairs = Pairs::new();
         loop {
-            let mut old = [Pfn::new(0); PAIRS];
-            let mut new = [Pfn::new(0); PAIRS];
-            let mut pairs = 0;
-            for (old, new) in old.iter_mut().zip(&mut new) {
-                let (Some(next_old), Some(next_new)) = (olds.next(), news.next()) else {
-                    break;
-                };
-                (*old, *new) = (next_old, next_new);
-                pairs += 1;
+            let stretch = sides.0.left().min(sides.1.left());
+            let alone =
+                stretch >= FrameCount::new(WORTH) && matches!(F::MIGRATION, Migration::Move);
+            if stretch.is_zero() || alone || pairs.room().is_zero() {
+                self.trade_pairs(&pairs, done)?;
+                pairs = Pairs::new();
             }
-            let old = old.get(..pairs).unwrap_or_default();
-            let new = new.get(..pairs).unwrap_or_default();
-            if old.is_empty() {
-                return Moved {
-                    frames: done,
-                    stopped: None,
-                };
+            if stretch.is_zero() {
+                return Ok(());
             }
-            let (traded, error) = match F::MIGRATION {
-                Migration::Move => self.move_pairs(old, new),
-                Migration::Exchange => self.exchange_pairs(old, new),
-                _ => (0, Some(Errno::NotSupported)),
+            let most = if alone { RANGE } else { pairs.room() };
+            let count = stretch.min(most);
+            let (Some(old), Some(new)) = (sides.0.take(count), sides.1.take(count)) else {
+                return Ok(());
             };
-            done = done.saturating_add(FrameCount::new(traded as u64));
-            let (_, _, counters) = self.parts_mut();
-            counters.traded = counters.traded.wrapping_add(traded as u64);
-            if traded < old.len() {
-                return Moved {
-                    frames: done,
-                    stopped: Some(error.map_or(Stopped::NotServed, Stopped::Refused)),
-                };
+            if alone {
+                self.move_range(old, new, done)?;
+            } else {
+                pairs.push(old, new);
             }
         }
+    }
+
+    fn trade_pairs(&mut self, pairs: &Pairs, done: &mut FrameCount) -> Result<(), Stopped> {
+        let (old, new) = pairs.both();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let (traded, error) = match F::MIGRATION {
+            Migration::Move => self.move_pairs(old, new),
+            Migration::Exchange => self.exchange_pairs(old, new),
+            _ => (0, Some(Errno::NotSupported)),
+        };
+        self.traded(FrameCount::new(traded as u64), done);
+        if traded < old.len() {
+            return Err(error.map_or(Stopped::NotServed, Stopped::Refused));
+        }
+        Ok(())
+    }
+
+    fn traded(&mut self, frames: FrameCount, done: &mut FrameCount) {
+        *done = done.saturating_add(frames);
+        let (_, _, counters) = self.parts_mut();
+        counters.traded = counters.traded.wrapping_add(frames.get());
+    }
+
+    fn move_range(
+        &mut self,
+        old: FrameRange,
+        new: FrameRange,
+        done: &mut FrameCount,
+    ) -> Result<(), Stopped> {
+        let (memory, _, counters) = self.parts_mut();
+        counters.hypercalls = counters.hypercalls.wrapping_add(1);
+        let Err(errno) = memory.move_range(new, old.start()) else {
+            self.traded(old.count(), done);
+            return Ok(());
+        };
+        // How far it got is not said, but can be seen: so far the holes are
+        // filled, and a move of a frame to itself fails for a hole.
+        let (mut filled, mut holes) = (0, old.count().get());
+        while filled < holes {
+            let middle = filled.midpoint(holes);
+            let at = Pfn::new(old.start().get() + middle);
+            counters.hypercalls = counters.hypercalls.wrapping_add(1);
+            if memory.move_frame(at, at).is_ok() {
+                filled = middle + 1;
+            } else {
+                holes = middle;
+            }
+        }
+        self.traded(FrameCount::new(filled), done);
+        Err(errno.into())
     }
 
     fn move_pairs(&mut self, old: &[Pfn], new: &[Pfn]) -> (usize, Option<Errno>) {
@@ -104,6 +170,78 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         }
         (done, exchanged.error)
     }
+}
+
+/// Frames that become the guest's, and those given for them.
+struct Pairs {
+    old: [Pfn; PAIRS],
+    new: [Pfn; PAIRS],
+    count: usize,
+}
+
+impl Pairs {
+    const fn new() -> Self {
+        Self {
+            old: [Pfn::new(0); PAIRS],
+            new: [Pfn::new(0); PAIRS],
+            count: 0,
+        }
+    }
+
+    const fn room(&self) -> FrameCount {
+        FrameCount::new((PAIRS - self.count) as u64)
+    }
+
+    fn push(&mut self, old: FrameRange, new: FrameRange) {
+        for (next_old, next_new) in old.frames().zip(new.frames()) {
+            let places = (self.old.get_mut(self.count), self.new.get_mut(self.count));
+            if let (Some(old), Some(new)) = places {
+                (*old, *new) = (next_old, next_new);
+                self.count += 1;
+            }
+        }
+    }
+
+    fn both(&self) -> (&[Pfn], &[Pfn]) {
+        (
+            self.old.get(..self.count).unwrap_or_default(),
+            self.new.get(..self.count).unwrap_or_default(),
+        )
+    }
+}
+
+/// One side of a trade, from where it has got to.
+struct Side<'a> {
+    rest: Option<FrameRange>,
+    runs: core::slice::Iter<'a, Run>,
+}
+
+impl<'a> Side<'a> {
+    fn new(runs: &'a [Run]) -> Self {
+        let mut runs = runs.iter();
+        Self {
+            rest: runs.next().map(|run| run.range()),
+            runs,
+        }
+    }
+
+    /// Frames in a row from here on.
+    fn left(&self) -> FrameCount {
+        self.rest.map_or(FrameCount::ZERO, FrameRange::count)
+    }
+
+    fn take(&mut self, count: FrameCount) -> Option<FrameRange> {
+        let (head, tail) = self.rest?.split_at(count);
+        self.rest = tail.or_else(|| self.runs.next().map(|run| run.range()));
+        head
+    }
+}
+
+/// Frames of all runs.
+pub(crate) fn total(runs: &[Run]) -> FrameCount {
+    runs.iter()
+        .map(|run| run.count())
+        .fold(FrameCount::ZERO, FrameCount::saturating_add)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::hypercall::Memory;
 use crate::reservation::{Moved, Reservation, Stopped};
 use crate::store::Notice;
 use crate::target::Target;
+use crate::trade::total;
 
 /// The balloon of a Xen domain.
 ///
@@ -135,11 +136,7 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
 }
 
 fn check(runs: &[Run]) -> Result<(), XenError> {
-    let frames = runs
-        .iter()
-        .map(|run| run.count())
-        .fold(FrameCount::ZERO, FrameCount::saturating_add);
-    if runs.len() > MAX_RUNS || frames > REQUEST {
+    if runs.len() > MAX_RUNS || total(runs) > REQUEST {
         return Err(XenError::TooLarge);
     }
     Ok(())

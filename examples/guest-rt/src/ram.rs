@@ -15,6 +15,16 @@ pub unsafe fn fill_frame(frame: PhysAddr, word: u64) {
     unsafe { arch::fill_frame(frame, word) }
 }
 
+/// Copies a frame.
+///
+/// # Safety
+/// Both are the starts of frames of RAM that nobody writes meanwhile; `to` is
+/// the caller's alone, and another one than `from`.
+pub unsafe fn copy_frame(from: PhysAddr, to: PhysAddr) {
+    // SAFETY: two different frames, mapped one to one.
+    unsafe { core::ptr::copy_nonoverlapping(from.as_ptr::<[u64; 512]>(), to.as_mut_ptr(), 1) }
+}
+
 /// Whether a frame holds nothing but copies of `word`.
 ///
 /// # Safety

@@ -150,6 +150,32 @@ impl<'m> Workload<'m> {
         })
     }
 
+    /// Frees every second frame of what it does not mean to keep: free memory
+    /// without two neighbours.
+    ///
+    /// # Errors
+    /// When the allocator refuses frames it handed out.
+    pub fn scatter(&mut self, zone: &mut Zone<'_>) -> Result<Freed, WorkloadError> {
+        let before = self.held.count().get();
+        let mut from = Frame::new(0);
+        while let Some(run) = self.held.next_run(from) {
+            from = run.end();
+            let frames = (run.start().get()..run.end().get()).map(Frame::new);
+            for frame in frames.filter(|frame| frame.get() % 2 == 0) {
+                if !self.keeps(frame) {
+                    let part = FrameRange::block(frame, Order::FRAME);
+                    zone.free_range(part).map_err(WorkloadError::Free)?;
+                    self.held.remove(part);
+                }
+            }
+        }
+        let kept = self.held.count();
+        Ok(Freed {
+            frames: FrameCount::new(before - kept.get()),
+            kept,
+        })
+    }
+
     /// Checks every frame held; the number of them.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ pub(super) const ADD_TO_PHYSMAP_BATCH: usize = 23;
 /// Spaces of `ADD_TO_PHYSMAP`.
 pub(super) const SPACE_SHARED_INFO: u16 = 0;
 pub(super) const SPACE_GMFN: u16 = 2;
+pub(super) const SPACE_GMFN_RANGE: u16 = 3;
 
 /// Operations of `EVENT_CHANNEL_OP`.
 pub(super) const BIND_VIRQ: usize = 1;

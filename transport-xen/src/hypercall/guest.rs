@@ -2,7 +2,7 @@
 
 use core::ptr::{from_mut, null_mut, without_provenance_mut};
 
-use balloon_core::{FrameCount, Order, Pfn};
+use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 
 use super::abi;
 use super::gate::Gate;
@@ -56,10 +56,15 @@ impl<G: Gate> Guest<G> {
             .map(FrameCount::new)
     }
 
-    fn add_to_physmap(&mut self, space: u16, index: u64, at: Pfn) -> Result<(), Errno> {
+    fn add_to_physmap(
+        &mut self,
+        (space, count): (u16, u16),
+        index: u64,
+        at: Pfn,
+    ) -> Result<(), Errno> {
         let mut argument = abi::AddToPhysmap {
             domain: abi::DOMID_SELF,
-            count: 0,
+            count,
             space: space.into(),
             index,
             gpfn: at.get(),
@@ -109,7 +114,7 @@ impl<G: Gate> Memory for Guest<G> {
     }
 
     fn move_frame(&mut self, from: Pfn, to: Pfn) -> Result<(), Errno> {
-        self.add_to_physmap(abi::SPACE_GMFN, from.get(), to)
+        self.add_to_physmap((abi::SPACE_GMFN, 0), from.get(), to)
     }
 
     fn move_frames(&mut self, from: &[Pfn], to: &[Pfn], results: &mut [Result<(), Errno>]) {
@@ -143,8 +148,27 @@ impl<G: Gate> Memory for Guest<G> {
         }
     }
 
+    fn move_range(&mut self, from: FrameRange, to: Pfn) -> Result<(), Errno> {
+        let mut rest = Some(from);
+        while let Some(range) = rest {
+            let (head, tail) = range.split_at(FrameCount::new(u16::MAX.into()));
+            let head = head.unwrap_or(range);
+            let moved = head.start().get() - from.start().get();
+            self.add_to_physmap(
+                (
+                    abi::SPACE_GMFN_RANGE,
+                    u16::try_from(head.count().get()).unwrap_or(u16::MAX),
+                ),
+                head.start().get(),
+                Pfn::new(to.get() + moved),
+            )?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
     fn map_shared_info(&mut self, at: Pfn) -> Result<(), Errno> {
-        self.add_to_physmap(abi::SPACE_SHARED_INFO, 0, at)
+        self.add_to_physmap((abi::SPACE_SHARED_INFO, 0), 0, at)
     }
 
     fn current_reservation(&mut self) -> Result<FrameCount, Errno> {

@@ -52,6 +52,9 @@ pub enum Stopped {
     /// Xen served no further extent: no memory, or nothing behind the frame.
     #[error("not served")]
     NotServed,
+    /// The two sides of a trade differ in size: nothing was traded.
+    #[error("the sides of the trade differ in size")]
+    Unequal,
     /// The domain owns as much as it may.
     #[error("the domain is at its limit")]
     AtLimit,

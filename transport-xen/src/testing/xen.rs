@@ -307,6 +307,14 @@ impl Memory for FakeXen {
         self.hypercalls = hypercalls + 1;
     }
 
+    fn move_range(&mut self, from: FrameRange, to: Pfn) -> Result<(), Errno> {
+        let hypercalls = self.hypercalls;
+        let mut pairs = from.frames().zip(to.get()..);
+        let moved = pairs.try_for_each(|(from, to)| self.move_frame(from, Pfn::new(to)));
+        self.hypercalls = hypercalls + 1;
+        moved
+    }
+
     fn map_shared_info(&mut self, at: Pfn) -> Result<(), Errno> {
         self.fault()?;
         self.remove(at.get());

@@ -1,8 +1,6 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use balloon_core::FrameRange;
-
 use super::*;
 use crate::frame_map::Translated;
 use crate::testing::{FakeP2m, FakeXen, Fault, Kind};
@@ -46,18 +44,88 @@ fn moves_keep_content_and_need_nothing() {
     assert_eq!(xen.counters().traded, 100);
 }
 
+/// Every second frame from `start` on.
+fn scattered(start: u64, count: u64) -> Vec<Run> {
+    (0..count).map(|n| run(start + 2 * n, 1)).collect()
+}
+
 #[test]
 #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_pair_that_fails_ends_the_trade_and_later_ones_are_undone() {
     let mut xen = pvh();
-    xen.memory_mut().punch(Pfn::new(610));
-    let moved = xen.trade(&[run(0, 100)], &[run(600, 100)]);
+    xen.memory_mut().punch(Pfn::new(620));
+    let moved = xen.trade(&[run(0, 50)], &scattered(600, 50));
     assert_eq!(moved.frames, FrameCount::new(10));
     assert_eq!(moved.stopped, Some(Stopped::Refused(Errno::Invalid)));
     let memory = xen.memory_mut();
-    for n in 0..100 {
+    for n in 0..50 {
         assert_eq!(memory.is_populated(Pfn::new(n)), n < 10, "old {n}");
-        assert_eq!(memory.is_populated(Pfn::new(600 + n)), n > 10, "new {n}");
+        assert_eq!(
+            memory.is_populated(Pfn::new(600 + 2 * n)),
+            n > 10,
+            "new {n}"
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn a_range_that_fails_is_looked_at() {
+    for at in 0..100 {
+        let mut xen = pvh();
+        xen.memory_mut().punch(Pfn::new(600 + at));
+        let moved = xen.trade(&[run(0, 100)], &[run(600, 100)]);
+        assert_eq!(moved.frames, FrameCount::new(at));
+        assert_eq!(moved.stopped, Some(Stopped::Refused(Errno::Invalid)));
+        let memory = xen.memory_mut();
+        for n in 0..100 {
+            assert_eq!(memory.is_populated(Pfn::new(n)), n < at, "old {n}");
+            assert_eq!(memory.is_populated(Pfn::new(600 + n)), n > at, "new {n}");
+        }
+        assert!(memory.breaches.is_empty(), "{:?}", memory.breaches);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn ranges_and_pairs_keep_the_order() {
+    let mut xen = pvh();
+    // 3 pairs, a range of 20, 5 pairs, a range of 30.
+    let mut news = scattered(600, 3);
+    news.extend([run(700, 20)]);
+    news.extend(scattered(800, 5));
+    news.extend([run(900, 30)]);
+    let frames: Vec<Pfn> = news.iter().flat_map(|run| run.range().frames()).collect();
+    let memory = xen.memory_mut();
+    let before: Vec<_> = frames.iter().map(|&pfn| memory.machine(pfn)).collect();
+    let calls = xen.counters().hypercalls;
+    let moved = xen.trade(&[run(0, 40), run(60, 18)], &news);
+    assert_eq!((moved.frames, moved.stopped), (FrameCount::new(58), None));
+    assert_eq!(
+        xen.counters().hypercalls - calls,
+        5,
+        "the second range is cut"
+    );
+    let memory = xen.memory_mut();
+    let after: Vec<_> = (0..40)
+        .chain(60..78)
+        .map(|n| memory.machine(Pfn::new(n)))
+        .collect();
+    assert_eq!(before, after);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn unequal_sides_are_not_traded() {
+    for (olds, news) in [(10, 11), (11, 10)] {
+        let mut xen = pvh();
+        let moved = xen.trade(&[run(0, olds)], &[run(600, news)]);
+        let refused = Moved {
+            frames: FrameCount::ZERO,
+            stopped: Some(Stopped::Unequal),
+        };
+        assert_eq!(moved, refused);
+        assert!(!xen.memory_mut().is_populated(Pfn::new(0)));
     }
 }
 

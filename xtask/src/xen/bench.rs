@@ -1,104 +1,320 @@
-//! One GiB out and back in, timed from outside, with what it cost and left.
+//! One GiB out and back in: Linux, our guest, and the same hypercalls without any
+//! driver, one after the other on one booted machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use super::cases::number;
+use super::guest::LINUX;
 use super::host::{Host, Size};
+use super::leaves::Leaves;
 use super::{Bench, Domain, leaves};
+use crate::exec::Runner;
 use crate::ui::Table;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MEMORY_MIB: u64 = 1536;
 const LOW_MIB: u64 = 512;
+/// Half of all memory is the most that single frames without neighbours make.
+const SCATTERED_MIB: u64 = 1024;
 /// The walk covers 1 GiB from here.
 const WALK_FROM: u64 = 0x8000;
 const WALK_BLOCKS: u64 = 512;
+const OPS: [(&str, u64); 2] = [("give", LOW_MIB), ("take", MEMORY_MIB)];
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Clone, Serialize)]
 struct Row {
     guest: &'static str,
     op: &'static str,
+    /// From outside, from the moment the target is written.
     wall_s: f64,
-    hypercalls: u64,
-    extents: u64,
-    leaves_2m: u64,
+    /// By the guest's own clock, from the moment it hears of the target.
+    guest_s: Option<f64>,
+    /// Nobody counts those of Linux.
+    hypercalls: Option<u64>,
+    extents: Option<u64>,
+    leaves_2m: Option<u64>,
+}
+
+/// A machine whose nested page tables can be read from outside.
+pub(super) struct Machine {
+    pub(super) host: Host,
+    pub(super) memory: PathBuf,
+    pub(super) root: u64,
+}
+
+impl Machine {
+    pub(super) fn boot(bench: &Bench, name: &str, size: Size, domains: &[Domain]) -> Result<Self> {
+        let host = bench.boot(name, size, domains)?;
+        let memory = host.memory()?;
+        Ok(Self {
+            host,
+            memory,
+            root: 0,
+        })
+    }
+
+    /// Creates a domain, the only one, and finds its page tables.
+    pub(super) fn create(&mut self, name: &str) -> Result<()> {
+        let host = &mut self.host;
+        host.must(&format!("xl create -q /guests/{name}.cfg"), LIMIT)?;
+        host.must(&format!("follow {name} &"), LIMIT)?;
+        host.event(name, "ready", LIMIT, |_| true)?;
+        host.forget_log();
+        host.must("xl debug-keys v; sleep 1", LIMIT)?;
+        self.root = root(host).context("`xl debug-keys v` shows no nested page table")?;
+        Ok(())
+    }
+
+    /// 2 MiB leaves of the stretch that is looked at.
+    pub(super) fn superpages(&self) -> Result<u64> {
+        Ok(self.leaves(WALK_FROM, WALK_BLOCKS)?.superpages)
+    }
+
+    /// What maps so many stretches of 2 MiB from frame `first` on.
+    pub(super) fn leaves(&self, first: u64, blocks: u64) -> Result<Leaves> {
+        leaves::count(&self.memory, self.root, first, blocks)
+    }
+
+    /// Sets a target and waits for a `balloon` event that fits; the seconds it
+    /// took, and the event.
+    pub(super) fn aim(
+        &mut self,
+        name: &str,
+        mib: u64,
+        fits: impl Fn(&str) -> bool,
+    ) -> Result<(f64, String)> {
+        let begun = self.host.aim(name, mib, LIMIT)?;
+        let (at, text) = self.host.event(name, "balloon", LIMIT, fits)?;
+        Ok(((at - begun).as_secs_f64(), text))
+    }
+
+    /// Hypercalls and extents of our guest so far.
+    pub(super) fn stats(&mut self, name: &str) -> Result<(u64, u64)> {
+        self.host.must(&format!("say {name} stats"), LIMIT)?;
+        let (_, stats) = self.host.event(name, "stats", LIMIT, |_| true)?;
+        ensure!(number(&stats, "lost")? == 0, "frames are lost: {stats}");
+        let extents = ["given", "taken"].into_iter().flat_map(|way| {
+            ["2m", "64k", "4k"].map(|size| number(&stats, &format!("{way}_{size}")))
+        });
+        let extents: Result<Vec<u64>> = extents.collect();
+        Ok((number(&stats, "hypercalls")?, extents?.into_iter().sum()))
+    }
+
+    /// Tells our guest something; what it answers.
+    pub(super) fn say(&mut self, name: &str, command: &str, event: &str) -> Result<String> {
+        self.host.must(&format!("say {name} '{command}'"), LIMIT)?;
+        Ok(self.host.event(name, event, LIMIT, |_| true)?.1)
+    }
 }
 
 /// Runs it `repeat` times and writes `json`.
-pub(super) fn run(bench: &Bench, repeat: u32, json: &Path) -> Result<()> {
-    let domain = Domain::pvh("bench", MEMORY_MIB);
+pub(super) fn run(bench: &Bench, runner: &mut Runner, repeat: u32, json: &Path) -> Result<()> {
+    let linux = Domain {
+        kernel: LINUX,
+        ramdisk: Some(super::guest::LINUX_INIT),
+        arguments: "console=hvc0 quiet".to_owned(),
+        ..Domain::pvh("linux", MEMORY_MIB)
+    };
+    let domains = [
+        linux,
+        Domain::pvh("ours", MEMORY_MIB),
+        Domain::pvh("bare", MEMORY_MIB),
+    ];
+    runner.bar().set_message("booting".to_owned());
     let size = Size {
         machine_mib: 3072,
         dom0_mib: 600,
     };
-    let memory = bench.folder.join("ram");
-    let mut host = bench.boot_observed("bench", size, &[domain], Some(&memory))?;
-    host.must("xl create -q /guests/bench.cfg", LIMIT)?;
-    host.must("follow bench &", LIMIT)?;
-    host.event("bench", "ready", LIMIT, |_| true)?;
-    host.forget_log();
-    host.must("xl debug-keys v; sleep 1", LIMIT)?;
-    let root = root(&host).context("`xl debug-keys v` shows no nested page table")?;
-    let walk = || leaves::count(&memory, root, WALK_FROM, WALK_BLOCKS);
-    let before = walk()?;
+    let mut machine = Machine::boot(bench, "bench", size, &domains)?;
     let mut rows = Vec::new();
-    let mut counted = stats(&mut host)?;
-    for _ in 0..repeat {
-        for (op, mib) in [("give", LOW_MIB), ("take", MEMORY_MIB)] {
-            let node = "memory/target";
-            let path = format!("/local/domain/$(xl domid bench)/{node}");
-            let wanted = (MEMORY_MIB - mib) * 256;
-            let begun = Instant::now();
-            host.must(&format!("xenstore-write {path} {}", mib * 1024), LIMIT)?;
-            let (reached, _) = host.event("bench", "balloon", LIMIT, |text| {
-                number(text, "actual").is_ok_and(|actual| actual == wanted)
-            })?;
-            let now = stats(&mut host)?;
-            rows.push(Row {
-                guest: "ours",
-                op,
-                wall_s: (reached - begun).as_secs_f64(),
-                hypercalls: now.0 - counted.0,
-                extents: now.1 - counted.1,
-                leaves_2m: walk()?.superpages,
-            });
-            counted = now;
-        }
-    }
-    let mut table = Table::new(["op", "wall s", "hypercalls", "extents", "2 MiB leaves"]);
-    for row in &rows {
-        table.row(vec![
-            row.op.to_owned(),
-            format!("{:.2}", row.wall_s),
-            row.hypercalls.to_string(),
-            row.extents.to_string(),
-            format!("{} of {}", row.leaves_2m, before.superpages),
-        ]);
-    }
-    println!("{}", table.render());
+    runner.bar().set_message("Linux".to_owned());
+    measure_linux(&mut machine, repeat, &mut rows)?;
+    runner.bar().set_message("ours".to_owned());
+    measure_ours(&mut machine, repeat, &mut rows)?;
+    runner.bar().set_message("the bare loop".to_owned());
+    measure_bare(&mut machine, repeat, &mut rows)?;
+    print(&rows);
+    verdicts(&rows);
     std::fs::write(json, serde_json::to_string_pretty(&rows)?)?;
     println!("{}", json.display());
     Ok(())
 }
 
-/// Hypercalls and extents so far.
-fn stats(host: &mut Host) -> Result<(u64, u64)> {
-    host.must("say bench stats", LIMIT)?;
-    let (_, stats) = host.event("bench", "stats", LIMIT, |_| true)?;
-    let extents = [
-        "given_2m",
-        "given_64k",
-        "given_4k",
-        "taken_2m",
-        "taken_64k",
-        "taken_4k",
-    ];
-    let counts: Result<Vec<u64>> = extents.iter().map(|key| number(&stats, key)).collect();
-    Ok((number(&stats, "hypercalls")?, counts?.into_iter().sum()))
+fn measure_linux(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
+    machine.create("linux")?;
+    machine.host.event("linux", "balloon", LIMIT, |_| true)?;
+    for _ in 0..repeat {
+        for (op, mib) in OPS {
+            let (wall_s, _) = machine.aim("linux", mib, |_| true)?;
+            rows.push(Row {
+                guest: "linux",
+                op,
+                wall_s,
+                leaves_2m: Some(machine.superpages()?),
+                ..Row::default()
+            });
+        }
+    }
+    machine.host.must("xl destroy linux", LIMIT)?;
+    Ok(())
+}
+
+fn measure_ours(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
+    machine.create("ours")?;
+    let mut counted = machine.stats("ours")?;
+    for _ in 0..repeat {
+        for (op, mib) in OPS {
+            let wanted = (MEMORY_MIB - mib) * 256;
+            let (wall_s, text) = machine.aim("ours", mib, |text| {
+                number(text, "actual").is_ok_and(|actual| actual == wanted)
+            })?;
+            let now = machine.stats("ours")?;
+            rows.push(Row {
+                guest: "ours",
+                op,
+                wall_s,
+                guest_s: Some(seconds(&text)?),
+                hypercalls: Some(now.0 - counted.0),
+                extents: Some(now.1 - counted.1),
+                leaves_2m: Some(machine.superpages()?),
+            });
+            counted = now;
+        }
+    }
+    machine.aim("ours", LOW_MIB, |_| true)?;
+    for _ in 0..repeat {
+        for (guest, command, event) in [("ours", "move", "moved"), ("copy", "copy", "copied")] {
+            let text = machine.say("ours", command, event)?;
+            let frames = number(&text, "frames")?;
+            ensure!(frames > 0, "@{event} {text}");
+            rows.push(Row {
+                guest,
+                op: "move",
+                wall_s: seconds(&text)?,
+                guest_s: Some(seconds(&text)?),
+                hypercalls: number(&text, "hypercalls").ok(),
+                extents: Some(frames),
+                leaves_2m: None,
+            });
+        }
+    }
+    machine.aim("ours", MEMORY_MIB, |_| true)?;
+    compact(machine, rows)?;
+    machine.say("ours", "quit", "done")?;
+    Ok(())
+}
+
+/// Superpages of a balloon of single frames, before and after compaction, and
+/// when the balloon is empty again.
+fn compact(machine: &mut Machine, rows: &mut Vec<Row>) -> Result<()> {
+    let mut row = |machine: &Machine, op, wall_s| -> Result<()> {
+        rows.push(Row {
+            guest: "ours",
+            op,
+            wall_s,
+            leaves_2m: Some(machine.superpages()?),
+            ..Row::default()
+        });
+        Ok(())
+    };
+    machine.say("ours", "fill", "filled")?;
+    machine.say("ours", "scatter", "scattered")?;
+    let (wall_s, _) = machine.aim("ours", SCATTERED_MIB, |_| true)?;
+    machine.say("ours", "free", "freed")?;
+    row(machine, "scatter", wall_s)?;
+    let begun = Instant::now();
+    machine.say("ours", "compact", "compacted")?;
+    let wall_s = begun.elapsed().as_secs_f64();
+    verified(machine)?;
+    row(machine, "compact", wall_s)?;
+    let (wall_s, _) = machine.aim("ours", MEMORY_MIB, |_| true)?;
+    verified(machine)?;
+    row(machine, "refill", wall_s)
+}
+
+fn verified(machine: &mut Machine) -> Result<()> {
+    let host = &mut machine.host;
+    host.event("ours", "verify", LIMIT, |text| text.starts_with("ok"))?;
+    Ok(())
+}
+
+fn measure_bare(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
+    machine.create("bare")?;
+    for _ in 0..repeat {
+        for (op, _) in OPS {
+            let text = machine.say("bare", &format!("bare {op}"), "bare")?;
+            rows.push(Row {
+                guest: "bare-order9",
+                op,
+                wall_s: seconds(&text)?,
+                guest_s: Some(seconds(&text)?),
+                hypercalls: Some(1),
+                extents: Some(number(&text, "extents")?),
+                leaves_2m: Some(machine.superpages()?),
+            });
+        }
+    }
+    machine.say("bare", "quit", "done")?;
+    Ok(())
+}
+
+fn seconds(text: &str) -> Result<f64> {
+    Ok(Duration::from_nanos(number(text, "nanos")?).as_secs_f64())
+}
+
+fn print(rows: &[Row]) {
+    let mut table = Table::new([
+        "guest",
+        "op",
+        "wall s",
+        "guest s",
+        "hypercalls",
+        "extents",
+        "2 MiB leaves",
+    ]);
+    let shown = |number: Option<u64>| number.map_or("-".to_owned(), |number| number.to_string());
+    for row in rows {
+        table.row(vec![
+            row.guest.to_owned(),
+            row.op.to_owned(),
+            format!("{:.4}", row.wall_s),
+            row.guest_s.map_or("-".to_owned(), |s| format!("{s:.4}")),
+            shown(row.hypercalls),
+            shown(row.extents),
+            shown(row.leaves_2m),
+        ]);
+    }
+    println!("{}", table.render());
+}
+
+/// The medians, as ratios.
+fn verdicts(rows: &[Row]) {
+    let median = |guest: &str, op: &str, of: fn(&Row) -> Option<f64>| {
+        let mut values: Vec<f64> = rows
+            .iter()
+            .filter(|row| row.guest == guest && row.op == op)
+            .filter_map(of)
+            .collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    let wall = |row: &Row| Some(row.wall_s);
+    let own = |row: &Row| row.guest_s;
+    for (op, _) in OPS {
+        println!(
+            "{op}: {:.1} times as fast as Linux; {:.2} times the bare loop's time",
+            median("linux", op, wall) / median("ours", op, wall),
+            median("ours", op, own) / median("bare-order9", op, own),
+        );
+    }
+    println!(
+        "move: {:.2} of what a copy costs",
+        median("ours", "move", own) / median("copy", "move", own)
+    );
 }
 
 /// Where Xen says the domain's nested page table begins.

@@ -34,7 +34,7 @@ enum How {
 }
 
 /// In the order they run.
-pub(super) const CASES: [Case; 11] = [
+pub(super) const CASES: [Case; 12] = [
     Case {
         name: "dom0-pvh",
         how: How::Alone(alone::PVH),
@@ -89,6 +89,10 @@ pub(super) const CASES: [Case; 11] = [
     Case {
         name: "move",
         how: How::Domains(|| vec![full("move")], move_frames),
+    },
+    Case {
+        name: "compact",
+        how: How::Domains(|| vec![full("compact")], compact),
     },
     Case {
         name: "save",
@@ -407,6 +411,33 @@ fn move_frames(host: &mut Host) -> Result<()> {
     host.must("xl mem-max move 64m; xl mem-set move 64m", LIMIT)?;
     reached(host, "move", 0)?;
     quit(host, "move")
+}
+
+/// A balloon of single frames is gathered by moves: every superpage that can be
+/// made of free memory is, and the data in use stays what it was.
+fn compact(host: &mut Host) -> Result<()> {
+    create(host, "compact")?;
+    host.event("compact", "freed", LIMIT, |_| true)?;
+    for (command, event) in [("fill", "filled"), ("scatter", "scattered")] {
+        host.must(&format!("say compact {command}"), LIMIT)?;
+        host.event("compact", event, LIMIT, |_| true)?;
+    }
+    host.must("xl mem-set compact 48m", LIMIT)?;
+    reached(host, "compact", 16 * MIB)?;
+    host.must("say compact free", LIMIT)?;
+    host.event("compact", "freed", LIMIT, |_| true)?;
+    host.must("say compact compact", LIMIT)?;
+    let (_, report) = host.event("compact", "compacted", LIMIT, |_| true)?;
+    host.event("compact", "verify", LIMIT, |text| text.starts_with("ok"))?;
+    let count = |key| number(&report, key);
+    ensure!(count("moves")? > 0, "nothing was moved: {report}");
+    ensure!(
+        count("blocks_before")? < count("blocks")? && count("blocks")? == count("possible")?,
+        "not all superpages that are possible: {report}"
+    );
+    host.must("xl mem-set compact 64m", LIMIT)?;
+    reached(host, "compact", 0)?;
+    quit(host, "compact")
 }
 
 /// Saved and restored with memory in the balloon, in the middle of an

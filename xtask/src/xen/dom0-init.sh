@@ -13,10 +13,33 @@ xenstored --pid-file /run/xenstored.pid
 xen-init-dom0
 xenconsoled --log=guest --log-dir=/var/log/xen/console --pid-file=/run/xenconsoled.pid
 
-# Shows what a guest says, line by line: `follow NAME`.
+# A short sleep without a process of its own: 20 ms.
+mkfifo /run/never
+exec 3<>/run/never
+nap() {
+    read -r -t 0.02 -u 3 _
+}
+# Shows what a guest says, line by line, until it is done: `follow NAME`.
 follow() {
-    while [ ! -e "/var/log/xen/console/guest-$1.log" ]; do usleep 20000; done
-    tail -n +1 -f "/var/log/xen/console/guest-$1.log" | while read -r line; do echo "[$1] $line"; done
+    log="/var/log/xen/console/guest-$1.log"
+    while [ ! -e "$log" ]; do nap; done
+    begun=
+    while :; do
+        if read -r line; then
+            echo "[$1] $begun$line"
+            case "$line" in "@done $1"*) return ;; esac
+            begun=
+        else
+            begun="$begun$line"
+            nap
+        fi
+    done < "$log"
+}
+# Sets a guest's target and tells when: `aim NAME KIB`.
+aim() {
+    node="/local/domain/$(xl domid "$1")/memory/target"
+    echo "@@aim"
+    xenstore-write "$node" "$2"
 }
 # Sends a line to a guest's console: `say NAME TEXT`.
 say() {

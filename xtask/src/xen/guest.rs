@@ -19,6 +19,10 @@ pub(super) struct Domain {
 /// Our guest in the first domain's file system.
 pub(super) const KERNEL: &str = "/guests/xen-guest";
 
+/// Linux as a domain, and what it starts.
+pub(super) const LINUX: &str = "/guests/linux";
+pub(super) const LINUX_INIT: &str = "/guests/linux.cpio";
+
 impl Domain {
     /// A PVH domain of ours that starts full.
     pub(super) fn pvh(name: &str, mib: u64) -> Self {

@@ -22,6 +22,8 @@ const LINUX: &str = "console=hvc0 quiet loglevel=1 tsc=reliable apparmor=0 ima=o
                      8250.nr_uarts=0 edd=off noresume no_timer_check";
 const XEN: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all noreboot bootscrub=0 \
                    no-real-mode edid=no edd=off spec-ctrl=no cpuidle=0";
+/// QEMU's name of the machine's memory.
+const MEMORY: &str = "ram";
 /// Bytes of a command.
 const LINE: usize = 120;
 /// Lines a failure shows.
@@ -46,7 +48,7 @@ pub(super) struct Host {
     /// Lines of Xen itself and of guests' early output.
     pub(super) log: Vec<String>,
     recent: VecDeque<String>,
-    memory: Option<PathBuf>,
+    aimed: Option<Instant>,
 }
 
 /// What a command of the first domain said.
@@ -76,21 +78,16 @@ fn cpu(qemu: &Qemu) -> &'static str {
 pub(super) const FIRST: &str = "dom0";
 
 /// QEMU with Xen as its kernel.
-fn machine(qemu: &Qemu, lab: &Lab, size: Size, memory: Option<&Path>) -> Command {
+fn machine(qemu: &Qemu, lab: &Lab, size: Size) -> Command {
     let mut command = qemu.command();
-    let machine = if memory.is_some() {
-        "pc,usb=off,memory-backend=ram"
-    } else {
-        "pc,usb=off"
-    };
-    if let Some(memory) = memory {
-        command.arg("-object").arg(format!(
-            "memory-backend-file,id=ram,size={}M,mem-path={},share=on",
-            size.machine_mib,
-            memory.display()
-        ));
-    }
-    command.args(["-machine", machine, "-accel", "tcg", "-cpu", cpu(qemu)]);
+    // Memory that can be read from outside, and is nowhere on a disk: guests that
+    // write to theirs are not to wait for one.
+    command.arg("-object").arg(format!(
+        "memory-backend-memfd,id={MEMORY},size={}M,share=on",
+        size.machine_mib
+    ));
+    let machine = format!("pc,usb=off,memory-backend={MEMORY}");
+    command.args(["-machine", &machine, "-accel", "tcg", "-cpu", cpu(qemu)]);
     command.args(["-m", &format!("{}M", size.machine_mib), "-smp", "1"]);
     command.args(["-display", "none", "-vga", "none", "-no-reboot"]);
     command.args(["-nic", "none", "-serial", "stdio"]);
@@ -101,24 +98,22 @@ fn machine(qemu: &Qemu, lab: &Lab, size: Size, memory: Option<&Path>) -> Command
 impl Host {
     /// Boots Xen, waits for the first domain's prompt.
     ///
-    /// `initramfs` is the first domain's file system. With `memory` the machine's
-    /// RAM is that file, so that page tables can be read from outside.
+    /// `initramfs` is the first domain's file system.
     pub(super) fn boot(
         qemu: &Qemu,
         lab: &Lab,
         initramfs: &Path,
         size: Size,
-        memory: Option<&Path>,
         transcript: &Path,
     ) -> Result<Self> {
-        let mut command = machine(qemu, lab, size, memory);
+        let mut command = machine(qemu, lab, size);
         command.args(["-append", &format!("{XEN} dom0_mem={}M", size.dom0_mib)]);
         command.arg("-initrd").arg(format!(
             "{} {LINUX},{}",
             lab.vmlinux.display(),
             initramfs.display()
         ));
-        let mut host = Self::start(command, memory, transcript)?;
+        let mut host = Self::start(command, transcript)?;
         host.wait_line(BOOT, |line| line == "@@ready")
             .context("the first domain did not come up")?;
         Ok(host)
@@ -134,7 +129,7 @@ impl Host {
         size: Size,
         transcript: &Path,
     ) -> Result<Self> {
-        let mut command = machine(qemu, lab, size, None);
+        let mut command = machine(qemu, lab, size);
         command.args([
             "-append",
             &format!("{XEN} dom0_mem={}M {mode}", size.dom0_mib),
@@ -142,10 +137,10 @@ impl Host {
         command
             .arg("-initrd")
             .arg(format!("{} {arguments}", kernel.display()));
-        Self::start(command, None, transcript)
+        Self::start(command, transcript)
     }
 
-    fn start(mut command: Command, memory: Option<&Path>, transcript: &Path) -> Result<Self> {
+    fn start(mut command: Command, transcript: &Path) -> Result<Self> {
         if let Some(folder) = transcript.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -186,7 +181,7 @@ impl Host {
             guests: BTreeMap::new(),
             log: Vec::new(),
             recent: VecDeque::new(),
-            memory: memory.map(Path::to_path_buf),
+            aimed: None,
         })
     }
 
@@ -222,6 +217,30 @@ impl Host {
             bail!("`{command}` ended with {}:\n{}", answer.code, answer.text());
         }
         Ok(answer)
+    }
+
+    /// The machine's memory, as a file.
+    pub(super) fn memory(&self) -> Result<PathBuf> {
+        let folder = PathBuf::from(format!("/proc/{}/fd", self.child.id()));
+        for file in std::fs::read_dir(folder)? {
+            let file = file?.path();
+            // One that was closed meanwhile is not the one.
+            let name = std::fs::read_link(&file).unwrap_or_default();
+            if name
+                .to_string_lossy()
+                .starts_with("/memfd:memory-backend-memfd")
+            {
+                return Ok(file);
+            }
+        }
+        bail!("QEMU holds its memory in no file")
+    }
+
+    /// Sets a guest's target; when that was.
+    pub(super) fn aim(&mut self, guest: &str, mib: u64, limit: Duration) -> Result<Instant> {
+        self.aimed = None;
+        self.must(&format!("aim {guest} {}", mib * 1024), limit)?;
+        self.aimed.context("the first domain did not say when")
     }
 
     /// Waits for an event `@NAME ...` of a guest; returns what stands behind the
@@ -304,6 +323,10 @@ impl Host {
         if self.recent.len() > TAIL {
             self.recent.pop_front();
         }
+        if line == "@@aim" {
+            self.aimed = Some(at);
+            return Ok((at, String::new()));
+        }
         if line.starts_with('@') && !line.starts_with("@@") {
             let words = self.guests.entry(FIRST.to_owned()).or_default();
             words.push_back((at, line));
@@ -326,8 +349,5 @@ impl Drop for Host {
         // Gone already is what we want.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(memory) = &self.memory {
-            let _ = std::fs::remove_file(memory);
-        }
     }
 }

@@ -54,12 +54,7 @@ pub(super) fn toolstack(workspace: &Workspace, runner: &mut Runner, lab: &Lab) -
         archive.folder(folder);
     }
     archive.link("var/run", "../run");
-    let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| lab.root.join(path));
-    let busybox = busybox
-        .into_iter()
-        .find(|path| path.is_file())
-        .context("busybox-static holds no busybox")?;
-    archive.file("bin/busybox", true, &read(&busybox)?);
+    archive.file("bin/busybox", true, &busybox(lab)?);
 
     let libraries = lab.root.join("usr").join(LIBRARIES);
     shell.set_var("LD_LIBRARY_PATH", &libraries);
@@ -103,6 +98,21 @@ pub(super) fn toolstack(workspace: &Workspace, runner: &mut Runner, lab: &Lab) -
     archive.file("etc/xen/xl.conf", false, b"autoballoon=\"off\"\n");
     archive.file("init", true, include_bytes!("dom0-init.sh"));
     Ok(archive.finish())
+}
+
+/// The file system of a Linux domain.
+pub(super) fn linux(lab: &Lab) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.folder("dev");
+    archive.file("bin/busybox", true, &busybox(lab)?);
+    archive.file("init", true, include_bytes!("linux-init.sh"));
+    Ok(archive.finish())
+}
+
+fn busybox(lab: &Lab) -> Result<Vec<u8>> {
+    let places = ["bin/busybox", "usr/bin/busybox"].map(|path| lab.root.join(path));
+    let place = places.into_iter().find(|path| path.is_file());
+    read(&place.context("busybox-static holds no busybox")?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

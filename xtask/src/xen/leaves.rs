@@ -20,6 +20,13 @@ pub(super) struct Leaves {
     pub(super) frames: u64,
 }
 
+impl Leaves {
+    /// The memory they map.
+    pub(super) const fn mib(self) -> u64 {
+        self.superpages * 2 + self.frames / 256
+    }
+}
+
 /// Walks the nested tables below `root` for `count` 2 MiB stretches from frame
 /// `first`.
 pub(super) fn count(memory: &Path, root: u64, first: u64, count: u64) -> Result<Leaves> {

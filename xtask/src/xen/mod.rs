@@ -7,6 +7,7 @@
 mod alone;
 mod bench;
 mod cases;
+mod demo;
 mod guest;
 mod host;
 mod initramfs;
@@ -14,7 +15,7 @@ mod leaves;
 mod packages;
 mod smoke;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -43,12 +44,8 @@ pub(crate) enum Task {
         #[arg(long)]
         newest: bool,
     },
-    /// Give 1 GiB and take it back: time, hypercalls, superpages left.
-    Bench {
-        /// How often.
-        #[arg(long, default_value_t = 2)]
-        repeat: u32,
-    },
+    /// Ask a domain for most of its memory with `xl mem-set`, and give it back.
+    Demo(demo::Args),
     /// Boot one PVH domain, balloon it down and up, and check its data.
     Smoke {
         /// The domain's memory in MiB.
@@ -64,10 +61,7 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(3600))?;
     let mut bench = Bench::prepare(workspace, &mut runner)?;
     match task {
-        Task::Bench { repeat } => {
-            let json = workspace.output("bench-xen.json")?;
-            bench::run(&bench, *repeat, &json)?;
-        }
+        Task::Demo(args) => demo::run(&bench, args, &workspace.output("xen-demo.json")?)?,
         Task::Smoke { mem } => smoke::run(&bench, *mem)?,
         Task::Test { filter, newest } => {
             if *newest {
@@ -79,6 +73,12 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
     }
     ui::finish(&bar, "Xen: done");
     Ok(true)
+}
+
+/// The bench of `cargo xtask bench xen`.
+pub(crate) fn bench(workspace: &Workspace, runner: &mut Runner, repeat: u32) -> Result<()> {
+    let bench = Bench::prepare(workspace, runner)?;
+    bench::run(&bench, runner, repeat, &workspace.output("bench-xen.json")?)
 }
 
 /// The stage of `cargo xtask test`: every case whose name contains `filter`.
@@ -123,20 +123,15 @@ impl Bench {
 
     /// Boots Xen with these domains ready to be created.
     fn boot(&self, name: &str, size: Size, domains: &[Domain]) -> Result<Host> {
-        self.boot_observed(name, size, domains, None)
-    }
-
-    /// The same, with the machine's RAM in the file `memory`.
-    fn boot_observed(
-        &self,
-        name: &str,
-        size: Size,
-        domains: &[Domain],
-        memory: Option<&Path>,
-    ) -> Result<Host> {
         std::fs::create_dir_all(&self.folder)?;
         let mut guests = crate::archive::Archive::default();
         guests.file(&guest::KERNEL[1..], false, &self.stripped()?);
+        if domains.iter().any(|domain| domain.kernel == guest::LINUX) {
+            let kernel = std::fs::read(&self.lab.vmlinux)?;
+            guests.file(&guest::LINUX[1..], false, &kernel);
+            let init = initramfs::linux(&self.lab)?;
+            guests.file(&guest::LINUX_INIT[1..], false, &init);
+        }
         for domain in domains {
             let path = format!("guests/{}.cfg", domain.name);
             guests.file(&path, false, domain.config().as_bytes());
@@ -146,7 +141,7 @@ impl Bench {
         let path = self.folder.join(format!("{name}.cpio"));
         std::fs::write(&path, image)?;
         let transcript = self.folder.join(format!("{name}.log"));
-        Host::boot(&self.qemu, &self.lab, &path, size, memory, &transcript)
+        Host::boot(&self.qemu, &self.lab, &path, size, &transcript)
     }
 
     /// The guest without its symbols: the first domain's memory is small.

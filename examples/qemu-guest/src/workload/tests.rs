@@ -94,6 +94,24 @@ fn fills_everything_keeps_its_share_and_fills_again() {
 }
 
 #[test]
+fn scattered_memory_has_no_two_neighbours() {
+    let mut setup = Setup::new();
+    let (mut zone, mut workload) = setup.start();
+    let mut ram = Fake::default();
+    let filled = workload.fill(&mut zone, &mut ram).unwrap();
+    let freed = workload.scatter(&mut zone).unwrap();
+    assert_eq!(freed.frames.get() + freed.kept.get(), filled.frames.get());
+    assert_eq!(zone.free_frames(), freed.frames);
+    assert!(freed.frames.get() * 100 / filled.frames.get() >= 38);
+    let pairs = zone.free_blocks(Order::new(1).unwrap()).count();
+    assert_eq!(pairs, 0);
+    assert_eq!(workload.verify(&ram), Ok(freed.kept));
+    // What is left of the rest goes as ever.
+    workload.free(&mut zone).unwrap();
+    assert_eq!(zone.stats().used, workload.held());
+}
+
+#[test]
 fn damage_is_found_and_told() {
     let mut setup = Setup::new();
     let (mut zone, mut workload) = setup.start();

@@ -1,8 +1,8 @@
 //! The balloon of this kernel: engine, transport, and the desk in the store.
 
 use balloon_core::{
-    Blocked, Budget, Engine, FrameCount, FrameRange, Ledger as _, Nanos, Pfn, Policy, Progress,
-    Run, Shared, Status, Unit,
+    Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Ledger as _, Migrate as _,
+    Migration, Nanos, Pfn, Policy, Progress, Report, Run, Shared, Status, Unit,
 };
 use buddy_alloc::Zone;
 use guest_rt::now;
@@ -17,6 +17,12 @@ use super::xen::{self, Ties, Xen, XenError};
 
 /// Hypercalls answer at once: more would never be in flight.
 const REQUESTS: usize = 2;
+
+/// Of one step.
+const BUDGET: Budget = Budget::LARGE;
+
+/// Room for the plan of a compaction, in 2 MiB: domains of up to 4 GiB.
+const WORDS: usize = 2048;
 
 /// Frames that the `move` command trades: a superpage's worth.
 const TRADE: u64 = 512;
@@ -42,19 +48,26 @@ pub(super) struct Balloon {
     managed: FrameCount,
     ties: Ties,
     suspension: Suspension,
+    compactor: Option<Compactor<[u32; WORDS]>>,
+    compacting: bool,
+    /// When the last target was heard.
+    heard: Nanos,
     log: WatchLog,
     told: Option<(FrameCount, FrameCount, FrameCount)>,
     blocked: Option<Blocked>,
 }
 
 /// Something the host waits to hear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum News {
-    /// The balloon has the size the host wants.
+    /// The balloon has the size the host wants, so long after it said so.
     Reached {
         actual: FrameCount,
         target: FrameCount,
+        nanos: Nanos,
     },
+    /// A round of compaction is over.
+    Compacted(Report),
     /// Nothing moves any more.
     Blocked { reason: Blocked, actual: FrameCount },
     /// Back from a suspend.
@@ -95,6 +108,9 @@ impl Balloon {
             managed,
             ties,
             suspension: Suspension::new(),
+            compactor: None,
+            compacting: false,
+            heard: Nanos::ZERO,
             log: WatchLog::new(),
             told: None,
             blocked: None,
@@ -110,7 +126,31 @@ impl Balloon {
     pub(super) fn aim(&mut self, size: FrameCount) {
         let target = self.managed.saturating_sub(size);
         self.transport.target_mut().set_target(target.bytes());
+        self.heard = time();
         SHARED.signal().config_changed();
+    }
+
+    /// Makes it ready to compact the allocator's memory, if that is not too large.
+    pub(super) fn watch_over(&mut self, zone: &Zone<'_>) {
+        let span = zone.span();
+        let first = Pfn::new(span.start().get());
+        let zone = FrameRange::new(first, FrameCount::new(span.count().get()));
+        self.compactor = zone.and_then(|zone| Compactor::new([0; WORDS], zone).ok());
+    }
+
+    /// Begins a round of compaction.
+    pub(super) fn compact(&mut self) {
+        self.compacting = self.compactor.as_mut().is_some_and(Compactor::start);
+    }
+
+    /// Whether a trade brings the content along.
+    pub(super) fn keeps_content(&self) -> bool {
+        self.transport.migration() == Migration::Move
+    }
+
+    /// The domain's hypercalls, past the balloon.
+    pub(super) fn hypercalls(&mut self) -> &mut Xen {
+        self.transport.reservation_mut().memory_mut()
     }
 
     /// Whether the store has called.
@@ -126,8 +166,18 @@ impl Balloon {
         let mut source = Watch::new(zone, &mut self.log);
         let step = self
             .engine
-            .step(&mut self.transport, &mut source, now, Budget::LARGE);
-        let mut wake_at = step.wake_at;
+            .step(&mut self.transport, &mut source, now, BUDGET);
+        let (mut more, mut wake_at) = (step.more, step.wake_at);
+        if let Some(compactor) = &mut self.compactor {
+            let engine = &mut self.engine;
+            let step = compactor.step(engine, &mut self.transport, &mut source, now, BUDGET);
+            more |= step.more;
+            wake_at = [wake_at, step.wake_at].into_iter().flatten().min();
+            if self.compacting && !compactor.is_running() {
+                self.compacting = false;
+                tell(News::Compacted(compactor.report()));
+            }
+        }
         if let Some(desk) = &mut self.desk {
             desk.publish_unit(self.transport.unit());
             desk.publish_downgrades(self.transport.reservation().counters().downgrades);
@@ -136,10 +186,7 @@ impl Balloon {
         if let Some(news) = self.news(zone) {
             tell(news);
         }
-        Left {
-            more: step.more,
-            wake_at,
-        }
+        Left { more, wake_at }
     }
 
     fn read_store(&mut self, now: Nanos, tell: &mut impl FnMut(News)) {
@@ -167,6 +214,7 @@ impl Balloon {
             }
             let Some(notice) = notice else { return };
             if self.transport.hear(notice) {
+                self.heard = now;
                 SHARED.signal().config_changed();
             }
             let duty = match notice {
@@ -249,6 +297,7 @@ impl Balloon {
                 news.then_some(News::Reached {
                     actual: status.size,
                     target,
+                    nanos: time().saturating_sub(self.heard),
                 })
             }
             Progress::Blocked(reason) => {

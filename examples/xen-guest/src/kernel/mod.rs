@@ -2,6 +2,7 @@
 
 mod alone;
 mod balloon;
+mod bench;
 #[path = "../../../qemu-guest/src/kernel/memory.rs"]
 mod memory;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
@@ -10,13 +11,14 @@ mod ram;
 #[expect(unsafe_code, reason = "enters the hypervisor, maps shared pages")]
 mod xen;
 
-use balloon_core::{FrameCount, FrameRange, Nanos, Pfn};
-use buddy_alloc::{Frame, Zone};
+use balloon_core::{FrameCount, Nanos, Report};
+use buddy_alloc::Zone;
 use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
-use qemu_guest::{Command, Damage, Fill, Options, Ram as _, Workload, WorkloadError, word_of};
+use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
 use transport_xen::pod::Promise;
 
 use balloon::{Balloon, Left, News, time};
+use bench::Bare;
 use memory::Memory;
 use ram::PhysicalRam;
 
@@ -36,6 +38,7 @@ struct Kernel {
     balloon_wakeups: u64,
     /// Nothing is verified before memory may be touched.
     touching: bool,
+    bare: Bare,
 }
 
 fn main(mut boot: BootInfo) -> ! {
@@ -54,7 +57,7 @@ fn main(mut boot: BootInfo) -> ! {
     };
     let ram_bytes = boot.ram().bytes();
     let frames = FrameCount::new(ram_bytes / 4096);
-    let balloon = match Balloon::start(xen, ties, frames) {
+    let mut balloon = match Balloon::start(xen, ties, frames) {
         Ok(balloon) => balloon,
         Err(error) => panic!("balloon: {error}"),
     };
@@ -66,6 +69,7 @@ fn main(mut boot: BootInfo) -> ! {
         Ok(memory) => memory,
         Err(error) => panic!("memory: {error}"),
     };
+    balloon.watch_over(&zone);
     // SAFETY: only the workload gets it, and that touches frames it allocated.
     #[expect(unsafe_code, reason = "here the frames get their owner")]
     let ram = unsafe { PhysicalRam::new() };
@@ -76,6 +80,7 @@ fn main(mut boot: BootInfo) -> ! {
         balloon,
         balloon_wakeups: 0,
         touching: line.get("touch") == Some("first"),
+        bare: Bare::new(),
     };
     println!(
         "@owed frames={} managed={}",
@@ -127,9 +132,8 @@ impl Kernel {
             while let Some(byte) = console::read_byte() {
                 if let Some(line) = input.push(byte) {
                     match Command::parse(&line) {
-                        None if line.trim_ascii() == "move" => self.move_holes(),
                         Some(command) => self.obey(command, token),
-                        None => println!("unknown command `{line}`"),
+                        None => self.obey_bench(line.trim_ascii()),
                     }
                 }
             }
@@ -167,9 +171,19 @@ impl Kernel {
     /// memory has to prove that the rest is as it was.
     fn tell(&mut self, news: News) {
         match news {
-            News::Reached { actual, target } => {
-                println!("@balloon actual={} target={}", actual.get(), target.get());
+            News::Reached {
+                actual,
+                target,
+                nanos,
+            } => {
+                println!(
+                    "@balloon actual={} target={} nanos={}",
+                    actual.get(),
+                    target.get(),
+                    nanos.get()
+                );
             }
+            News::Compacted(report) => tell_compacted(&report),
             News::Blocked { reason, actual } => {
                 println!("@status blocked: {reason}; actual={}", actual.get());
             }
@@ -204,53 +218,6 @@ impl Kernel {
             }
             Command::Panic => panic!("asked for by the host"),
         }
-    }
-
-    /// Trades free frames for ballooned ones and back again: the content has to
-    /// come along both times.
-    fn move_holes(&mut self) {
-        let order = buddy_alloc::Order::MIB_2;
-        let Some(holes) = Balloon::some_held(&mut self.zone) else {
-            println!("@moved frames=0");
-            return;
-        };
-        let Ok(start) = self.zone.allocate(order, buddy_alloc::Preference::Any) else {
-            println!("@moved frames=0");
-            return;
-        };
-        let count = holes.count();
-        let Some(ours) = FrameRange::new(Pfn::new(start.get()), count) else {
-            return;
-        };
-        let pairs = || ours.frames().zip(holes.frames());
-        for (frame, _) in pairs() {
-            let frame = Frame::new(frame.get());
-            self.ram.fill(frame, word_of(frame));
-        }
-        let begun = time();
-        let there = self.balloon.trade(holes, ours);
-        let nanos = time().saturating_sub(begun).get();
-        // The holes are memory now, and nobody else's until they are holes again.
-        let came = there
-            && pairs().all(|(from, to)| {
-                self.ram
-                    .holds(Frame::new(to.get()), word_of(Frame::new(from.get())))
-            });
-        let back = self.balloon.trade(ours, holes);
-        let whole = back
-            && pairs().all(|(frame, _)| {
-                let frame = Frame::new(frame.get());
-                self.ram.holds(frame, word_of(frame))
-            });
-        if !whole {
-            println!("@verify FAIL moved there={there} came={came} back={back}");
-            return;
-        }
-        let freed = self.zone.free(start, order).is_ok();
-        println!(
-            "@moved frames={} came={came} freed={freed} nanos={nanos}",
-            count.get()
-        );
     }
 
     fn fill(&mut self) {
@@ -316,6 +283,17 @@ impl Kernel {
             counters.holes_found,
         );
     }
+}
+
+fn tell_compacted(report: &Report) {
+    println!(
+        "@compacted moves={} fewest={} blocks_before={} blocks={} possible={}",
+        report.moves.get(),
+        report.fewest_moves.get(),
+        report.before.blocks(),
+        report.after.blocks(),
+        report.before.possible_blocks(),
+    );
 }
 
 fn tell_damage(whose: &str, damage: Damage) {

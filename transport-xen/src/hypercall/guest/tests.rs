@@ -2,8 +2,6 @@
 
 use alloc::vec::Vec;
 
-use balloon_core::FrameRange;
-
 use super::*;
 use crate::testing::{FakeXen, Kind};
 
@@ -93,6 +91,13 @@ unsafe impl Gate for Reader {
                 returned(match space {
                     0 => self.0.map_shared_info(to).map(|()| 0isize),
                     2 => self.0.move_frame(Pfn::new(index), to).map(|()| 0isize),
+                    3 => {
+                        // SAFETY: as above.
+                        let count = unsafe { field::<u16>(at, 2) };
+                        let count = FrameCount::new(count.into());
+                        let from = FrameRange::new(Pfn::new(index), count).unwrap();
+                        self.0.move_range(from, to).map(|()| 0isize)
+                    }
                     _ => Err(Errno::Invalid),
                 })
             }
@@ -202,6 +207,16 @@ fn memory_calls_reach_xen_as_laid_out() {
     let mut map = [MapEntry::default(); 3];
     assert_eq!(guest.memory_map(&mut map), Ok(1));
     assert_eq!((map[0].address, map[0].ram), (512 << 12, true));
+}
+
+#[test]
+fn ranges_go_in_one_call() {
+    let mut guest = guest(Kind::Pvh);
+    let from = FrameRange::new(Pfn::new(512), FrameCount::new(128)).unwrap();
+    assert_eq!(guest.move_range(from, Pfn::new(9000)), Ok(()));
+    assert!(guest.gate.0.is_populated(Pfn::new(9127)));
+    assert_eq!(guest.gate.0.hypercalls, 1);
+    assert_eq!(guest.move_range(from, Pfn::new(9500)), Err(Errno::Invalid));
 }
 
 #[test]
