@@ -193,25 +193,11 @@ impl Pod<'_> {
         pattern: Pattern,
         budget: &mut Budget,
     ) -> Result<Progress, RangeError> {
-        self.known(pattern)?;
-        self.walk(
-            host,
-            gfn,
-            count,
-            budget,
-            |pod, host, at, order, was, budget| match was {
-                Entry::Promise(_) => Ok(order.frames().get()),
-                Entry::Hole => {
-                    let done = pod.put(host, at, order, was, Entry::Promise(pattern))?;
-                    let index = pod.regions().index_of(at);
-                    if order < pod.superpage() {
-                        pod.merge_promises(host, index, budget);
-                    }
-                    Ok(done)
-                }
-                Entry::Ram { .. } | Entry::Special => Err(RangeError::Occupied(at)),
-            },
-        )
+        self.promise(host, gfn, count, pattern, budget, |at, was| match was {
+            Entry::Promise(_) => Ok(false),
+            Entry::Hole => Ok(true),
+            Entry::Ram { .. } | Entry::Special => Err(RangeError::Occupied(at)),
+        })
     }
 
     /// Changes the pattern of the promises in a range; other entries stay as they are.
@@ -228,19 +214,34 @@ impl Pod<'_> {
         pattern: Pattern,
         budget: &mut Budget,
     ) -> Result<Progress, RangeError> {
+        self.promise(host, gfn, count, pattern, budget, |_, was| {
+            Ok(matches!(was, Entry::Promise(old) if old != pattern))
+        })
+    }
+
+    /// Makes promises of what `chosen` says.
+    fn promise<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        count: FrameCount,
+        pattern: Pattern,
+        budget: &mut Budget,
+        chosen: impl Fn(Gfn, Entry) -> Result<bool, RangeError>,
+    ) -> Result<Progress, RangeError> {
         self.known(pattern)?;
-        self.walk(
-            host,
-            gfn,
-            count,
-            budget,
-            |pod, host, at, order, was, _| match was {
-                Entry::Promise(old) if old != pattern => {
-                    pod.put(host, at, order, was, Entry::Promise(pattern))
-                }
-                _ => Ok(order.frames().get()),
-            },
-        )
+        let visit = |pod: &mut Self, host: &mut H, at, order: Order, was, budget: &mut Budget| {
+            if !chosen(at, was)? {
+                return Ok(order.frames().get());
+            }
+            let done = pod.put(host, at, order, was, Entry::Promise(pattern))?;
+            if order < pod.superpage() {
+                let index = pod.regions().index_of(at);
+                pod.merge_promises(host, index, budget);
+            }
+            Ok(done)
+        };
+        self.walk(host, gfn, count, budget, visit)
     }
 
     /// Fills holes and promises from outside: firmware, a grant, a foreign map, direct MMIO.

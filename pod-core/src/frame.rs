@@ -75,6 +75,14 @@ impl<S: FrameState> Frame<S> {
             state: PhantomData,
         }
     }
+
+    const fn aligned(mfn: Mfn, order: Order) -> Option<Self> {
+        if mfn.is_aligned(order) {
+            Some(Self::make(mfn, order))
+        } else {
+            None
+        }
+    }
 }
 
 impl<S: FrameState> fmt::Debug for Frame<S> {
@@ -91,11 +99,7 @@ impl Frame<Dirty> {
     /// A frame of unknown content, made by the host. `None` if `mfn` is not aligned.
     #[must_use]
     pub const fn new(mfn: Mfn, order: Order) -> Option<Self> {
-        if mfn.is_aligned(order) {
-            Some(Self::make(mfn, order))
-        } else {
-            None
-        }
+        Self::aligned(mfn, order)
     }
 
     /// Clears the frame; the only way for unknown content to become known.
@@ -114,11 +118,7 @@ impl Frame<Zeroed> {
     /// A zeroed frame, made by the host, which vouches for the content. `None` if not aligned.
     #[must_use]
     pub const fn new(mfn: Mfn, order: Order) -> Option<Self> {
-        if mfn.is_aligned(order) {
-            Some(Self::make(mfn, order))
-        } else {
-            None
-        }
+        Self::aligned(mfn, order)
     }
 
     /// The frame was in the table, if only for a moment: nothing is known about it any more.

@@ -111,7 +111,7 @@ pub enum Event {
     Pressure(Alarm),
 }
 
-/// The host of one guest. Seven methods have no default worth having; the rest refine.
+/// The host of one guest. Twelve methods have no default worth having; the rest refine.
 pub trait Host {
     /// The leaf that holds `gfn`. Never populates.
     fn lookup(&self, gfn: Gfn) -> Leaf;

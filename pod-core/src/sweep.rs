@@ -172,3 +172,29 @@ impl Pod<'_> {
         Ok(visit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{Full, Memory};
+    use crate::{Config, Sizes};
+
+    #[test]
+    fn a_pass_reads_each_page_once_and_each_superpage_once_more() {
+        const SUPER: u64 = 512;
+        let config = Config::new(FrameCount::new(4 * SUPER));
+        let mut memory = Memory::new(&Sizes::for_guest(&config, FrameCount::new(1), 1));
+        let Ok(mut pod) = Pod::new(config, memory.storage()) else {
+            panic!("a legal configuration");
+        };
+        let mut host = Full::adopted(&mut pod, false);
+        let mut steps = 0;
+        while pod.reclaim_step(&mut host, &mut Budget::new(600)) != Ok(ReclaimStep::Done) {
+            steps += 1;
+        }
+        // The last superpage is a promise.
+        assert_eq!(host.peeks(), 3 * SUPER + 3);
+        // Within the budget one region a step, in each half.
+        assert_eq!(steps, 7);
+    }
+}
