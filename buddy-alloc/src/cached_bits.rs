@@ -119,3 +119,49 @@ impl Bit<'_> {
         self.word.load(Ordering::Relaxed) & self.mask() != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Frame, FrameCount};
+    use alloc::vec;
+
+    fn with_bits(start: u64, frames: u64, test: impl FnOnce(CachedBits<'_>)) {
+        let span = FrameRange::new(Frame::new(start), FrameCount::new(frames));
+        let mut memory = vec![0; usize::try_from(words(span)).unwrap()];
+        test(CachedBits::new(&mut memory, span).unwrap());
+    }
+
+    #[test]
+    fn every_frame_has_a_bit_of_its_own() {
+        for (start, frames) in [(0, 1), (3, 255), (77_777, 8193)] {
+            with_bits(start, frames, |bits| {
+                for frame in start..start + frames {
+                    assert!(bits.bit_of(frame).unwrap().put(), "{frame}");
+                }
+                for frame in start..start + frames {
+                    assert!(bits.is_set(frame), "{frame}");
+                    assert!(!bits.bit_of(frame).unwrap().put(), "{frame} again");
+                    assert!(bits.bit_of(frame).unwrap().claim(), "{frame}");
+                    assert!(!bits.bit_of(frame).unwrap().claim(), "{frame} again");
+                }
+                assert!(!bits.is_set(u64::MAX));
+            });
+        }
+    }
+
+    #[test]
+    fn neighbouring_words_lie_in_different_cache_lines() {
+        with_bits(0, 512 * 32, |bits| {
+            // Counted from the start of the table.
+            let line = |word: usize| {
+                let bit = bits.bit(word * 32).unwrap();
+                let start = core::ptr::from_ref(bits.words.first().unwrap()).addr();
+                (core::ptr::from_ref(bit.word).addr() - start) / 64
+            };
+            for word in 1..512 {
+                assert_ne!(line(word), line(word - 1), "{word}");
+            }
+        });
+    }
+}

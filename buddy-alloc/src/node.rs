@@ -278,3 +278,67 @@ impl<'m> Nodes<'m> {
         self.cells.store(pair as usize, node.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    const KINDS: [Kind; Kind::COUNT] = [
+        Kind::None,
+        Kind::Used,
+        Kind::Reserved,
+        Kind::Isolated,
+        Kind::Taken,
+        Kind::Told,
+        Kind::Bulk,
+    ];
+
+    /// Every state a pair can be in; free ones with links that set all of their bits.
+    fn nodes() -> Vec<Node> {
+        let mut nodes = Vec::new();
+        let linked = |node: Node| node.with_prev(0xfff_ffff).with_next(0xfff_ffff);
+        for even in KINDS {
+            for odd in KINDS {
+                let pair = Node::ZERO.with_single(false, even).with_single(true, odd);
+                nodes.push(pair);
+                for hot in [false, true] {
+                    nodes.extend([false, true].map(|odd| linked(pair.free_single(odd, hot))));
+                }
+            }
+        }
+        for order in 1..=18 {
+            nodes.extend(
+                KINDS
+                    .into_iter()
+                    .skip(1)
+                    .map(|kind| Node::held_block(kind, order)),
+            );
+            nodes.extend([false, true].map(|hot| linked(Node::free_block(order, hot))));
+        }
+        nodes
+    }
+
+    #[test]
+    fn the_quick_questions_agree_with_the_slot() {
+        for node in nodes() {
+            for odd in [false, true] {
+                for order in 0..=18 {
+                    let slot = node.slot(odd);
+                    let used = slot == Slot::Held(Kind::Used, order);
+                    assert_eq!(
+                        node.is_used_head(odd, order),
+                        used,
+                        "{node:x?} {odd} {order}"
+                    );
+                    let free = slot == Slot::Free(order);
+                    assert_eq!(
+                        node.is_free_head(odd, order),
+                        free,
+                        "{node:x?} {odd} {order}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -186,5 +186,6 @@ pub(crate) fn run(candidate: &Candidate, quick: bool) -> Value {
         "cycle_share_mixed": both[1],
         "footprint_ratio": mixed.or(single).map(|(_, footprint)| round(footprint)),
         "touches_free_frames": touches,
+        "refuses": candidate.refuses,
     })
 }

@@ -59,6 +59,8 @@ pub(crate) struct Candidate {
     pub(crate) shared: bool,
     /// Keeps its lists in the free frames: they have to be real memory, so it gets less of it.
     pub(crate) in_page: bool,
+    /// Which bad frees it refuses in a release build, and so pays for.
+    pub(crate) refuses: &'static str,
     pub(crate) make: fn(u64) -> Box<dyn Frames>,
 }
 

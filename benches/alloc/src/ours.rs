@@ -16,6 +16,7 @@ pub(crate) fn candidates() -> Vec<Candidate> {
         name,
         shared,
         in_page: false,
+        refuses: "all",
         make,
     };
     vec![

@@ -23,6 +23,12 @@ pub(crate) fn candidates() -> Vec<Candidate> {
         name,
         shared,
         in_page,
+        // The others assert in debug builds or not at all.
+        refuses: if name.starts_with("bitmap") || name.starts_with("free-list") {
+            "double frees"
+        } else {
+            "none"
+        },
         make,
     };
     vec![

@@ -40,6 +40,12 @@ struct Args {
     /// A sixteenth of the memory and one pass: to see that it works, not to quote.
     #[arg(long)]
     quick: bool,
+    /// How often each test is run, in passes over all allocators.
+    #[arg(long)]
+    passes: Option<usize>,
+    /// Only these tests: pair, steady, inflate and so on.
+    #[arg(long, value_delimiter = ',')]
+    tests: Vec<String>,
     /// Only allocators whose name contains one of these words (`flat`: the sizes).
     only: Vec<String>,
 }
@@ -59,6 +65,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     ]);
     command
         .args(args.quick.then_some("--quick"))
+        .args(args.passes.map(|count| format!("--passes={count}")))
+        .args((!args.tests.is_empty()).then(|| format!("--tests={}", args.tests.join(","))))
         .args(&args.only);
     let output = command
         .stderr(Stdio::inherit())
@@ -132,6 +140,7 @@ fn tables(rows: &[Value]) -> String {
         "cycle share",
         "footprint",
         "touches frames",
+        "bad frees refused",
     ]);
     for name in names(rows) {
         let cells = TESTS.map(|(_, test, threads)| {
@@ -164,6 +173,7 @@ fn tables(rows: &[Value]) -> String {
                 cell("cycle_share", 3),
                 cell("footprint_ratio", 3),
                 if touches == Some(true) { "yes" } else { "no" }.to_owned(),
+                text(row, "refuses").to_owned(),
             ]);
         }
     }
@@ -277,11 +287,12 @@ mod tests {
             json!({"allocator": OURS, "test": "pair", "threads": 1, "ns_per_op": 4.0}),
             json!({"allocator": "peer", "test": "pair", "threads": 1, "ns_per_op": 6.0, "stopped": true}),
             json!({"allocator": "peer", "metadata_percent": 0.25, "cycle_share": null,
-                   "footprint_ratio": 1.5, "touches_free_frames": true}),
+                   "footprint_ratio": 1.5, "touches_free_frames": true, "refuses": "double frees"}),
         ];
         let text = tables(&rows);
         assert!(text.contains(">6.0 x1.50"), "{text}");
         assert!(text.contains("0.2500"), "{text}");
+        assert!(text.contains("double frees"), "{text}");
     }
 
     #[test]
