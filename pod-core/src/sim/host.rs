@@ -40,6 +40,16 @@ impl Sim {
     fn apply(&mut self, gfn: Gfn, order: Order, entry: Entry) {
         let count = order.frames().get();
         let words = self.config.patterns;
+        if let Entry::Ram { mfn, .. } = entry {
+            let run = mfn.get()..mfn.get() + count;
+            for (g, (x, _)) in self.tlb.iter().flatten() {
+                let other = run.contains(x) && *g != gfn.get() + (x - run.start);
+                assert!(
+                    !other,
+                    "{x:#x} is populated while a stale translation reaches it"
+                );
+            }
+        }
         for i in 0..count {
             let at = gfn.plus(i);
             let was = self.table.lookup(at).at(at);
@@ -53,13 +63,6 @@ impl Sim {
                     let m = mfn.get();
                     assert!(self.taken.has(m), "{mfn} is mapped but not the guest's");
                     assert!(!self.mapped.has(m), "{mfn} has two homes");
-                    for tlb in &self.tlb {
-                        let other = tlb.iter().any(|(g, (x, _))| *x == m && *g != at.get());
-                        assert!(
-                            !other,
-                            "{mfn} is populated while a stale translation reaches it"
-                        );
-                    }
                     self.mapped.put(m, 1, true);
                     let content = self.content[m as usize];
                     match was {
