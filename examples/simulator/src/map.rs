@@ -1,13 +1,15 @@
-//! One bit for each frame of the guest.
+//! One flag for each frame of the guest.
 
 use balloon_core::{FrameRange, Pfn};
-use bitvec::prelude::{BitBox, BitSlice, bitbox};
 
 /// A set of frames.
+///
+/// A byte a frame: after each event the oracle looks at thousands of short
+/// spans, and in bytes that is several times faster than in bits.
 #[derive(Debug)]
 pub(crate) struct FrameMap {
     first: u64,
-    bits: BitBox,
+    flags: Vec<bool>,
 }
 
 impl FrameMap {
@@ -15,7 +17,7 @@ impl FrameMap {
         let frames = usize::try_from(all.count().get()).unwrap_or(0);
         Self {
             first: all.start().get(),
-            bits: bitbox![0; frames],
+            flags: vec![false; frames],
         }
     }
 
@@ -24,37 +26,41 @@ impl FrameMap {
     }
 
     pub(crate) fn contains(&self, pfn: Pfn) -> bool {
-        self.bits.get(self.index(pfn.get())).is_some_and(|bit| *bit)
+        self.flags
+            .get(self.index(pfn.get()))
+            .is_some_and(|&flag| flag)
     }
 
     /// Adds or removes a frame; whether it was there.
     pub(crate) fn set(&mut self, pfn: Pfn, value: bool) -> bool {
         let index = self.index(pfn.get());
-        if index < self.bits.len() {
-            self.bits.replace(index, value)
-        } else {
-            false
-        }
+        let flag = self.flags.get_mut(index);
+        flag.is_some_and(|flag| core::mem::replace(flag, value))
     }
 
     /// Adds the frames from `start` up to `end`; false if one was there.
     pub(crate) fn add(&mut self, start: u64, end: u64) -> bool {
         let (start, end) = (self.index(start), self.index(end));
-        let Some(bits) = self.bits.get_mut(start..end) else {
+        let Some(flags) = self.flags.get_mut(start..end) else {
             return false;
         };
-        let fresh = bits.not_any();
-        bits.fill(true);
+        let fresh = !any(flags, true);
+        flags.fill(true);
         fresh
     }
 
-    /// The bits of the frames from `start` up to `end`.
-    pub(crate) fn span(&self, start: u64, end: u64) -> &BitSlice {
+    /// Whether any of the frames from `start` up to `end` is there, or is not.
+    pub(crate) fn any(&self, start: u64, end: u64, value: bool) -> bool {
         let (start, end) = (self.index(start), self.index(end));
-        self.bits.get(start..end).unwrap_or_default()
+        any(self.flags.get(start..end).unwrap_or_default(), value)
     }
 
     pub(crate) fn clear(&mut self) {
-        self.bits.fill(false);
+        self.flags.fill(false);
     }
+}
+
+/// Without a branch for each flag, unlike `contains`: the oracle's time is here.
+fn any(flags: &[bool], value: bool) -> bool {
+    flags.iter().fold(false, |any, &flag| any | (flag == value))
 }

@@ -460,23 +460,16 @@ impl<'m> World<'m> {
                 State::Ballooned(_) => 3,
                 other => bail!("frame {frame:#x} is {other:?}, which nobody asked for"),
             };
-            let used = self.used.span(frame, end);
-            let right = if place == 1 {
-                used.all()
-            } else {
-                used.not_any()
-            };
             ensure!(
-                right,
+                !self.used.any(frame, end, place != 1),
                 "the allocator says {:?} of {frame:#x}..{end:#x}",
                 at.state
             );
-            if place < 2 {
+            if place < 2 && self.host.told.any(frame, end, true) {
                 // Told to return, and used before the host acknowledged it.
-                let told = self.host.told.span(frame, end).iter_ones();
-                let mut told = told.map(|bit| Pfn::new(frame + bit as u64));
                 let early = |pfn| !self.host.must_tell && self.host.is_returning(pfn);
-                if let Some(pfn) = told.find(|&pfn| !early(pfn)) {
+                let mut told = (frame..end).map(Pfn::new);
+                if let Some(pfn) = told.find(|&pfn| self.host.told.contains(pfn) && !early(pfn)) {
                     bail!("frame {:#x} is the host's and {:?}", pfn.get(), at.state);
                 }
             }
