@@ -120,8 +120,8 @@ mod tests {
     #[test]
     fn runs_agree_with_single_bits() {
         let mut seed = 7_u64;
-        let rounds = if cfg!(miri) { 6 } else { 200 };
-        for round in 0..rounds {
+        let rounds = if cfg!(miri) { 39..40 } else { 0..200 };
+        for round in rounds {
             let mut bits = Bits::EMPTY;
             let mut plain = [false; 512];
             for _ in 0..(round % 40) {

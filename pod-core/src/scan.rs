@@ -92,7 +92,7 @@ mod tests {
             let mut page = [word; PAGE_WORDS];
             assert_eq!(same_filled(&page), Some(word));
             assert!(is_filled(&page, word));
-            for i in 0..PAGE_WORDS {
+            for i in (0..PAGE_WORDS).step_by(if cfg!(miri) { 61 } else { 1 }) {
                 page[i] ^= 1 << (i % 64);
                 assert!(!is_filled(&page, word), "word {i}");
                 assert_eq!(same_filled(&page), None);
