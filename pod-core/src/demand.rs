@@ -161,7 +161,11 @@ impl Pod<'_> {
         budget: &mut Budget,
     ) -> bool {
         // A superpage at most: the touch needs one frame, and time is short.
-        let wanted = frames.get().min(self.st.cfg.geometry.size());
+        let affordable = u64::from(budget.left().max(1));
+        let wanted = frames
+            .get()
+            .min(self.st.cfg.geometry.size())
+            .min(affordable);
         let mut got = 0;
         while got < wanted && self.st.populated + self.st.cache.count() < self.st.cfg.limit.get() {
             let node = host.home(gfn);
@@ -295,7 +299,8 @@ impl Pod<'_> {
             return around.min(leaf.order);
         }
         let start = gfn.align_down(around);
-        if self.end_of(start, around.frames()).is_none() {
+        let affordable = u64::from(budget.left()) >= around.frames().get();
+        if !affordable || self.end_of(start, around.frames()).is_none() {
             return Order::FRAME;
         }
         let uniform = (0..around.frames().get()).all(|i| {
