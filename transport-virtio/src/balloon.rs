@@ -33,6 +33,8 @@ pub struct VirtioBalloon<Q> {
     /// Of the services beside the engine, where the device has them.
     report: Option<Limits>,
     hint: Option<Limits>,
+    /// The configuration's generation when the hinting command was read.
+    hint_generation: Option<u32>,
     /// Frames are told in chunks, and the host may ask for unused ones.
     chunks: bool,
     host_requests: bool,
@@ -163,10 +165,11 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             negotiated,
             capabilities,
             report: range_limits(reports, ranges),
+            hint_generation: None,
             hint: hint_limits(queues.capacity(QueueId::Hint).descriptors)
                 .filter(|_| !policy.chunk_transfer()),
             chunks,
-            host_requests: chunks && negotiated.contains(HOST_REQUESTS),
+            host_requests: policy.chunk_transfer() && negotiated.contains(HOST_REQUESTS),
             queues,
             in_flight: [0; Lane::COUNT],
             encoded: [0; MAX_BYTES * 2],
@@ -213,15 +216,23 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
         self.hint
     }
 
-    /// The device's hinting command: 0 stop, 1 done, others name a round.
+    /// The hinting command, if the configuration changed since it was read.
     ///
-    /// # Errors
-    /// [`VirtioError::Unsupported`] without the feature.
-    pub(crate) fn read_hint_command(&mut self) -> Result<u32, VirtioError> {
+    /// Only then: QEMU shows a command until the round is opened, and from then
+    /// on what would mean to stop it, without a change it tells of.
+    pub(crate) fn hint_command(&mut self) -> Result<Option<u32>, VirtioError> {
         if self.hint.is_none() {
             return Err(VirtioError::Unsupported);
         }
-        read_stable(&mut self.queues, HINT_COMMAND).map_err(|_| VirtioError::Unstable)
+        let generation = Some(self.queues.generation());
+        if self.hint_generation == generation {
+            return Ok(None);
+        }
+        let command = read_stable(&mut self.queues, HINT_COMMAND);
+        let command = command.map_err(|_| VirtioError::Unstable)?;
+        // If it moved meanwhile, the next look reads once more.
+        self.hint_generation = generation;
+        Ok(Some(command))
     }
 
     /// Submits bytes on the statistics or the hint queue and notifies at once.

@@ -11,6 +11,9 @@
 //! short and the kernel calls [`Hinting::relieve`], which gives back answered
 //! frames only. A round that the host stops keeps what it has: those frames are
 //! untouched, so the next round need not name them again.
+//!
+//! The hint queue sends no interrupts, as with other drivers: see
+//! [`HintStep::waiting`].
 
 use balloon_core::{
     Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Ledger, Pfn, RangeSink, Run,
@@ -44,6 +47,9 @@ enum Round {
 pub struct HintStep {
     /// There is more to do at once.
     pub more: bool,
+    /// The device has requests of ours: step again soon, a millisecond from now
+    /// say. No interrupt tells when they are answered.
+    pub waiting: bool,
     /// Frames out of the allocator because of hints.
     pub held: FrameCount,
 }
@@ -125,7 +131,9 @@ impl<const N: usize> Hinting<N> {
         };
         self.settle(source, held);
         reaped?;
-        self.observe(balloon.read_hint_command()?);
+        if let Some(command) = balloon.hint_command()? {
+            self.observe(command);
+        }
         let more = match self.round {
             Round::Closed => false,
             Round::Opening(command) => self.tell(command, balloon, slots)?,
@@ -141,6 +149,7 @@ impl<const N: usize> Hinting<N> {
         };
         Ok(HintStep {
             more,
+            waiting: !self.is_drained(),
             held: out(held).saturating_add(self.in_flight()),
         })
     }

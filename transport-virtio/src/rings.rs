@@ -182,7 +182,12 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
                 return Err(AttachError::QueueRefused(queue));
             }
             let event_idx = negotiated.contains(Features::EVENT_IDX);
-            *ring = Ring::new(memory, areas, size, event_idx, policy.interrupts());
+            // QEMU answers hints from a thread of its own, which cannot raise
+            // interrupts in every configuration. Under the dialect the queue is
+            // another, and a request of the host is to wake us.
+            let hints = queue == QueueId::Hint && !policy.chunk_transfer();
+            let interrupts = policy.interrupts() && !hints;
+            *ring = Ring::new(memory, areas, size, event_idx, interrupts);
             let at = |offset: usize| memory.address().wrapping_add(offset as u64);
             let addresses = RingAddresses {
                 descriptors: at(areas.descriptors),

@@ -7,6 +7,8 @@ pub enum Command {
     Verify,
     /// Print the counters.
     Stats,
+    /// Print the counters of what runs beside the balloon.
+    Beside,
     /// Take all free frames and write the pattern to them.
     Fill,
     /// Free all but the share to keep.
@@ -24,6 +26,7 @@ impl Command {
         Some(match line.trim_ascii() {
             "verify" => Self::Verify,
             "stats" => Self::Stats,
+            "beside" => Self::Beside,
             "fill" => Self::Fill,
             "free" => Self::Free,
             "quit" => Self::Quit,

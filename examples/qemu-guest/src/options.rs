@@ -75,6 +75,9 @@ pub struct Options<'a> {
     pub keep: Percent,
     /// What runs beside the balloon.
     pub beside: Beside,
+    /// Whether the balloon moves one request a millisecond only, so that there
+    /// is time for something to happen meanwhile.
+    pub slow: bool,
 }
 
 /// A key has a value the guest does not know: better no run than another one
@@ -94,6 +97,9 @@ pub enum OptionError {
     /// `beside=` something else.
     #[error("beside is to be a list of `statistics`, `hints` and `reports`")]
     Beside,
+    /// `pace=` something else.
+    #[error("pace is to be `fast` or `slow`")]
+    Pace,
     /// The line was too long to be kept.
     #[error("the command line is longer than {} bytes", CommandLine::CAPACITY)]
     Cut,
@@ -131,6 +137,11 @@ impl<'a> Options<'a> {
                 None => Beside::default(),
                 Some(words) => Beside::read(words).ok_or(OptionError::Beside)?,
             },
+            slow: match line.get("pace") {
+                None | Some("fast") => false,
+                Some("slow") => true,
+                Some(_) => return Err(OptionError::Pace),
+            },
         })
     }
 }
@@ -149,17 +160,17 @@ mod tests {
         let options = Options::read(&line).unwrap();
         assert_eq!((options.token, options.bulk), ("", true));
         assert_eq!((options.fill, options.keep), (Fill::None, Percent(5)));
-        assert_eq!(options.beside, Beside::default());
+        assert_eq!((options.beside, options.slow), (Beside::default(), false));
     }
 
     #[test]
     fn every_key() {
-        let line = line("token=a-1 path=pfn fill=all keep=100 beside=hints,statistics");
+        let line = line("token=a-1 path=pfn fill=all keep=100 pace=slow beside=hints,statistics");
         let options = Options::read(&line).unwrap();
         assert_eq!((options.token, options.bulk), ("a-1", false));
         assert_eq!((options.fill, options.keep), (Fill::All, Percent(100)));
         let beside = options.beside;
-        assert!(beside.statistics && beside.hints && !beside.reports);
+        assert!(beside.statistics && beside.hints && !beside.reports && options.slow);
     }
 
     #[test]
@@ -171,6 +182,7 @@ mod tests {
             ("keep=-1", OptionError::Keep),
             ("keep=many", OptionError::Keep),
             ("beside=hints,", OptionError::Beside),
+            ("pace=", OptionError::Pace),
         ] {
             assert_eq!(Options::read(&line(text)), Err(error), "{text}");
         }

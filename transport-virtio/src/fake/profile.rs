@@ -13,6 +13,7 @@ pub struct Profile {
     sizes: [u16; 8],
     config_len: usize,
     chunks: bool,
+    forgets_rounds: bool,
 }
 
 const GENERIC: Features = Features::VERSION_1
@@ -34,7 +35,18 @@ impl Profile {
     #[must_use]
     pub fn qemu(offered: Features) -> Self {
         let offered = offered | Features::STATS_VQ;
-        Self::row(offered, [128, 128, 128, 1024, 32], 16)
+        Self {
+            forgets_rounds: true,
+            ..Self::row(offered, [128, 128, 128, 1024, 32], 16)
+        }
+    }
+
+    /// Whether the command of a hinting round is gone from the configuration,
+    /// as if it was to stop, once the driver has opened the round. Nothing tells
+    /// the driver of that.
+    #[must_use]
+    pub const fn forgets_rounds(&self) -> bool {
+        self.forgets_rounds
     }
 
     /// In a row, 256 entries each, no poison value in the configuration.
@@ -184,6 +196,7 @@ impl Profile {
             sizes,
             config_len,
             chunks: false,
+            forgets_rounds: false,
         }
     }
 }

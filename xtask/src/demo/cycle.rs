@@ -280,9 +280,14 @@ fn rest(vm: &mut Vm, plan: &Plan, inflated: Instant) -> Result<Rested> {
 
 /// Asks the guest for its counters.
 pub(crate) fn stats(vm: &mut Vm) -> Result<Event> {
+    ask(vm, "stats")
+}
+
+/// Asks the guest for what it answers to this command with an event of the same name.
+pub(crate) fn ask(vm: &mut Vm, command: &str) -> Result<Event> {
     vm.console.drain()?;
-    vm.console.send("stats")?;
-    vm.console.wait("stats", ANSWER)
+    vm.console.send(command)?;
+    vm.console.wait(command, ANSWER)
 }
 
 fn sleep_until(when: Instant) {

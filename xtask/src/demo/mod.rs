@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-pub(crate) use cycle::{Cycle, Path, Plan, measure, stats};
+pub(crate) use cycle::{Cycle, Path, Plan, ask, measure, stats};
 pub(crate) use sampler::{Sample, Sampler};
 
 use crate::cli::{parse_mib, parse_svg};

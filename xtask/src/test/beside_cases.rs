@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::guest_cases::{BOOT, MIB, Site, check_whole, resize, wait_for_fall};
-use crate::demo::stats;
+use crate::demo::{ask, stats};
 use crate::vm::{Machine, Vm, resident};
 
 /// The device, in QEMU's object tree.
@@ -90,12 +90,7 @@ pub(super) fn reports(site: &Site<'_>) -> Result<()> {
             // Kept blocks hold a fifth; what is left of a block's edges stays.
             wait_for_resident(vm, 512 * MIB - freed / 10 * 9)?;
             check_whole(vm)?;
-            let answer = stats(vm)?.number("reported")? * 4096;
-            ensure!(
-                answer - reported >= freed / 10 * 9,
-                "{answer} bytes were reported"
-            );
-            reported = answer;
+            reported = wait_for_reports(vm, reported + freed / 10 * 9)?;
             vm.console.send("fill")?;
             vm.console.wait("filled", BOOT)?;
             let before = resident(vm.pid())?;
@@ -110,6 +105,22 @@ pub(super) fn reports(site: &Site<'_>) -> Result<()> {
         check_whole(vm)?;
         vm.finish()
     })
+}
+
+/// Waits until the guest has so many bytes reported and answered, and returns how many it has.
+fn wait_for_reports(vm: &mut Vm, bytes: u64) -> Result<u64> {
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        let reported = ask(vm, "beside")?.number("reported")? * 4096;
+        if reported >= bytes {
+            return Ok(reported);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{reported} bytes were reported, {bytes} expected"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// What QEMU itself needs, with room to spare.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::beside_cases;
+use super::{beside_cases, migration_cases};
 use crate::demo::{Path, Plan, measure, stats};
 use crate::setup::Qemu;
 use crate::sim::tour;
@@ -110,6 +110,24 @@ pub(super) const CASES: &[Case] = &[
         about: "free memory goes to the host by itself",
         place: Where::OneBoard,
         run: beside_cases::reports,
+    },
+    Case {
+        name: "live migration",
+        about: "to another QEMU, with hints, while the balloon inflates",
+        place: Where::OneBoard,
+        run: migration_cases::live,
+    },
+    Case {
+        name: "save and restore",
+        about: "to a file and back with a full balloon",
+        place: Where::OneBoard,
+        run: migration_cases::saved,
+    },
+    Case {
+        name: "reset",
+        about: "the machine is reset with a full balloon",
+        place: Where::OneBoard,
+        run: migration_cases::reset,
     },
     Case {
         name: "tour",
@@ -396,7 +414,7 @@ pub(super) fn resize(vm: &mut Vm, bytes: u64) -> Result<()> {
     wait_for(vm, bytes)
 }
 
-fn wait_for(vm: &mut Vm, bytes: u64) -> Result<()> {
+pub(super) fn wait_for(vm: &mut Vm, bytes: u64) -> Result<()> {
     let deadline = Instant::now() + REACH;
     loop {
         let actual = vm.qmp.query_balloon()?;

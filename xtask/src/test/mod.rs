@@ -12,6 +12,7 @@ mod fuzzing;
 mod guest;
 mod guest_cases;
 mod host;
+mod migration_cases;
 mod models;
 
 use std::time::{Duration, Instant};

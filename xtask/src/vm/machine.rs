@@ -40,14 +40,6 @@ impl Accelerator {
     }
 }
 
-/// The balloon device of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Balloon {
-    None,
-    Plain,
-    Reporting,
-}
-
 /// A machine that was not started yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
@@ -55,7 +47,11 @@ pub(crate) struct Machine {
     accelerator: Accelerator,
     mem_mib: u64,
     kernel: PathBuf,
-    balloon: Balloon,
+    /// Options of the balloon device; `None` for a machine without one.
+    balloon: Option<Vec<&'static str>>,
+    objects: Vec<&'static str>,
+    incoming: Option<String>,
+    reboots: bool,
     command_line: Vec<String>,
     initrd: Option<PathBuf>,
     traces: Vec<&'static str>,
@@ -72,7 +68,10 @@ impl Machine {
             accelerator: Accelerator::Tcg,
             mem_mib,
             kernel: kernel.to_path_buf(),
-            balloon: Balloon::Plain,
+            balloon: Some(Vec::new()),
+            objects: Vec::new(),
+            incoming: None,
+            reboots: false,
             command_line: Vec::new(),
             initrd: None,
             traces: vec!["virtio_queue_notify"],
@@ -86,18 +85,41 @@ impl Machine {
     }
 
     /// With or without free page reporting, and so the bulk path.
-    pub(crate) fn reporting(mut self, on: bool) -> Self {
-        self.balloon = if on {
-            Balloon::Reporting
+    pub(crate) fn reporting(self, on: bool) -> Self {
+        if on {
+            self.balloon_option("free-page-reporting=on")
         } else {
-            Balloon::Plain
-        };
+            self
+        }
+    }
+
+    /// With free page hints for a live migration.
+    pub(crate) fn hinting(mut self) -> Self {
+        self.objects.push("iothread,id=hints");
+        self.balloon_option("free-page-hint=on,iothread=hints")
+    }
+
+    /// With this option of the balloon device.
+    pub(crate) fn balloon_option(mut self, option: &'static str) -> Self {
+        self.balloon.get_or_insert_default().push(option);
         self
     }
 
     /// No balloon device at all.
     pub(crate) fn without_balloon(mut self) -> Self {
-        self.balloon = Balloon::None;
+        self.balloon = None;
+        self
+    }
+
+    /// Waits for a guest to arrive from there, instead of booting one.
+    pub(crate) fn incoming(mut self, from: &str) -> Self {
+        self.incoming = Some(from.to_owned());
+        self
+    }
+
+    /// A reset starts it anew, instead of ending QEMU.
+    pub(crate) fn reboots(mut self) -> Self {
+        self.reboots = true;
         self
     }
 
@@ -146,15 +168,20 @@ impl Machine {
         }
         option("display", "none");
         option("device", "isa-debug-exit,iobase=0xf4,iosize=4");
-        match self.balloon {
-            Balloon::None => {}
-            Balloon::Plain => option("device", "virtio-balloon-pci,id=balloon"),
-            Balloon::Reporting => option(
-                "device",
-                "virtio-balloon-pci,id=balloon,free-page-reporting=on",
-            ),
+        for object in &self.objects {
+            option("object", object);
         }
-        words.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
+        if let Some(options) = &self.balloon {
+            let device = [&["virtio-balloon-pci", "id=balloon"], &options[..]].concat();
+            option("device", &device.join(","));
+        }
+        if let Some(from) = &self.incoming {
+            option("incoming", from);
+        }
+        words.push("-nodefaults".to_owned());
+        if !self.reboots {
+            words.push("-no-reboot".to_owned());
+        }
         words
     }
 }

@@ -3,6 +3,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -78,16 +79,26 @@ fn judge(token: &str, said: Option<&str>, code: Option<i32>) -> Result<(), Failu
 impl Vm {
     /// Starts `machine`; what it writes is captured in `folder`.
     pub(crate) fn start(qemu: &Qemu, machine: Machine, folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder)?;
-        let folder = folder.to_path_buf();
         // A token of this start: nothing an earlier run left behind can be taken for it.
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         let token = format!("{:x}-{:x}", std::process::id(), since.as_nanos());
         let machine = machine.append(&format!("token={token}"));
+        Self::launch(qemu, &machine, folder, &token)
+    }
+
+    /// Starts `machine`, to which this guest is to go: it is judged by the same token.
+    pub(crate) fn heir(&self, qemu: &Qemu, machine: Machine, folder: &Path) -> Result<Self> {
+        let machine = machine.append(&format!("token={}", self.token));
+        Self::launch(qemu, &machine, folder, &self.token)
+    }
+
+    fn launch(qemu: &Qemu, machine: &Machine, folder: &Path, token: &str) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let folder = folder.to_path_buf();
 
         // The names of unix sockets are short, so they lie in a short folder. QEMU connects to us: there
         // is nothing to poll for, and not one byte of the console is lost.
-        let sockets = SocketFolder::create(&token)?;
+        let sockets = SocketFolder::create()?;
         let com1 = UnixListener::bind(sockets.path("com1"))?;
         let monitor = UnixListener::bind(sockets.path("qmp"))?;
         let errors = folder.join("qemu.log");
@@ -136,7 +147,7 @@ impl Vm {
                 child,
                 kernel: machine.kernel().to_path_buf(),
                 folder,
-                token,
+                token: token.to_owned(),
                 console,
                 qmp,
             }),
@@ -282,8 +293,12 @@ fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream> {
 struct SocketFolder(PathBuf);
 
 impl SocketFolder {
-    fn create(token: &str) -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("balloon-{token}"));
+    fn create() -> Result<Self> {
+        static STARTS: AtomicU32 = AtomicU32::new(0);
+        let start = STARTS.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("balloon-{:x}-{start}", std::process::id()));
+        // Of a process that had our number and was killed.
+        let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
         Ok(Self(folder))
     }

@@ -15,6 +15,9 @@ use super::device::{self, DeviceError, Transport};
 /// Requests in flight per direction: half of them are submitted with one kick.
 pub(super) const REQUESTS: usize = 128;
 
+/// Between two steps at a slow pace.
+const PAUSE: Nanos = Nanos::from_millis(1);
+
 /// What the interrupt handler touches.
 pub(super) static SHARED: Shared<REQUESTS> = Shared::new();
 
@@ -26,6 +29,8 @@ pub(super) struct Balloon {
     engine: MutexGuard<'static, Engine<REQUESTS>>,
     transport: Transport,
     beside: Beside,
+    /// No step of the engine before this, at a slow pace.
+    not_before: Option<Nanos>,
     /// Why the services beside it stand still.
     beside_failed: Option<VirtioError>,
     log: WatchLog,
@@ -73,6 +78,7 @@ impl Balloon {
             engine: ENGINE.lock(),
             transport,
             beside,
+            not_before: options.slow.then_some(Nanos::ZERO),
             beside_failed: None,
             log: WatchLog::new(),
             told,
@@ -87,10 +93,21 @@ impl Balloon {
     /// Does a bounded piece of work.
     pub(super) fn step(&mut self, zone: &mut Zone<'_>) -> Step {
         let now = Nanos::new(now().as_nanos());
-        let mut source = Watch::new(zone, &mut self.log);
-        let step = self
-            .engine
-            .step(&mut self.transport, &mut source, now, Budget::LARGE);
+        let step = match &mut self.not_before {
+            Some(moment) if now < *moment => Step {
+                more: false,
+                wake_at: Some(*moment),
+            },
+            not_before => {
+                let budget = not_before.as_mut().map_or(Budget::LARGE, |moment| {
+                    *moment = now.saturating_add(PAUSE);
+                    Budget::SMALL
+                });
+                let mut source = Watch::new(zone, &mut self.log);
+                let engine = &mut self.engine;
+                engine.step(&mut self.transport, &mut source, now, budget)
+            }
+        };
         let beside = self.step_beside(zone, now);
         Step {
             more: step.more || beside.more,
@@ -102,7 +119,8 @@ impl Balloon {
         if self.beside_failed.is_some() {
             return BesideStep::default();
         }
-        match self.beside.step(&mut self.transport, zone, now) {
+        let inflating = !self.status(zone).inflating.is_zero();
+        match self.beside.step(&mut self.transport, zone, inflating, now) {
             Ok(step) => step,
             Err(error) => {
                 defmt::error!("a service beside the balloon failed");

@@ -4,9 +4,7 @@ use balloon_core::{BitmapLedger, FrameCount, FrameRange, Nanos, Pfn};
 use buddy_alloc::Zone;
 use guest_rt::BootInfo;
 use qemu_guest::Beside as Wanted;
-use transport_virtio::{
-    Features, HintStep, Hinting, ReportPace, Reporting, Statistics, Tag, VirtioError,
-};
+use transport_virtio::{Features, Hinting, ReportPace, Reporting, Statistics, Tag, VirtioError};
 
 use super::balloon::SHARED;
 use super::device::Transport;
@@ -14,6 +12,8 @@ use super::device::Transport;
 /// What this kernel knows.
 const TAGS: &[Tag] = &[Tag::FREE, Tag::TOTAL, Tag::AVAILABLE];
 const FRAME: u64 = 4096;
+/// Between two looks for answers to hints.
+const HINT_PAUSE: Nanos = Nanos::from_millis(1);
 
 /// Remembers hinted frames.
 type Held = BitmapLedger<&'static mut [u64]>;
@@ -26,6 +26,8 @@ pub(super) struct Beside {
     reporting: Option<Reporting>,
     /// Frames out of the allocator because of hints.
     hinted: FrameCount,
+    /// Frames hinted while the balloon was inflating: neither waits for the other.
+    hinted_while_inflating: FrameCount,
 }
 
 /// What a step leaves to do.
@@ -59,6 +61,7 @@ impl Beside {
         &mut self,
         transport: &mut Transport,
         zone: &mut Zone<'_>,
+        inflating: bool,
         now: Nanos,
     ) -> Result<BesideStep, VirtioError> {
         let mut left = BesideStep::default();
@@ -70,15 +73,20 @@ impl Beside {
             })?;
         }
         if let Some((hinting, held)) = &mut self.hinting {
-            let HintStep { more, held, .. } =
-                hinting.step(transport, SHARED.slots(), zone, held)?;
-            left.more |= more;
-            self.hinted = held;
+            let before = hinting.hinted();
+            let step = hinting.step(transport, SHARED.slots(), zone, held)?;
+            left.more |= step.more;
+            left.wake_at = step.waiting.then(|| now.saturating_add(HINT_PAUSE));
+            self.hinted = step.held;
+            if inflating {
+                let new = hinting.hinted().saturating_sub(before);
+                self.hinted_while_inflating = self.hinted_while_inflating.saturating_add(new);
+            }
         }
         if let Some(reporting) = &mut self.reporting {
             let step = reporting.step(transport, SHARED.slots(), zone, now)?;
             left.more |= step.more;
-            left.wake_at = step.wake_at;
+            left.wake_at = [left.wake_at, step.wake_at].into_iter().flatten().min();
         }
         Ok(left)
     }
@@ -99,14 +107,21 @@ impl Beside {
         self.hinted.saturating_add(reported)
     }
 
-    /// Frames hinted, and frames reported, so far.
-    pub(super) fn told(&self) -> (FrameCount, FrameCount) {
-        let hinted = self.hinting.as_ref().map(|(hinting, _)| hinting.hinted());
-        let reported = self.reporting.as_ref().map(Reporting::reported);
-        (
-            hinted.unwrap_or(FrameCount::ZERO),
-            reported.unwrap_or(FrameCount::ZERO),
-        )
+    /// Frames hinted so far.
+    pub(super) fn hinted(&self) -> FrameCount {
+        let hinting = self.hinting.as_ref();
+        hinting.map_or(FrameCount::ZERO, |(hinting, _)| hinting.hinted())
+    }
+
+    /// Those among them that were hinted while the balloon was inflating.
+    pub(super) const fn hinted_while_inflating(&self) -> FrameCount {
+        self.hinted_while_inflating
+    }
+
+    /// Frames reported so far.
+    pub(super) fn reported(&self) -> FrameCount {
+        let reporting = self.reporting.as_ref();
+        reporting.map_or(FrameCount::ZERO, Reporting::reported)
     }
 }
 

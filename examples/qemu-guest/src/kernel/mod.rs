@@ -140,6 +140,7 @@ impl Kernel {
         match command {
             Command::Verify => self.verify(),
             Command::Stats => self.stats(),
+            Command::Beside => self.beside(),
             Command::Fill => self.fill(),
             Command::Free => self.free(),
             Command::Quit => {
@@ -210,15 +211,26 @@ impl Kernel {
         let (kicks, ranges) = self.balloon.as_mut().map_or((0, 0), |balloon| {
             (balloon.kicks(), balloon.log().ranges_given())
         });
-        let (hinted, reported) = self.balloon.as_mut().map_or((0, 0), |balloon| {
-            let (hinted, reported) = balloon.beside().told();
-            (hinted.get(), reported.get())
-        });
         println!(
             "@stats wakeups={wakeups} balloon_wakeups={balloon_wakeups} kicks={kicks} \
              ranges={ranges} interrupts={} free={free} ballooned={ballooned} useful={useful} \
-             hinted={hinted} reported={reported} lost={lost}",
+             lost={lost}",
             interrupts::taken(),
+        );
+    }
+
+    fn beside(&mut self) {
+        let Some(balloon) = &mut self.balloon else {
+            println!("@beside none");
+            return;
+        };
+        let beside = balloon.beside();
+        println!(
+            "@beside hinted={} hinted_while_inflating={} reported={} out={}",
+            beside.hinted().get(),
+            beside.hinted_while_inflating().get(),
+            beside.reported().get(),
+            beside.out().get(),
         );
     }
 }
