@@ -7,6 +7,7 @@
 //! parses its own arguments (`clap::Parser::parse_from`, so that `--help` works) and has a line in [`BENCHES`].
 
 mod alloc;
+mod chunk;
 mod pod;
 mod virtio;
 mod xen;
@@ -28,6 +29,11 @@ const BENCHES: &[Bench] = &[
         name: "alloc",
         about: "buddy-alloc beside its peers: time, metadata, balloon quality",
         run: alloc::run,
+    },
+    Bench {
+        name: "chunk",
+        about: "7 GiB told to a device in four ways: page numbers, pipelined, chunks, ranges",
+        run: chunk::run,
     },
     Bench {
         name: "pod",

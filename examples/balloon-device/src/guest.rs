@@ -1,0 +1,246 @@
+//! A guest in the same process: the engine and the driver over an allocator of
+//! its own, on the memory the device sees.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use balloon_core::{
+    Ask, Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, GivePath,
+    Ledger, Nanos, Pfn, Policy as Pace, Progress, RangeSink, Shared, Status, Step, Stop,
+};
+use buddy_alloc::{Config, Zone};
+use embedded_hal::delay::DelayNs;
+use transport_virtio::{
+    DmaRegion, Features, Hinting, Policy, Rings, Statistics, Tag, UnusedPages, VirtioBalloon,
+};
+
+use crate::front::{Front, Registers};
+use crate::ram::Ram;
+
+/// What the guest needs for itself: its rings lie there.
+const KERNEL: FrameCount = FrameCount::new(1 << 10);
+const RINGS: u64 = 1 << 20;
+
+/// An allocator whose taking is timed.
+#[derive(Debug)]
+pub struct Timed {
+    zone: Zone<'static>,
+    taking: Duration,
+}
+
+impl FrameSource for Timed {
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        let begin = Instant::now();
+        let stop = FrameSource::take(&mut self.zone, ask, out);
+        self.taking += begin.elapsed();
+        stop
+    }
+
+    fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
+        FrameSource::put(&mut self.zone, range, backing)
+    }
+}
+
+impl Ledger for Timed {
+    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        Ledger::store(&mut self.zone, range, path)
+    }
+
+    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
+        Ledger::recall(&mut self.zone, path, out)
+    }
+
+    fn held(&self, path: GivePath) -> FrameCount {
+        Ledger::held(&self.zone, path)
+    }
+}
+
+/// A guest with `N` slots for requests of each kind, and queues of `S`.
+#[derive(Debug)]
+pub struct Guest<const N: usize, const S: usize = N> {
+    balloon: VirtioBalloon<Rings<Registers, DmaRegion, S>>,
+    engine: Box<Engine<N>>,
+    shared: &'static Shared<N>,
+    front: Arc<Front>,
+    source: Timed,
+    statistics: Statistics,
+    hinting: Hinting,
+    unused: UnusedPages,
+    held: BitmapLedger<Vec<u64>>,
+    begin: Instant,
+    steps: u64,
+    /// The rings lie there.
+    _ram: Arc<Ram>,
+}
+
+/// Resets take effect at once here.
+struct NoDelay;
+
+impl DelayNs for NoDelay {
+    fn delay_ns(&mut self, _: u32) {}
+}
+
+impl<const N: usize, const S: usize> Guest<N, S> {
+    /// What interrupts and the guest share: made before the device.
+    #[must_use]
+    pub fn shared() -> &'static Shared<N> {
+        Box::leak(Box::default())
+    }
+
+    /// Brings the driver up on a device whose interrupts set `shared`. All of
+    /// its memory counts as populated.
+    ///
+    /// # Errors
+    /// If the device does not suit or the memory is too small.
+    pub fn new(
+        front: Arc<Front>,
+        shared: &'static Shared<N>,
+        ram: Arc<Ram>,
+        policy: &Policy,
+    ) -> Result<Self> {
+        let all = FrameCount::new(ram.len() as u64 >> 12);
+        let usable = all.get().checked_sub(KERNEL.get());
+        let usable = usable.filter(|&frames| frames > 0).context("more memory")?;
+        let own = buddy_alloc::FrameRange::new(
+            buddy_alloc::Frame::new(KERNEL.get()),
+            buddy_alloc::FrameCount::new(usable),
+        );
+        let config = Config::new();
+        let words = vec![0; config.metadata_words(own)].leak();
+        let mut zone = Zone::new_zeroed(own, config, words).map_err(|e| anyhow!("{e}"))?;
+        zone.add_range(own, buddy_alloc::Backing::Populated)
+            .map_err(|e| anyhow!("{e}"))?;
+        let len = Rings::<Registers, DmaRegion, S>::dma_bytes(policy);
+        ensure!(
+            len as u64 + RINGS <= KERNEL.bytes().get(),
+            "rings beyond the kernel"
+        );
+        let memory = ram.dma(RINGS, len)?;
+        let registers = Registers(Arc::clone(&front));
+        let balloon = VirtioBalloon::bring_up(registers, memory, policy, &mut NoDelay)
+            .map_err(|refused| anyhow!("{}", refused.error))?;
+        let range = FrameRange::new(Pfn::new(KERNEL.get()), FrameCount::new(usable));
+        let range = range.context("memory")?;
+        let words = usize::try_from(BitmapLedger::words(range.count()))?;
+        Ok(Self {
+            balloon,
+            engine: Box::new(Engine::new(shared, Pace::DEFAULT)),
+            shared,
+            front,
+            source: Timed {
+                zone,
+                taking: Duration::ZERO,
+            },
+            statistics: Statistics::new(&[Tag::FREE, Tag::TOTAL]),
+            hinting: Hinting::new(FrameCount::new(256)),
+            unused: UnusedPages::new(FrameCount::new(256)),
+            held: BitmapLedger::new(vec![0; words], &[range]).map_err(|e| anyhow!("{e}"))?,
+            begin: Instant::now(),
+            steps: 0,
+            _ram: ram,
+        })
+    }
+
+    /// One step of the engine.
+    pub fn step(&mut self, budget: Budget) -> Step {
+        self.steps += 1;
+        let now = Nanos::new(u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let (balloon, source) = (&mut self.balloon, &mut self.source);
+        self.engine.step(balloon, source, now, budget)
+    }
+
+    /// One step of each service the device has; whether there is more to do.
+    ///
+    /// # Errors
+    /// If the device broke a queue.
+    pub fn serve(&mut self) -> Result<bool> {
+        let (balloon, slots) = (&mut self.balloon, self.shared.slots());
+        let source = &mut self.source;
+        let mut more = false;
+        let negotiated = balloon.negotiated();
+        if negotiated.contains(Features::STATS_VQ) {
+            let stats = source.zone.stats();
+            let value = |tag| match tag {
+                Tag::FREE => stats.free.get() << 12,
+                _ => stats.managed.get() << 12,
+            };
+            self.statistics.step(balloon, slots, value)?;
+        }
+        if balloon.hint_limits().is_some() {
+            let held = &mut self.held;
+            more |= self.hinting.step(balloon, slots, source, held)?.more;
+        }
+        if balloon.takes_host_requests() {
+            let held = &mut self.held;
+            more |= self.unused.step(balloon, slots, source, held)?.more;
+        }
+        Ok(more)
+    }
+
+    /// Steps and sleeps until `done` says so, or time is up.
+    ///
+    /// # Errors
+    /// If it took longer than `limit`, or the device broke a queue.
+    pub fn run(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let step = self.step(Budget::LARGE);
+            let more = self.serve()? || step.more;
+            if done(self) {
+                return Ok(());
+            }
+            ensure!(
+                begin.elapsed() < limit,
+                "no end within {limit:?}: {:?}",
+                self.status()
+            );
+            if !more && !self.shared.signal().pending() {
+                self.front.interrupt.wait(Some(Duration::from_millis(20)));
+            }
+        }
+    }
+
+    /// Whether the balloon has the size the device wants.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.status().progress == Progress::Reached
+            && self.front.config(transport_virtio::protocol::ACTUAL) == self.front.target()
+    }
+
+    /// The engine's own view.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.engine.status(&self.source)
+    }
+
+    /// Time spent in taking frames from the allocator.
+    #[must_use]
+    pub const fn taking(&self) -> Duration {
+        self.source.taking
+    }
+
+    /// Steps of the engine so far.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Frames that are free.
+    #[must_use]
+    pub fn free(&self) -> FrameCount {
+        FrameCount::new(self.source.zone.stats().free.get())
+    }
+
+    /// The driver.
+    #[must_use]
+    pub const fn balloon(&self) -> &VirtioBalloon<Rings<Registers, DmaRegion, S>> {
+        &self.balloon
+    }
+
+    /// Requests for unused pages answered so far.
+    #[must_use]
+    pub const fn unused(&self) -> &UnusedPages {
+        &self.unused
+    }
+}

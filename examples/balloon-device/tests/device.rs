@@ -1,0 +1,250 @@
+//! The device against the driver, in one process, with real memory behind.
+#![expect(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::unwrap_used,
+    reason = "a host program"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use balloon_core::Budget;
+use balloon_device::control;
+use balloon_device::device::{Device, Options};
+use balloon_device::front::Front;
+use balloon_device::guest::Guest;
+use balloon_device::ram::{Backing, Ram};
+use balloon_device::worker::Worker;
+use transport_virtio::{Policy, QueueId};
+use vm_memory::{Bytes as _, GuestAddress};
+
+const MIB: usize = 1 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Pair<const N: usize> {
+    guest: Guest<N>,
+    front: Arc<Front>,
+    ram: Arc<Ram>,
+    device: Device,
+}
+
+impl<const N: usize> Pair<N> {
+    fn new(backing: Backing, policy: Policy, merge: bool, mib: usize) -> Self {
+        let options = Options {
+            chunks: policy.chunk_transfer(),
+            requests: policy.chunk_transfer(),
+            merge,
+        };
+        Self::with(backing, policy, options, mib)
+    }
+
+    fn with(backing: Backing, policy: Policy, options: Options, mib: usize) -> Self {
+        let ram = Arc::new(Ram::new(backing, mib * MIB).unwrap());
+        let shared = Guest::<N>::shared();
+        let front = Front::new(options.features(), shared.signal()).unwrap();
+        let device = Device::new(Arc::clone(&front), Arc::clone(&ram), options);
+        let guest = Guest::new(Arc::clone(&front), shared, Arc::clone(&ram), &policy).unwrap();
+        Self {
+            guest,
+            front,
+            ram,
+            device,
+        }
+    }
+
+    /// Marks every free page of the guest.
+    fn fill(&self) {
+        for at in (8 * MIB..self.ram.len()).step_by(4096) {
+            let mark = at as u64;
+            let place = GuestAddress(mark);
+            self.ram.memory().write_obj(mark, place).unwrap();
+        }
+    }
+
+    /// Pages whose mark is gone.
+    fn lost(&self) -> usize {
+        let mark = |at: usize| -> u64 {
+            let place = GuestAddress(at as u64);
+            self.ram.memory().read_obj(place).unwrap()
+        };
+        (8 * MIB..self.ram.len())
+            .step_by(4096)
+            .filter(|&at| mark(at) != at as u64)
+            .count()
+    }
+}
+
+fn policies() -> [(&'static str, Policy); 4] {
+    let plain = Policy::new().without_bulk();
+    [
+        ("ranges", Policy::new()),
+        ("page numbers", plain),
+        ("host pages of 2 MiB", plain.with_host_superpages()),
+        ("chunks", plain.with_chunk_transfer()),
+    ]
+}
+
+#[test]
+fn what_is_given_is_gone_and_nothing_else() {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        for (name, policy) in policies() {
+            for merge in [true, false] {
+                let mut pair = Pair::<16>::new(backing, policy, merge, 64);
+                pair.fill();
+                let Pair {
+                    guest,
+                    front,
+                    ram: _,
+                    device,
+                } = &mut pair;
+                for target in [5000, 2000, 9000] {
+                    device.set_target(target);
+                    for _ in 0..1000 {
+                        guest.step(Budget::SMALL);
+                        device.serve();
+                    }
+                    assert!(guest.settled(), "{name}: {:?}", guest.status());
+                    assert_eq!(device.actual(), target);
+                }
+                assert!(front.kicks() > 0);
+                let stages = device.stages();
+                assert_eq!(stages.refused, 0, "{name}");
+                let lost = pair.lost() as u64;
+                // The balloon is gone; what came back in between too, unless it
+                // was given again.
+                assert!((9000..=12000).contains(&lost), "{name}: {lost}");
+                assert!(lost <= stages.frames.get());
+            }
+        }
+    }
+}
+
+#[test]
+fn two_threads_and_eventfds_reach_the_target() {
+    for (name, policy) in policies() {
+        let pair = Pair::<32>::new(Backing::Anon, policy, true, 256);
+        let Pair {
+            mut guest,
+            front,
+            device,
+            ..
+        } = pair;
+        let worker = Worker::start(Arc::clone(&front), device).unwrap();
+        for target in [50_000, 100, 60_000] {
+            worker.ask(move |device| device.set_target(target)).unwrap();
+            guest.run(LIMIT, Guest::settled).expect(name);
+        }
+        let frames = worker.ask(|device| device.stages().frames.get()).unwrap();
+        assert!(frames >= 60_000, "{name}: {frames}");
+        assert_eq!(guest.balloon().counters().queues.spurious_answers, 0);
+    }
+}
+
+#[test]
+fn hints_name_free_memory_and_come_home() {
+    let policy = Policy::new().with_hints().with_statistics();
+    let mut pair = Pair::<16>::new(Backing::Anon, policy, true, 64);
+    let free = pair.guest.free();
+    pair.device.start_hints();
+    for _ in 0..2000 {
+        pair.guest.serve().unwrap();
+        pair.device.serve();
+    }
+    let hints = pair.device.hints();
+    assert!(hints.complete && hints.messages > 0);
+    assert_eq!(
+        hints.frames().get() + 256,
+        free.get(),
+        "all but what is kept"
+    );
+    assert_eq!(pair.guest.free().get(), 256);
+    pair.device.end_hints();
+    for _ in 0..2000 {
+        pair.guest.serve().unwrap();
+        pair.device.serve();
+    }
+    assert_eq!(pair.guest.free(), free);
+    // Statistics came beside, and come again when asked for.
+    assert_eq!(pair.device.statistics().len(), 2);
+    pair.device.request_statistics();
+    pair.guest.serve().unwrap();
+    pair.device.serve();
+    assert_eq!(pair.device.statistics()[0], (4, free.get() << 12));
+}
+
+/// The race of the dialect's authors: a migration starts while an inflation goes
+/// on by the old protocol, one or two requests of 256 pages at a time.
+#[test]
+fn unused_pages_do_not_wait_for_an_inflation() {
+    const STEPS: u64 = 4;
+    // 448 of 512 MiB.
+    const TARGET: u32 = 448 << 8;
+    let options = Options {
+        chunks: false,
+        requests: true,
+        merge: false,
+    };
+    let policy = Policy::new().with_chunk_transfer();
+    let mut pair = Pair::<2>::with(Backing::Anon, policy, options, 512);
+    let life = |pair: &mut Pair<2>| {
+        pair.guest.step(Budget::SMALL);
+        pair.guest.serve().unwrap();
+        pair.device.serve();
+    };
+    for (id, begun) in [(1, 1), (2, 7), (3, 100)] {
+        pair.device.set_target(TARGET);
+        // So far the inflation has come.
+        for _ in 0..begun {
+            life(&mut pair);
+        }
+        while pair.guest.balloon().in_flight(QueueId::Inflate) == 0 {
+            assert!(!pair.guest.settled(), "over before the race");
+            pair.guest.step(Budget::SMALL);
+        }
+        pair.device.request_unused(id);
+        let before = pair.guest.steps();
+        while pair.device.unused().messages == 0 {
+            assert!(pair.guest.steps() - before < STEPS, "the answer waits");
+            life(&mut pair);
+        }
+        assert!(pair.device.actual() < TARGET, "the inflation goes on");
+        for target in [TARGET, 0] {
+            pair.device.set_target(target);
+            for _ in 0..2000 {
+                life(&mut pair);
+            }
+            assert!(pair.guest.settled(), "{:?}", pair.guest.status());
+        }
+        assert!(pair.device.unused().complete);
+    }
+}
+
+#[test]
+fn the_control_socket_speaks_lines() {
+    let policy = Policy::new().with_statistics().with_chunk_transfer();
+    let pair = Pair::<32>::new(Backing::Anon, policy, true, 64);
+    let Pair {
+        mut guest,
+        front,
+        device,
+        ..
+    } = pair;
+    let worker = Worker::start(Arc::clone(&front), device).unwrap();
+    let ask = |line: &str| control::command(line, &front, &worker).unwrap();
+    ask("balloon 40");
+    guest.run(LIMIT, Guest::settled).unwrap();
+    let query = ask("query");
+    assert_eq!(query["actual_mib"], 40);
+    assert_eq!(query["discarded_mib"], 40);
+    ask("unused 9");
+    guest
+        .run(LIMIT, |guest| guest.unused().answers() == 1)
+        .unwrap();
+    let unused = ask("unused");
+    assert_eq!(unused["id"], 9);
+    assert_eq!(unused["complete"], true);
+    assert_eq!(unused["mib"], 64 - 4 - 40 - 1);
+    assert_eq!(ask("statistics")["5"], 60 << 20);
+    assert!(control::command("nonsense", &front, &worker).is_err());
+}
