@@ -68,10 +68,21 @@ fn weakness_5_a_superpage_too_many_goes_back_whole() {
     assert_eq!(world.sim.work.frees, frees + 1);
     assert_eq!(world.stats().superpages, before - 1);
     // And a few pages too many break at most one.
+    let frees = world.sim.work.frees;
     assert!(release(&mut world, SUPER, 3).is_ok());
     assert_eq!(world.stats().superpages, before - 2);
+    assert_eq!(
+        world.sim.work.frees,
+        frees + 2,
+        "a run of two and one of one"
+    );
     assert!(release(&mut world, SUPER + 3, 3).is_ok());
     assert_eq!(world.stats().superpages, before - 2);
+    // Exactly a superpage too many goes whole although a broken one has nearly as much.
+    let frees = world.sim.work.frees;
+    assert!(release(&mut world, 2 * SUPER, SUPER).is_ok());
+    assert_eq!(world.sim.work.frees, frees + 1);
+    assert_eq!(world.stats().superpages, before - 3);
 }
 
 #[test]
