@@ -17,6 +17,7 @@ pub mod hypercall;
 mod page;
 pub mod platform;
 pub mod pod;
+pub mod remap;
 mod reservation;
 pub mod store;
 pub mod suspend;
