@@ -2,8 +2,8 @@
 //!
 //! A balloon that polls for memory it cannot get burns a CPU for nothing; one
 //! that sleeps for ever misses the moment. Delays double from the first
-//! failure up to a cap, success or a new target resets them, and nothing is
-//! due at rest.
+//! failure up to a cap, success or a new target resets them, a word of the host
+//! ends the wait for it, and nothing is due at rest.
 
 use crate::status::Blocked;
 use crate::units::Nanos;
@@ -59,6 +59,13 @@ impl Backoff {
             delay,
             reason,
         };
+    }
+
+    /// Lets it be tried now; if that fails too, the delay goes on growing.
+    pub(crate) const fn hasten(&mut self, now: Nanos) {
+        if let Self::Waiting { until, .. } = self {
+            *until = now;
+        }
     }
 
     pub(crate) const fn reset(&mut self) {

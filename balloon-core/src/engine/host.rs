@@ -12,7 +12,13 @@ impl<const N: usize> Engine<N> {
     /// Reads the target if the host may have changed it.
     pub(super) fn observe_target<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) {
         // Cleared before reading: a change that comes later is read again.
-        self.stale |= self.shared.signal().take_config() || !io.caps.interrupts;
+        if self.shared.signal().take_config() {
+            self.stale = true;
+            // Whoever sets a target expects something of it: what was refused may
+            // be granted now, also if the balloon is to have the same size.
+            self.host.hasten(io.now);
+        }
+        self.stale |= !io.caps.interrupts;
         if !self.stale || self.broken || self.host.is_waiting(io.now) || io.now < self.next_read {
             return;
         }

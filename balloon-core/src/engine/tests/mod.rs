@@ -343,6 +343,20 @@ fn a_host_that_refuses_is_asked_ever_less_often() {
 }
 
 #[test]
+fn a_host_that_speaks_is_asked_again_at_once() {
+    let mut rig = Rig::new(FakeHost::plain(), 1000);
+    rig.inflate_to(10);
+    rig.host.fails = Some(TransportErrorKind::Refused);
+    let first = rig.inflate_to(500).wake_at;
+    // The same target once more, in vain: the wait goes on growing.
+    let second = rig.inflate_to(500).wake_at;
+    assert!(second > first, "{second:?} after {first:?}");
+    rig.host.fails = None;
+    rig.inflate_to(500);
+    rig.assert_reached(500);
+}
+
+#[test]
 fn a_broken_device_ends_all_talk_and_loses_nothing() {
     let mut host = FakeHost::plain();
     host.answers = Answers::WhenTold;
