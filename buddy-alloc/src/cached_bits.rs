@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn every_frame_has_a_bit_of_its_own() {
-        for (start, frames) in [(0, 1), (3, 255), (77_777, 8193)] {
+        let many = if cfg!(miri) { 300 } else { 8193 };
+        for (start, frames) in [(0, 1), (3, 255), (77_777, many)] {
             with_bits(start, frames, |bits| {
                 for frame in start..start + frames {
                     assert!(bits.bit_of(frame).unwrap().put(), "{frame}");
