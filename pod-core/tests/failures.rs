@@ -256,6 +256,7 @@ fn a_failure_at_any_callback_leaves_everything_accounted() {
                     operation(&mut world);
                     let reached = world.sim.script.fallible() >= before + n;
                     world.sim.script.fail_at = None;
+                    world.sim.check();
                     world
                         .with(|p, s| p.reclaim_step(s, &mut Budget::default()))
                         .unwrap();

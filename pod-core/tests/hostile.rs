@@ -22,6 +22,8 @@ struct Liar {
     /// Out of 256: how often it tells what a simple honest host would.
     honest: u64,
     max: u64,
+    /// Says the same of a guest frame each time.
+    steady: bool,
 }
 
 impl Liar {
@@ -72,16 +74,25 @@ impl Liar {
 
 impl Host for Liar {
     fn lookup(&self, gfn: Gfn) -> Leaf {
+        let seed = self.seed.get();
+        if self.steady {
+            self.seed
+                .set((gfn.get() + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
         let order = self.order();
         let start = if self.lies() {
             Gfn::new(self.number())
         } else {
             gfn.align_down(order)
         };
+        let entry = self.entry();
+        if self.steady {
+            self.seed.set(seed);
+        }
         Leaf {
             start,
             order,
-            entry: self.entry(),
+            entry,
         }
     }
 
@@ -273,6 +284,7 @@ fn xsa_014_no_answer_and_no_argument_brings_the_engine_down() {
             calls: Cell::new(0),
             honest: [0, 128, 240, 250][usize::try_from(seed % 4).unwrap_or(0)],
             max: 72,
+            steady: seed % 3 == 0,
         };
         let engine_host = Liar {
             seed: Cell::new(seed),

@@ -421,6 +421,15 @@ impl Sim {
         );
     }
 
+    /// Checks that every frame of the guest that is in no table is zero.
+    pub(super) fn check_cached(&self) {
+        for mfn in self.taken.ones() {
+            let waits = !self.mapped.has(mfn) && !self.retired.contains(&mfn);
+            let zero = self.content[mfn as usize] == Content::ZERO;
+            assert!(!waits || zero, "cached frame {mfn:#x} is not zero");
+        }
+    }
+
     /// A key that is equal for states in which the guest and the table look the same.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {

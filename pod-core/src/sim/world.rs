@@ -171,6 +171,7 @@ impl World {
     /// Checks the engine's records, the host's, and that every frame has one home.
     pub fn check(&mut self) {
         self.sim.check();
+        self.sim.check_cached();
         let max = self.with(|pod, _| pod.config().max.get());
         let ram = (0..max).map(Gfn::new);
         let ram = ram

@@ -138,6 +138,16 @@ fn calls_with_no_budget_and_a_hurried_host_still_get_done() {
         }
     }
     assert_eq!((at, world.stats().surplus().get()), (7 * SUPER, 0));
+    // The budget ends with the range: the trimming is what is left to do.
+    let mut world = guest(8 * SUPER, 8 * SUPER);
+    world.with(|p, _| p.start());
+    for (count, complete) in [(3 * SUPER, false), (0, false), (0, true)] {
+        let (budget, count) = (&mut Budget::new(3), frames(count));
+        world.sim.traits.hurried = count.get() == 0;
+        let step = world.with(|p, s| p.fill(s, Gfn::new(0), count, Entry::Special, budget));
+        assert_eq!(step.unwrap().complete, complete);
+    }
+    assert_eq!(world.stats().surplus().get(), 0);
 }
 
 #[test]
