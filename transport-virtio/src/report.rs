@@ -83,8 +83,14 @@ impl Report {
         // A source hands out populated ranges first, so one that is not ends
         // the search. To see each, take one at a time.
         for _ in 0..limits.runs.min(RUNS) {
+            let taken = report.runs.iter().take(report.len).map(|run| run.count());
+            let taken = taken.fold(FrameCount::ZERO, FrameCount::saturating_add);
+            let room = limits.frames.saturating_sub(taken).min(limits.run);
+            if room < pace.order.frames() {
+                break;
+            }
             let mut next = [Run::default()];
-            let sink = RangeSink::new(&mut next, limits.run);
+            let sink = RangeSink::new(&mut next, room.round_down(pace.order));
             let mut sink = sink.with_longest_run(limits.run);
             source.take(ask, &mut sink);
             let populated = !sink.populated().is_zero();

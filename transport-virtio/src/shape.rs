@@ -55,9 +55,9 @@ pub(crate) fn range_limits(descriptors: usize, ranges: usize) -> Option<Limits> 
         (_, 0) => (descriptors / 2, 2),
         (_, _) => (ranges, descriptors),
     };
-    let frames = BULK_RUN.get().saturating_mul(runs as u64);
     Some(Limits {
-        frames: FrameCount::new(frames),
+        // No chain may be longer than 4 GiB in all (virtio 1.2, 2.7.5.2).
+        frames: BULK_RUN,
         runs,
         run: BULK_RUN,
         in_flight,

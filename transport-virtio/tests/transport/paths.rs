@@ -72,7 +72,7 @@ fn ranges_go_out_as_writable_descriptors_below_4_gib() {
     let limits = balloon.capabilities().bulk.unwrap();
     // A queue of sixteen, tables of as many; also above 16 TiB.
     assert_eq!((limits.runs, limits.in_flight), (16, 16));
-    let runs = [run(0x200, 512), run(1 << 32, limits.run.get())];
+    let runs = [run(0x200, 512), run(1 << 32, limits.run.get() - 512)];
     send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
     balloon.kick(1).unwrap();
     let chains = device(&mut balloon).serve(QueueId::Reporting);
@@ -83,7 +83,17 @@ fn ranges_go_out_as_writable_descriptors_below_4_gib() {
         (first.address, first.len, first.writable),
         (0x20_0000, 0x20_0000, true)
     );
-    assert_eq!((second.address, second.len), (1 << 44, 0xffe0_0000));
+    assert_eq!((second.address, second.len), (1 << 44, 0xffc0_0000));
+    // No chain is longer than 4 GiB in all.
+    let too_many = [run(0x200, 512), run(1 << 32, limits.run.get())];
+    let refused = submit(
+        &mut balloon,
+        &slots,
+        Kind::Inflate,
+        GivePath::Bulk,
+        &too_many,
+    );
+    assert_eq!(refused.err(), Some(VirtioError::TooLarge));
     let too_long = [run(0x200, limits.run.get() + 1)];
     let refused = submit(
         &mut balloon,
