@@ -25,7 +25,7 @@ const WALK_FROM: u64 = 0x8000;
 const WALK_BLOCKS: u64 = 512;
 const OPS: [(&str, u64); 2] = [("give", LOW_MIB), ("take", MEMORY_MIB)];
 
-#[derive(Debug, Default, Clone, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Row {
     guest: &'static str,
     op: &'static str,

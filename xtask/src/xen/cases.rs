@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::guest::Domain;
+use super::guest::{Domain, KERNEL, SHIPPED_NAME};
 use super::host::{Host, Size};
 use super::{Bench, alone};
 use crate::exec::Runner;
@@ -34,7 +34,7 @@ enum How {
 }
 
 /// In the order they run.
-pub(super) const CASES: [Case; 12] = [
+pub(super) const CASES: [Case; 13] = [
     Case {
         name: "dom0-pvh",
         how: How::Alone(alone::PVH),
@@ -93,6 +93,10 @@ pub(super) const CASES: [Case; 12] = [
     Case {
         name: "compact",
         how: How::Domains(|| vec![full("compact")], compact),
+    },
+    Case {
+        name: "shipped",
+        how: How::Domains(Vec::new, shipped),
     },
     Case {
         name: "save",
@@ -411,6 +415,19 @@ fn move_frames(host: &mut Host) -> Result<()> {
     host.must("xl mem-max move 64m; xl mem-set move 64m", LIMIT)?;
     reached(host, "move", 0)?;
     quit(host, "move")
+}
+
+/// The configuration file that lies beside the guest, as its README says.
+fn shipped(host: &mut Host) -> Result<()> {
+    let create = format!("xl create -q /guests/{SHIPPED_NAME}.cfg 'kernel=\"{KERNEL}\"'");
+    host.must(&create, LIMIT)?;
+    host.must(&format!("follow {SHIPPED_NAME} &"), LIMIT)?;
+    host.event(SHIPPED_NAME, "ready", LIMIT, |_| true)?;
+    host.must(&format!("xl mem-set {SHIPPED_NAME} 128m"), LIMIT)?;
+    reached(host, SHIPPED_NAME, 128 * MIB)?;
+    host.must(&format!("say {SHIPPED_NAME} quit"), LIMIT)?;
+    host.event(SHIPPED_NAME, "done", LIMIT, |token| token == "by-hand")?;
+    Ok(())
 }
 
 /// A balloon of single frames is gathered by moves: every superpage that can be

@@ -24,10 +24,13 @@ follow() {
     log="/var/log/xen/console/guest-$1.log"
     while [ ! -e "$log" ]; do nap; done
     begun=
+    # Lines begin with brackets: no file is meant.
+    set -f
     while :; do
-        if read -r line; then
+        # Half a line may end in a space.
+        if IFS= read -r line; then
             echo "[$1] $begun$line"
-            case "$line" in "@done $1"*) return ;; esac
+            case "$line" in @done*) return ;; esac
             begun=
         else
             begun="$begun$line"

@@ -19,6 +19,11 @@ pub(super) struct Domain {
 /// Our guest in the first domain's file system.
 pub(super) const KERNEL: &str = "/guests/xen-guest";
 
+/// The configuration file that a user of the guest gets, and what it calls its
+/// domain.
+pub(super) const SHIPPED: &[u8] = include_bytes!("../../../examples/xen-guest/xen-guest.cfg");
+pub(super) const SHIPPED_NAME: &str = "balloon";
+
 /// Linux as a domain, and what it starts.
 pub(super) const LINUX: &str = "/guests/linux";
 pub(super) const LINUX_INIT: &str = "/guests/linux.cpio";

@@ -162,6 +162,9 @@ impl Host {
                 .read_until(b'\n', &mut line)
                 .is_ok_and(|length| length > 0)
             {
+                // Everybody speaks ASCII; the shell's marks of quoted characters
+                // have been seen to slip out.
+                line.retain(u8::is_ascii);
                 let text = String::from_utf8_lossy(&line);
                 let text = text.trim_end_matches(['\r', '\n']).to_owned();
                 let at = Instant::now();

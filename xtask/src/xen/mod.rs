@@ -126,6 +126,8 @@ impl Bench {
         std::fs::create_dir_all(&self.folder)?;
         let mut guests = crate::archive::Archive::default();
         guests.file(&guest::KERNEL[1..], false, &self.stripped()?);
+        let shipped = format!("guests/{}.cfg", guest::SHIPPED_NAME);
+        guests.file(&shipped, false, guest::SHIPPED);
         if domains.iter().any(|domain| domain.kernel == guest::LINUX) {
             let kernel = std::fs::read(&self.lab.vmlinux)?;
             guests.file(&guest::LINUX[1..], false, &kernel);
