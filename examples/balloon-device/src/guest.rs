@@ -142,15 +142,19 @@ impl<const N: usize, const S: usize> Guest<N, S> {
         })
     }
 
+    fn now(&self) -> Nanos {
+        Nanos::new(u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// One step of the engine.
     pub fn step(&mut self, budget: Budget) -> Step {
         self.steps += 1;
-        let now = Nanos::new(u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let now = self.now();
         let (balloon, source) = (&mut self.balloon, &mut self.source);
         self.engine.step(balloon, source, now, budget)
     }
 
-    /// One step of each service the device has; whether there is more to do.
+    /// One step of each service the device has; whether there is more to do, now or soon.
     ///
     /// # Errors
     /// If the device broke a queue.
@@ -169,7 +173,8 @@ impl<const N: usize, const S: usize> Guest<N, S> {
         }
         if balloon.hint_limits().is_some() {
             let held = &mut self.held;
-            more |= self.hinting.step(balloon, slots, source, held)?.more;
+            let step = self.hinting.step(balloon, slots, source, held)?;
+            more |= step.more || step.waiting;
         }
         if balloon.takes_host_requests() {
             let held = &mut self.held;
@@ -196,7 +201,9 @@ impl<const N: usize, const S: usize> Guest<N, S> {
                 self.status()
             );
             if !more && !self.shared.signal().pending() {
-                self.front.interrupt.wait(Some(Duration::from_millis(20)));
+                let rest = step.wake_at.map(|at| at.saturating_sub(self.now()));
+                let rest = rest.map_or(limit, |rest| Duration::from_nanos(rest.get()));
+                self.front.interrupt.wait(Some(rest.min(limit)));
             }
         }
     }
