@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use serde_json::Value;
 
@@ -54,38 +53,16 @@ struct Args {
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let name = std::iter::once("alloc".to_owned());
     let args = Args::parse_from(name.chain(arguments.iter().cloned()));
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace.root()).args([
-        "run",
-        "--profile",
-        "bench",
-        "--package",
-        "bench-alloc",
-        "--",
-    ]);
-    command
-        .args(args.quick.then_some("--quick"))
-        .args(args.passes.map(|count| format!("--passes={count}")))
-        .args((!args.tests.is_empty()).then(|| format!("--tests={}", args.tests.join(","))))
-        .args(&args.only);
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting cargo")?;
-    ensure!(
-        output.status.success(),
-        "the bench ended with {}",
-        output.status
-    );
-    let text = String::from_utf8(output.stdout).context("the rows are no text")?;
-    let rows = text
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<Vec<Value>, _>>()
-        .context("reading the rows")?;
-    let file = workspace.output("bench-alloc.json")?;
-    std::fs::write(&file, serde_json::to_string_pretty(&rows)?)
-        .with_context(|| format!("writing {}", file.display()))?;
+    let mut words = ["--package", "bench-alloc", "--"]
+        .map(str::to_owned)
+        .to_vec();
+    words.extend(args.quick.then(|| "--quick".to_owned()));
+    words.extend(args.passes.map(|count| format!("--passes={count}")));
+    words.extend((!args.tests.is_empty()).then(|| format!("--tests={}", args.tests.join(","))));
+    words.extend(args.only);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let rows: Vec<Value> = super::rows(workspace, &words)?;
+    let file = super::keep(workspace, "bench-alloc.json", &rows)?;
     print!("{}", tables(&rows));
     println!("\nrows: {}", file.display());
     if let Some(plot) = args.plot {

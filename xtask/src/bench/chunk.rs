@@ -1,8 +1,5 @@
 //! `cargo xtask bench chunk`: what telling a host in chunks saves, stage by stage.
 
-use std::fs;
-use std::process::{Command, Stdio};
-
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -74,40 +71,14 @@ struct Row {
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let name = String::from("cargo xtask bench chunk");
     let arguments = Arguments::parse_from([name].iter().chain(arguments));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(workspace.root()).args([
-        "run",
-        "--quiet",
-        "--profile",
-        "bench",
-        "--package",
-        "balloon-device",
-        "--bin",
-        "bench-chunk",
-        "--",
-        "--backing",
-        arguments.backing.name(),
-    ]);
-    if let Some(mib) = arguments.mib {
-        command.args(["--mib", &mib.to_string()]);
+    let mib = arguments.mib.map(|mib| mib.to_string());
+    let mut words = vec!["--package", "balloon-device", "--bin", "bench-chunk", "--"];
+    words.extend(["--backing", arguments.backing.name()]);
+    if let Some(mib) = &mib {
+        words.extend(["--mib", mib]);
     }
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cargo does not start")?;
-    ensure!(
-        output.status.success(),
-        "the bench failed: {}",
-        output.status
-    );
-    let text = String::from_utf8(output.stdout)?;
-    let rows: Vec<Row> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("no row: {line}")))
-        .collect::<Result<_>>()?;
-    let path = workspace.output("bench-chunk.json")?;
-    fs::write(&path, serde_json::to_string_pretty(&rows)?)?;
+    let rows: Vec<Row> = super::rows(workspace, &words)?;
+    let path = super::keep(workspace, "bench-chunk.json", &rows)?;
     println!("{}", table(&rows)?);
     println!("{}", path.display());
     if arguments.mib.is_none() {

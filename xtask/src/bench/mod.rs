@@ -12,7 +12,11 @@ mod pod;
 mod virtio;
 mod xen;
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::workspace::Workspace;
 
@@ -74,4 +78,33 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         Some(bench) => (bench.run)(workspace, &args.arguments),
         None => bail!("there is no bench `{name}`; `cargo xtask bench` lists them"),
     }
+}
+
+/// Builds a bench in an optimised build, runs it with `cargo run ARGUMENTS`, and reads its rows.
+fn rows<R: DeserializeOwned>(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<R>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .current_dir(workspace.root())
+        .args(["run", "--quiet", "--profile", "bench"])
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    ensure!(
+        output.status.success(),
+        "the bench failed: {}",
+        output.status
+    );
+    let text = String::from_utf8(output.stdout).context("the rows are no text")?;
+    text.lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("no row: {line}")))
+        .collect()
+}
+
+/// Writes rows to `target/xtask/FILE`.
+fn keep<R: Serialize>(workspace: &Workspace, file: &str, rows: &[R]) -> Result<PathBuf> {
+    let path = workspace.output(file)?;
+    std::fs::write(&path, serde_json::to_string_pretty(rows)? + "\n")
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
 }

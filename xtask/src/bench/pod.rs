@@ -1,9 +1,6 @@
 //! `cargo xtask bench pod`: runs the bench of `pod-core`, keeps its rows and prints them as a table.
 
-use std::fs;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
@@ -27,31 +24,15 @@ struct Row {
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let name = String::from("cargo xtask bench pod");
     let Arguments {} = Arguments::parse_from([name].iter().chain(arguments));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .current_dir(workspace.root())
-        .args([
-            "run",
-            "--quiet",
-            "--profile",
-            "bench",
-            "--package",
-            "pod-core",
-        ])
-        .args(["--features", "test-utils", "--example", "bench"])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cargo does not start")?;
-    ensure!(
-        output.status.success(),
-        "the bench failed: {}",
-        output.status
-    );
-    let text = String::from_utf8(output.stdout)?;
-    let rows: Vec<Row> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("no row: {line}")))
-        .collect::<Result<_>>()?;
+    let words = [
+        "--package",
+        "pod-core",
+        "--features",
+        "test-utils",
+        "--example",
+        "bench",
+    ];
+    let rows: Vec<Row> = super::rows(workspace, &words)?;
     let mut table = Table::new(["test", "config", "value", "unit"]);
     for row in &rows {
         table.row(vec![
@@ -62,8 +43,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
         ]);
     }
     println!("{}", table.render());
-    let path = workspace.output("bench-pod.json")?;
-    fs::write(&path, serde_json::to_string_pretty(&rows)?)?;
+    let path = super::keep(workspace, "bench-pod.json", &rows)?;
     println!("{}", path.display());
     Ok(())
 }

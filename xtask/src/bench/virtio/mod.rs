@@ -146,9 +146,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
         ),
     );
     println!("{}", table(&rows));
-    let json = workspace.output("bench-virtio.json")?;
-    std::fs::write(&json, serde_json::to_string_pretty(&rows)? + "\n")
-        .with_context(|| format!("writing {}", json.display()))?;
+    let json = super::keep(workspace, "bench-virtio.json", &rows)?;
     println!("figures: {}", json.display());
     if let Some(file) = plot {
         std::fs::write(&file, plot::draw(mem, &rows))
