@@ -19,14 +19,6 @@ impl PhysicalRam {
     }
 }
 
-impl PhysicalRam {
-    /// Copies a frame to another one.
-    pub(super) fn copy(&mut self, from: Frame, to: Frame) {
-        // SAFETY: both the caller's alone, as whoever made this value vouched.
-        unsafe { ram::copy_frame(PhysAddr::new(from.address()), PhysAddr::new(to.address())) }
-    }
-}
-
 impl Ram for PhysicalRam {
     fn fill(&mut self, frame: Frame, word: u64) {
         // SAFETY: the caller's alone, as whoever made this value vouched.

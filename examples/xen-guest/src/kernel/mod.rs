@@ -2,6 +2,7 @@
 
 mod alone;
 mod balloon;
+#[expect(unsafe_code, reason = "copies what it moves")]
 mod bench;
 #[path = "../../../qemu-guest/src/kernel/memory.rs"]
 mod memory;
