@@ -179,6 +179,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Frames that changed sides, either way.
+    pub(crate) const fn moved(&self) -> FrameCount {
+        self.inflated.saturating_add(self.deflated)
+    }
+
     pub(crate) const ZERO: Self = Self {
         inflated: FrameCount::ZERO,
         useful: FrameCount::ZERO,

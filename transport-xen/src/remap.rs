@@ -84,7 +84,7 @@ mod tests {
             let (head, _) = range.split_at(FrameCount::new(100));
             let head = head.unwrap_or(range);
             remapped.extend(head.frames().map(Pfn::get));
-            list.acknowledge(head.count());
+            list.acknowledge(head);
         }
         for broken in [1, 3, 5] {
             assert!(

@@ -33,8 +33,8 @@ pub enum Resume {
     Kept,
     /// The device was reset or replaced; requests in flight are void.
     ///
-    /// The size is published as zero first, every ballooned frame returns to
-    /// the allocator with unknown backing, then the target is followed anew.
+    /// Every ballooned frame returns to the allocator with unknown backing; the
+    /// first size that is published is zero; then the target is followed anew.
     Reset,
 }
 

@@ -60,11 +60,16 @@ impl<const N: usize> Engine<N> {
     }
 
     /// Counts a failed call that a migration made.
-    pub(crate) fn note_transport<R, E: TransportError>(&mut self, result: Result<R, E>) {
-        if let Err(error) = result {
-            self.counters.transport_errors = self.counters.transport_errors.wrapping_add(1);
-            self.broken |= error.kind() == TransportErrorKind::Broken;
-        }
+    pub(crate) fn note_transport<R, E: TransportError>(
+        &mut self,
+        result: Result<R, E>,
+    ) -> Option<R> {
+        result
+            .inspect_err(|error| {
+                self.counters.transport_errors = self.counters.transport_errors.wrapping_add(1);
+                self.broken |= error.kind() == TransportErrorKind::Broken;
+            })
+            .ok()
     }
 
     /// Frames the host has, acknowledged.

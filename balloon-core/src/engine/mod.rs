@@ -184,7 +184,12 @@ impl<const N: usize> Engine<N> {
         let submitted = self.counters.requests != before.requests;
         let rearm = (submitted || answered || late) && self.in_flight() > 0;
         let early = rearm && self.kick(&mut io);
-        if self.counters.transport_errors == before.transport_errors && !self.host.is_waiting(now) {
+        // Not while the host may still refuse what was tried after a refusal.
+        let heard = self.in_flight() == 0 || self.moved() != before.moved();
+        if heard
+            && self.counters.transport_errors == before.transport_errors
+            && !self.host.is_waiting(now)
+        {
             self.host.reset();
         }
         self.observe_progress(io.source);
@@ -323,8 +328,10 @@ impl<const N: usize> Engine<N> {
         let read = self.stale.then_some(self.next_read);
         let silence = self.oldest().filter(|_| !self.silent);
         let silence = silence.map(|since| since.saturating_add(self.policy.silent_after));
+        // Nothing can be given to a host that refuses.
+        let give = self.give.deadline();
         let retries = [
-            self.give.deadline(),
+            give.filter(|_| !self.host.is_waiting(io.now)),
             self.host.deadline(),
             self.source.deadline(),
         ];
@@ -337,9 +344,7 @@ impl<const N: usize> Engine<N> {
     }
 
     fn moved(&self) -> FrameCount {
-        self.counters
-            .inflated
-            .saturating_add(self.counters.deflated)
+        self.counters.moved()
     }
 
     const fn in_flight(&self) -> usize {

@@ -13,7 +13,7 @@ use crate::events::Event;
 use crate::policy::{Budget, OomRule};
 use crate::run::{RangeSink, Run};
 use crate::shared::{RESERVE_BELOW, RESERVE_FRAMES};
-use crate::slots::{Claimed, Kind};
+use crate::slots::{Claimed, Kind, SlotId};
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger};
 use crate::transport::{Capabilities, Transport};
 use crate::units::{FrameCount, FrameRange, Nanos, Order, Pfn};
@@ -103,6 +103,15 @@ impl<const N: usize> Engine<N> {
         self.cool_until = Some(io.now.saturating_add(self.policy.cool_down));
         if self.mode.is_quiesced() || need.frames.is_zero() {
             return relieved;
+        }
+        // What the host has answered since the last step leaves its slot for this.
+        self.collect(io);
+        while let Some(slot) = self.deflating.next_settling(0) {
+            let (came, placed) = self.bring_home(slot, io.source);
+            relieved.usable = relieved.usable.saturating_add(came);
+            if !placed {
+                break;
+            }
         }
         let allowed = self.allowance(&io.caps, held(io.source));
         match need.contiguous {
@@ -249,8 +258,15 @@ impl<const N: usize> Engine<N> {
         if !self.send(claimed, io) {
             return false;
         }
-        // Makes the request visible and asks for the answer.
+        // Makes the request visible and asks for the answer, which a synchronous
+        // host has given by now: what it says counts then, and nothing else.
         self.kick(io);
+        self.collect(io);
+        if self.deflating.next_settling(slot.index()) == Some(slot) {
+            let (came, placed) = self.bring_home(slot, io.source);
+            relieved.usable = relieved.usable.saturating_add(came);
+            return placed && !came.is_zero();
+        }
         if io.caps.must_tell_host {
             relieved.coming = relieved.coming.saturating_add(frames);
             return true;
@@ -261,6 +277,26 @@ impl<const N: usize> Engine<N> {
         self.counters.deflated = self.counters.deflated.saturating_add(early);
         relieved.usable = relieved.usable.saturating_add(early);
         true
+    }
+
+    /// Puts the frames of an answered deflation in their places: how many are the
+    /// allocator's now, and whether all found theirs.
+    fn bring_home<S: FrameSource + Ledger>(
+        &mut self,
+        slot: SlotId,
+        source: &mut S,
+    ) -> (FrameCount, bool) {
+        let mut came = FrameCount::ZERO;
+        let returned_as = self.returned_as();
+        let placed = self.deflating.place(slot, |range, done, path| {
+            if !done {
+                return source.store(range, path);
+            }
+            source.put(range, returned_as)?;
+            came = came.saturating_add(range.count());
+            Ok(())
+        });
+        (came, placed)
     }
 
     /// Relief that was asked for while the engine was busy.

@@ -19,13 +19,25 @@ impl<const N: usize> Engine<N> {
             self.note(reaped, io.now);
         }
         let counters = &mut self.counters;
+        let mut refused = false;
         self.inflating.collect(|entry, done| {
+            refused |= done.is_zero() && !entry.frames().is_zero();
             counters.inflated = counters.inflated.saturating_add(done);
             counters.useful = counters.useful.saturating_add(entry.populated().min(done));
         });
-        self.deflating.collect(|_, done| {
+        self.deflating.collect(|entry, done| {
+            refused |= done.is_zero() && !entry.frames().is_zero();
             counters.deflated = counters.deflated.saturating_add(done);
         });
+        // An answer that carries nothing out is a refusal: without a pause the
+        // same request would come and go for ever.
+        if refused && !self.host.is_waiting(io.now) {
+            self.host
+                .fail(io.now, self.policy.retry, Blocked::HostRefused);
+            // What was missing when this was asked for is told anew then.
+            self.give.reset();
+            self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
+        }
         let answered = self.in_flight() < before;
         let overdue = |since: Nanos| io.now.saturating_sub(since) >= self.policy.silent_after;
         self.silent = !answered && self.oldest().is_some_and(overdue);
@@ -64,17 +76,22 @@ impl<const N: usize> Engine<N> {
         slot: SlotId,
         source: &mut (impl FrameSource + Ledger),
     ) -> bool {
-        // After a reset nobody knows what the host did with frames.
-        let returned_as = if self.mode.is_forgetting() {
-            Backing::Unknown
-        } else {
-            Backing::Unpopulated
-        };
+        let returned_as = self.returned_as();
         self.table_mut(kind)
             .place(slot, |range, done, path| match (kind, done) {
                 (Kind::Inflate, true) | (Kind::Deflate, false) => source.store(range, path),
                 (Kind::Inflate, false) => source.put(range, Backing::Unknown),
                 _ => source.put(range, returned_as),
             })
+    }
+
+    /// What is known of frames that come back.
+    pub(super) const fn returned_as(&self) -> Backing {
+        // After a reset nobody knows what the host did with them.
+        if self.mode.is_forgetting() {
+            Backing::Unknown
+        } else {
+            Backing::Unpopulated
+        }
     }
 }

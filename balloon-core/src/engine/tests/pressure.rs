@@ -67,11 +67,50 @@ fn a_cool_down_ends_before_the_first_target_too() {
 }
 
 #[test]
+fn a_synchronous_host_gives_back_at_once_and_each_time() {
+    for must_tell_host in [true, false] {
+        let mut host = oom_host(FakeHost::plain());
+        host.capabilities.must_tell_host = must_tell_host;
+        host.answers = Answers::AtOnce;
+        let mut rig = Rig::new(host, 1000);
+        rig.inflate_to(1000);
+        // More often than there are slots, and no step in between.
+        for _ in 0..40 {
+            let relieved = rig.relieve(Need::frames(FrameCount::new(10)));
+            let all = Relieved {
+                usable: FrameCount::new(10),
+                coming: FrameCount::ZERO,
+            };
+            assert_eq!(relieved, all);
+        }
+        rig.run();
+        assert_eq!((rig.size(), rig.source.free().get()), (600, 400));
+    }
+}
+
+#[test]
+fn relief_brings_home_what_was_answered_since_the_last_step() {
+    let mut host = oom_host(FakeHost::plain());
+    host.capabilities.must_tell_host = true;
+    let mut rig = Rig::new(host, 1000);
+    rig.inflate_to(1000);
+    let need = Need::frames(FrameCount::new(10));
+    rig.host.answers = Answers::WhenTold;
+    assert_eq!(rig.relieve(need).coming.get(), 10);
+    rig.host.answer(1, rig.shared.slots().completer());
+    // No step is needed to have those.
+    let relieved = rig.relieve(need);
+    assert_eq!((relieved.usable.get(), relieved.coming.get()), (10, 10));
+    assert_eq!(rig.source.free().get(), 10);
+}
+
+#[test]
 fn a_host_that_must_be_told_first_keeps_frames_until_it_was() {
     let mut host = oom_host(FakeHost::plain());
     host.capabilities.must_tell_host = true;
     let mut rig = Rig::new(host, 1000);
     rig.inflate_to(1000);
+    rig.host.answers = Answers::WhenTold;
     let relieved = rig.relieve(Need::frames(FrameCount::new(10)));
     assert_eq!(
         relieved,
@@ -81,6 +120,7 @@ fn a_host_that_must_be_told_first_keeps_frames_until_it_was() {
         }
     );
     assert_eq!(rig.source.free().get(), 0);
+    rig.host.answers = Answers::Promptly;
     rig.run();
     assert_eq!(rig.source.free().get(), 10);
 }

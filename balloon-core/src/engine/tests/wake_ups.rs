@@ -20,6 +20,8 @@ enum Obstacle {
     Silent,
     Clamped,
     NoPath,
+    /// Every request is answered, none carried out.
+    AnswersNothing,
 }
 
 fn obstacle() -> impl Strategy<Value = Obstacle> {
@@ -35,6 +37,7 @@ fn obstacle() -> impl Strategy<Value = Obstacle> {
         Just(Obstacle::Silent),
         Just(Obstacle::Clamped),
         Just(Obstacle::NoPath),
+        Just(Obstacle::AnswersNothing),
     ]
 }
 
@@ -49,6 +52,7 @@ impl Rig {
             Obstacle::HostRefuses => self.host.fails = Some(TransportErrorKind::Refused),
             Obstacle::HostKeepsChanging => self.host.fails = Some(TransportErrorKind::Unstable),
             Obstacle::Silent => self.host.answers = Answers::WhenTold,
+            Obstacle::AnswersNothing => self.host.answers = Answers::Partly(FrameCount::ZERO),
             Obstacle::NoPath => self.host.capabilities.inflate.in_flight = 0,
         }
     }
