@@ -3,7 +3,9 @@
 //! The bit *is* the ownership. Who sets it (from clear) has put the block into a cache, who clears
 //! it (from set) has taken it out, whatever the cache's slots say: they are only hints where to
 //! look. So a remote CPU may drain a cache while its owner pops from it, and every block still
-//! goes to exactly one of them; and the second free of a block fails on any CPU.
+//! goes to exactly one of them; and the second free of a block that waits in a cache fails on any
+//! CPU. A free that races with another one of the same block which goes to the zone at that very
+//! moment (under the lock, or cached and drained at once) is not excluded by the bit.
 //!
 //! Neighbouring words lie in different cache lines: CPUs that were handed neighbouring batches of
 //! frames would otherwise write to one line all the time. The price is that the bits of a span take

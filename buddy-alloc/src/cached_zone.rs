@@ -203,8 +203,8 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         });
     }
 
-    /// Blocks that wait in a cache and that no cache knows of go back to the zone. Costs one word
-    /// per 32 frames of the span; only a broken promise about the CPU makes it necessary.
+    /// Blocks that wait in a cache and that no cache knows of go back to the zone. Costs a look at
+    /// each frame of the span, under the lock; only a broken promise about the CPU makes it necessary.
     pub fn recover(&self) {
         let span = self.nodes.span();
         self.lock.with(|zone| {
@@ -217,7 +217,8 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         });
     }
 
-    /// Entries in all caches; an estimate while other CPUs work.
+    /// Entries in all caches: an upper bound. Those that were drained remotely count until their CPU
+    /// comes across them.
     #[must_use]
     pub fn cached(&self) -> FrameCount {
         let entries = |cache: &CpuCache| -> u64 {

@@ -2,7 +2,9 @@
 
 /// Mutual exclusion around a value. Implement it for the kernel's own lock in five lines.
 ///
-/// `with` is never nested: nothing inside this crate calls out while it holds the lock.
+/// `with` is not nested by this crate. What a caller passes to
+/// [`CachedZone::with`](crate::CachedZone::with) runs under the lock, and must not call the
+/// allocator through its front again.
 ///
 /// ```
 /// use buddy_alloc::Lock;

@@ -61,8 +61,9 @@ const BREAKABLE: usize = 1;
 /// A buddy allocator over one span of up to 2 TiB of frame numbers.
 ///
 /// Starts empty: [`add_range`](Self::add_range) brings frames in. Every call's cost is bounded by
-/// the number of orders plus one word per 64 frames of the block or range itself; calls that
-/// search (balloon, reporting, compaction) state their bound.
+/// the number of orders plus one word per 64 frames of the block or range itself;
+/// [`split_block`](Self::split_block) writes to each part; calls that search (balloon, reporting,
+/// compaction) state their bound.
 pub struct Zone<'m> {
     span: FrameRange,
     base_pair: u64,

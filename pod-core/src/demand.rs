@@ -52,7 +52,8 @@ pub enum DemandError {
     Dying,
     /// The frame is not on the guest's map.
     OutOfRange,
-    /// The host had no memory for a table. Nothing was changed.
+    /// The host had no memory for a table. The page asked for was not populated; some that lie before
+    /// it in its run may be.
     NoTableMemory,
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Breadth first. Two states are the same if they differ only in frame numbers, in which of two
 //! superpages is which, in the order of pages inside a superpage, or in the order in which lists
-//! and the sweep would visit them. Complete for 2 superpages of 4 pages; for 6 of 4 as far as
-//! the bound below goes.
+//! and the sweep would visit them; what only steers later choices (rings, idle marks, which run a
+//! region prefers) is left out of the comparison, so that completeness is that of this abstraction.
+//! Complete in it for 2 superpages of 4 pages; for 6 of 4 as far as the bound below goes.
 //!
 //! The invariants of each state (`World::check`): counters equal the recount of table and cache,
 //! in all orders; owned frames are mapped or cached, once; a started guest has no surplus; debt
