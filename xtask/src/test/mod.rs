@@ -93,7 +93,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "unit",
-        budget: minutes(5),
+        budget: minutes(6),
         about: "unit, contract, property and doc tests",
         run: Run::Whole(host::test),
     },
@@ -135,7 +135,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "miri",
-        budget: minutes(7),
+        budget: minutes(6),
         about: "undefined behaviour, stacked and tree borrows",
         run: Run::Whole(models::miri),
     },
