@@ -45,6 +45,7 @@ impl Accelerator {
 pub(crate) struct Machine {
     board: Board,
     accelerator: Accelerator,
+    cpu: &'static str,
     mem_mib: u64,
     kernel: PathBuf,
     /// Options of the balloon device; `None` for a machine without one.
@@ -66,6 +67,7 @@ impl Machine {
         Self {
             board,
             accelerator: Accelerator::Tcg,
+            cpu: "max",
             mem_mib,
             kernel: kernel.to_path_buf(),
             balloon: Some(Vec::new()),
@@ -81,6 +83,12 @@ impl Machine {
     /// On another accelerator.
     pub(crate) fn on(mut self, accelerator: Accelerator) -> Self {
         self.accelerator = accelerator;
+        self
+    }
+
+    /// With another processor than the one that can everything.
+    pub(crate) fn cpu(mut self, model: &'static str) -> Self {
+        self.cpu = model;
         self
     }
 
@@ -158,7 +166,7 @@ impl Machine {
         let mut option =
             |name: &str, value: &str| words.extend([format!("-{name}"), value.to_owned()]);
         option("machine", self.board.name());
-        option("cpu", "max");
+        option("cpu", self.cpu);
         option("accel", self.accelerator.name());
         option("m", &self.mem_mib.to_string());
         option("kernel", &self.kernel.to_string_lossy());

@@ -177,7 +177,9 @@ impl Bench {
         }
         machine = match who {
             Who::Ours => machine.append("fill=none").append(&format!("keep={keep}")),
+            // With every extension Linux copies by string instructions, which are emulated byte by byte.
             Who::Linux { zeroes } => machine
+                .cpu("qemu64")
                 .initrd(&self.linux.initrd)
                 .append("console=ttyS0 quiet panic=-1")
                 .append(&format!(
