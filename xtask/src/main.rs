@@ -10,6 +10,7 @@
 )]
 
 mod archive;
+mod arguments;
 mod bench;
 mod cli;
 mod demo;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use serde_json::Value;
 
-use crate::cli::parse_svg;
+use crate::arguments::parse_svg;
 use crate::ui::Table;
 use crate::workspace::Workspace;
 

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail};
 pub(crate) use cycle::{Cycle, Path, Plan, ask, measure, stats};
 pub(crate) use sampler::{Sample, Sampler};
 
-use crate::cli::{parse_mib, parse_svg};
+use crate::arguments::{parse_mib, parse_svg};
 use crate::exec::Runner;
 use crate::image::{self, Guest};
 use crate::setup::{self, Qemu};

@@ -15,7 +15,7 @@ use super::cases::number;
 use super::host::Size;
 use super::leaves::{self, Leaves};
 use super::{Bench, Domain};
-use crate::cli::{parse_mib, parse_svg};
+use crate::arguments::{parse_mib, parse_svg};
 use crate::svg::{self, PANEL_HEIGHT, PANEL_WIDTH, Panel};
 use crate::ui::{self, Table};
 

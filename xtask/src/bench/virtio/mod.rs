@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use serde::Serialize;
 
-use crate::cli::{parse_mib, parse_svg};
+use crate::arguments::{parse_mib, parse_svg};
 use crate::exec::Runner;
 use crate::image::{self, Guest};
 use crate::setup::{self, Qemu};
