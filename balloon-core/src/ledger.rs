@@ -263,6 +263,10 @@ impl<S: FrameSource, L> FrameSource for Ledgered<S, L> {
     fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
         self.source.next_free(within)
     }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        self.source.available()
+    }
 }
 
 impl<S, L: Ledger> Ledger for Ledgered<S, L> {

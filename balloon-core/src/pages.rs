@@ -95,6 +95,10 @@ impl<A: PageAllocator> FrameSource for Paged<A> {
         self.0.free(range);
         Ok(())
     }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        Some(self.0.available())
+    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -124,7 +124,8 @@ impl GivePath {
 ///   [`wanted`](RangeSink::wanted);
 /// * `take` never triggers relief, and neither call allocates;
 /// * a refused `put` or `take_at` changes nothing;
-/// * what `next_free` shows, `take_at` hands out.
+/// * what `next_free` shows, `take_at` hands out;
+/// * `available`, if it counts, goes down and up with what is taken and put.
 pub trait FrameSource {
     /// Free → in hand: pushes free frames, those the host has populated first.
     ///
@@ -139,7 +140,8 @@ pub trait FrameSource {
 
     /// Free → in hand: exactly these frames, for a migration.
     ///
-    /// As many come back, so no floor applies.
+    /// As many come back, so no floor applies: where fewer may, the compactor
+    /// looks at [`available`](Self::available) first.
     ///
     /// # Errors
     /// Hands the range back if any frame of it is not free, or the source
@@ -154,6 +156,17 @@ pub trait FrameSource {
     /// that cannot look. Work is bounded by `within`.
     fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
         let _ = within;
+        None
+    }
+
+    /// Free frames that `take` would hand out, were nothing asked to be kept;
+    /// `None` from a source that does not count.
+    ///
+    /// A migration in two steps leaves the guest fewer frames for a while, and for
+    /// good if the host refuses the second. So it takes no more than this less
+    /// [`Policy::keep`](crate::Policy::keep), and nothing where something is to be
+    /// kept of frames that are not counted.
+    fn available(&mut self) -> Option<FrameCount> {
         None
     }
 }
@@ -215,6 +228,10 @@ impl<S: FrameSource + ?Sized> FrameSource for &mut S {
 
     fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
         (**self).next_free(within)
+    }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        (**self).available()
     }
 }
 

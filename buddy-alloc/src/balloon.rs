@@ -150,6 +150,10 @@ macro_rules! glue {
             fn next_free(&mut self, within: core_::FrameRange) -> Option<core_::FrameRange> {
                 range_for(Self::next_free(self, range_of(within))?)
             }
+
+            fn available(&mut self) -> Option<core_::FrameCount> {
+                Some(core_::FrameCount::new(self.free_frames().get()))
+            }
         }
 
         impl<$($generics)*> Ledger for $name {
@@ -223,6 +227,10 @@ impl FrameSource for Reserved<'_, '_> {
 
     fn next_free(&mut self, within: core_::FrameRange) -> Option<core_::FrameRange> {
         FrameSource::next_free(self.zone(), within)
+    }
+
+    fn available(&mut self) -> Option<core_::FrameCount> {
+        Some(core_::FrameCount::new(self.room()))
     }
 }
 

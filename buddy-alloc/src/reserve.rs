@@ -121,6 +121,12 @@ impl<'m> Reserved<'_, 'm> {
         }
     }
 
+    /// Frames that [`take`](Self::take) may take before the floor is reached.
+    #[cfg(feature = "balloon")]
+    pub(crate) fn room(&self) -> u64 {
+        self.reserve.room(self.zone)
+    }
+
     #[cfg(feature = "balloon")]
     pub(crate) const fn zone_ref(&self) -> &Zone<'m> {
         self.zone

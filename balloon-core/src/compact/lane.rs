@@ -31,6 +31,16 @@ pub(super) enum Leg {
 }
 
 impl Leg {
+    /// The first request of a batch whose olds were given by `path`.
+    pub(super) const fn first(path: GivePath, how: Migration) -> Self {
+        match (path, how) {
+            // Frames given in bulk are the guest's again without a request.
+            (GivePath::Bulk, _) | (_, Migration::GiveFirst) => Self::Give,
+            (_, Migration::Exchange | Migration::Move) => Self::Trade,
+            (_, Migration::TakeFirst) => Self::Take,
+        }
+    }
+
     const fn kind(self) -> Kind {
         match self {
             Self::Trade => Kind::Migrate,
@@ -171,13 +181,7 @@ impl Lane {
             pairs,
             ..Tally::default()
         };
-        let first = match how {
-            // Frames given in bulk are the guest's again without a request.
-            _ if self.olds.entry.path() == GivePath::Bulk => Leg::Give,
-            Migration::Exchange | Migration::Move => Leg::Trade,
-            Migration::GiveFirst => Leg::Give,
-            Migration::TakeFirst => Leg::Take,
-        };
+        let first = Leg::first(self.olds.entry.path(), how);
         self.backing = if first == Leg::Trade {
             Backing::Populated
         } else {

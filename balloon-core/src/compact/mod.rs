@@ -28,7 +28,7 @@ pub use kernel::{Isolated, MigrateError, Migrated, NotBallooned, Ticket};
 pub use report::{Fragmentation, MeanWalk, Report, WalkCost, WalkLevels};
 
 use block::Map;
-use lane::{Advance, Client, Lane, Phase, Tally};
+use lane::{Advance, Client, Lane, Leg, Phase, Tally};
 use plan::Plan;
 
 /// The storage holds fewer words than [`compactor_words`] asks for.
@@ -144,7 +144,8 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     /// Begins a round: survey, plan, moves, survey.
     ///
     /// A host that refuses is asked ever less often, and then no more: the round
-    /// ends early, the next one finds what is left.
+    /// ends early, the next one finds what is left. So it is where moving in two
+    /// steps would touch what [`Policy::keep`](crate::Policy::keep) sets aside.
     ///
     /// A round under way goes on; it is false then.
     pub fn start(&mut self) -> bool {
@@ -334,7 +335,16 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             }
             return !busy;
         };
-        lay_news(&mut lane.news.entry, &mut self.plan, &holes, path, io);
+        let spare = spare(path, io);
+        if spare.is_zero() {
+            // What is in flight may bring some; nothing else of ours does.
+            if !busy {
+                self.plan.finish();
+            }
+            return !busy;
+        }
+        let wanted = spare.min(FrameCount::new(holes.held(path).count().into()));
+        lay_news(&mut lane.news.entry, &mut self.plan, wanted, io);
         if lane.news.entry.frames().is_zero() {
             return !io.budget.is_spent();
         }
@@ -420,18 +430,34 @@ fn limits(caps: &Capabilities) -> Limits {
     }
 }
 
-/// Takes free frames from the end of the zone, as many as there are holes.
+/// How many free frames a batch for holes given by `path` may have in hand.
+///
+/// A trade brings as many as it takes, in one go. Two steps do not: what is set
+/// aside stays free meanwhile, and whatever becomes of the second step.
+fn spare<T: Migrate, S: FrameSource, const N: usize>(
+    path: GivePath,
+    io: &mut Io<'_, T, S, N>,
+) -> FrameCount {
+    let keep = io.engine.policy().keep;
+    if Leg::first(path, io.transport.migration()) == Leg::Trade {
+        return FrameCount::MAX;
+    }
+    match io.source.available() {
+        Some(free) => free.saturating_sub(keep),
+        None if keep.is_zero() => FrameCount::MAX,
+        None => FrameCount::ZERO,
+    }
+}
+
+/// Takes free frames from the end of the zone, up to `wanted`.
 fn lay_news<M: AsMut<[u32]>, T, S: FrameSource + Ledger, const N: usize>(
     news: &mut Entry,
     plan: &mut Plan<M>,
-    holes: &Map,
-    path: GivePath,
+    wanted: FrameCount,
     io: &mut Io<'_, T, S, N>,
 ) {
     let limits = limits(&io.caps);
-    let wanted = limits
-        .frames
-        .min(FrameCount::new(holes.held(path).count().into()));
+    let wanted = wanted.min(limits.frames);
     let sink = RangeSink::new(news.spare(limits.runs), wanted);
     let mut sink = sink.with_longest_run(limits.run);
     while !sink.is_full() {

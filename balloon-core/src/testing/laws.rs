@@ -23,10 +23,14 @@ fn frames(runs: &[Run]) -> Vec<Pfn> {
 pub fn check_frame_source_laws(source: &mut impl FrameSource) {
     let ask = Ask::any(Pfn::LIMIT);
     let mut owned = BTreeSet::new();
+    let counted = source.available();
     for wanted in [1, 7, 16, 40] {
         let mut runs = vec![Run::ZERO; 8];
         let mut sink = RangeSink::new(&mut runs, FrameCount::new(wanted));
+        let before = source.available();
         let stop = source.take(ask, &mut sink);
+        let left = before.map(|before| before.saturating_sub(sink.frames()));
+        assert_eq!(source.available(), left, "less by what was taken");
         assert!(sink.frames().get() <= wanted, "more than was wanted");
         if stop == Stop::Enough {
             assert!(sink.is_full(), "`Enough` means that the sink is full");
@@ -62,6 +66,7 @@ pub fn check_frame_source_laws(source: &mut impl FrameSource) {
             "what was taken goes back"
         );
     }
+    assert_eq!(source.available(), counted, "all is back");
 }
 
 /// Checks that a source that knows which frames are in hand takes no other ones.

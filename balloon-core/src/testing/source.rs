@@ -220,6 +220,11 @@ impl FrameSource for FakeSource {
         let first = self.free.iter().filter(inside).min();
         first.copied().and_then(FrameRange::single)
     }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        let kept = self.floor.max(self.pinned);
+        Some(self.free().saturating_sub(kept))
+    }
 }
 
 impl Ledger for FakeSource {

@@ -74,6 +74,10 @@ impl<S: FrameSource> FrameSource for Watch<'_, S> {
     fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {
         self.inner.next_free(within)
     }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        self.inner.available()
+    }
 }
 
 impl<S: Ledger> Ledger for Watch<'_, S> {

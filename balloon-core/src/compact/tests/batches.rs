@@ -187,6 +187,58 @@ fn exchange_and_move_work_above_an_enforced_target() {
     }
 }
 
+/// What is set aside stays free after every step, also if each second request
+/// fails and leaves two holes for one.
+#[test]
+fn a_migration_in_two_steps_leaves_what_is_set_aside() {
+    let frames = 8 * BLOCK;
+    let keep = page_table_reserve(FrameCount::new(frames * 128)).get();
+    for way in WAYS {
+        for (delayed, second) in [
+            (false, Fault::None),
+            (true, Fault::None),
+            (true, Fault::Refuse(TransportErrorKind::Refused)),
+        ] {
+            let policy = Policy {
+                keep: FrameCount::new(keep),
+                ..Policy::DEFAULT
+            };
+            let mut rig = Rig::with_policy(way, frames, policy);
+            rig.zone.shuffle(&mut Random(5));
+            // All but little more than what is set aside, and 2 MiB.
+            rig.set_target(frames - keep - BLOCK - 40);
+            rig.settle();
+            // The kernel takes the surplus, so that each migration matters.
+            for pfn in rig.zone.all.frames() {
+                if rig.zone.at(pfn) == At::Free && rig.zone.count(At::Free) > keep + 40 {
+                    rig.zone.set(pfn, At::Used);
+                }
+            }
+            rig.host.delayed = delayed;
+            let odd = core::iter::repeat_n([Fault::None, second], 64);
+            rig.host.faults.extend(odd.flatten());
+            let two_steps = matches!(way, Migration::GiveFirst | Migration::TakeFirst);
+            rig.compactor.start();
+            for _ in 0..2000 {
+                rig.step(Budget::requests(8));
+                let free = rig.zone.count(At::Free);
+                assert!(free >= keep || !two_steps, "{way:?}: {free} of {keep}");
+                let step = rig.step(Budget::requests(8));
+                rig.now = step.wake_at.unwrap_or(rig.now);
+                if !rig.compactor.is_running() {
+                    break;
+                }
+            }
+            assert!(!rig.compactor.is_running(), "{way:?}: the round ends");
+            let refused = second != Fault::None;
+            let blocks = rig.compactor.report().after.blocks();
+            assert!(blocks > 0 || refused, "{way:?}: what may move moves");
+            rig.settle();
+            rig.check_at_rest();
+        }
+    }
+}
+
 #[test]
 fn blocks_that_come_into_use_are_given_up() {
     let mut rig = half(Migration::Move);
