@@ -63,8 +63,10 @@ unsafe extern "Rust" {
     safe fn guest_main(boot: BootInfo) -> !;
 }
 
-/// Goes on in the guest's own code.
-pub(crate) fn enter(ram: MemoryMap, free: MemoryMap, command_line: CommandLine) -> ! {
+/// Goes on in the guest's own code: the end of every way of starting.
+///
+/// `ram` is mapped one to one, and nobody uses what is `free`.
+pub fn enter(ram: MemoryMap, free: MemoryMap, command_line: CommandLine) -> ! {
     // The firmware's word for the first byte of RAM is not to be trusted with
     // the null page: it is not mapped.
     debug_assert!(free.iter().all(|range| range.start() > PhysAddr::new(0)));

@@ -1,4 +1,4 @@
-//! What a hypervisor offers in place of a PC's console and exit device.
+//! What a hypervisor offers in place of a PC's console, exit device and CPU.
 //!
 //! A guest that finds itself on such a hypervisor installs it before it says
 //! anything; from then on all output and the end of the machine go there.
@@ -7,6 +7,8 @@ use core::fmt;
 
 use embedded_io::{ErrorKind, ErrorType, Write};
 use spin::Once;
+
+use crate::time::Instant;
 
 /// The hypervisor's console and way out.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +28,35 @@ pub fn install(platform: Platform) {
 
 pub(crate) fn get() -> Option<Platform> {
     PLATFORM.get().copied()
+}
+
+/// What a hypervisor does for a guest that may not execute privileged
+/// instructions.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    /// Whether interrupts are taken.
+    pub interrupts_on: fn() -> bool,
+    /// Takes interrupts from now on, or lets them wait.
+    pub set_interrupts: fn(bool),
+    /// Stops until an interrupt was taken: called with interrupts off, returns
+    /// with them on.
+    pub wait: fn(),
+    /// The time since boot.
+    pub now: fn() -> Instant,
+    /// Sets the one timer there is, or stops it.
+    pub set_timer: fn(Option<Instant>),
+}
+
+static CPU: Once<Cpu> = Once::new();
+
+/// Makes this the CPU, once and for good; before anything else of this crate is
+/// called.
+pub fn install_cpu(cpu: Cpu) {
+    CPU.call_once(|| cpu);
+}
+
+pub(crate) fn cpu() -> Option<&'static Cpu> {
+    CPU.get()
 }
 
 /// The platform's console as a writer.

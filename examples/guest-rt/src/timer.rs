@@ -29,6 +29,6 @@ pub fn went_off() -> bool {
 }
 
 /// Called by the timer's driver.
-pub(crate) fn go_off() {
+pub fn go_off() {
     WENT_OFF.store(true, Ordering::Relaxed);
 }

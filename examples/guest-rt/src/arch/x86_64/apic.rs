@@ -11,7 +11,7 @@ use super::idt::{SPURIOUS, TIMER};
 use crate::memory::{PhysAddr, PhysRange};
 use crate::mmio::{MapError, Mmio, OutOfRange};
 use crate::time::{Instant, Span};
-use crate::timer;
+use crate::{platform, timer};
 
 const SPURIOUS_VECTOR: usize = 0xf0;
 const END_OF_INTERRUPT: usize = 0xb0;
@@ -94,6 +94,9 @@ fn measure(registers: &Mmio) -> Result<u64, ApicError> {
 
 /// Sets the one timer there is; an earlier setting is void.
 pub(crate) fn arm_timer(at: Instant) {
+    if let Some(cpu) = platform::cpu() {
+        return (cpu.set_timer)(Some(at));
+    }
     critical_section::with(|_| {
         DEADLINE.store(at.as_nanos(), Ordering::Relaxed);
         count_towards(at);
@@ -102,6 +105,9 @@ pub(crate) fn arm_timer(at: Instant) {
 
 /// Stops the timer.
 pub(crate) fn disarm_timer() {
+    if let Some(cpu) = platform::cpu() {
+        return (cpu.set_timer)(None);
+    }
     critical_section::with(|_| {
         DEADLINE.store(u64::MAX, Ordering::Relaxed);
         write(INITIAL_COUNT, 0);

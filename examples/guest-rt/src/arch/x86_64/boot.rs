@@ -4,7 +4,7 @@ use core::arch::global_asm;
 
 use qemu_exit::{QEMUExit, X86};
 
-use super::{apic, clock, idt, paging, pic, pit, serial, start_info};
+use super::{apic, clock, idle, idt, paging, pic, pit, serial, start_info};
 use crate::memory::{MemoryMap, PhysAddr, PhysRange};
 use crate::{boot, console, log, platform};
 
@@ -97,7 +97,7 @@ fn exit_device() -> X86 {
 ///
 /// The host counts a run as good only if it also saw the run's token.
 pub fn exit_success() -> ! {
-    x86_64::instructions::interrupts::disable();
+    idle::turn_off();
     if let Some(platform) = platform::get() {
         (platform.exit)(true)
     }
@@ -106,7 +106,7 @@ pub fn exit_success() -> ! {
 
 /// Ends the machine; QEMU's exit code is 35.
 pub fn exit_failure() -> ! {
-    x86_64::instructions::interrupts::disable();
+    idle::turn_off();
     if let Some(platform) = platform::get() {
         (platform.exit)(false)
     }

@@ -13,6 +13,7 @@
     .section .stack, "aw", @nobits
     .p2align 12
     .skip 512 * 1024
+    .global boot_stack_top          # of other entries, too
 boot_stack_top:
 
     .section .bss.boot_tables, "aw", @nobits

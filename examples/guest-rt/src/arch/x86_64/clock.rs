@@ -6,6 +6,7 @@ use spin::Once;
 use thiserror::Error;
 
 use super::{hypervisor, pit};
+use crate::platform;
 use crate::time::Instant;
 
 static CLOCK: Once<Clock> = Once::new();
@@ -49,6 +50,9 @@ pub(super) fn start() -> Result<(), ClockError> {
 /// The time since boot.
 #[must_use]
 pub fn now() -> Instant {
+    if let Some(cpu) = platform::cpu() {
+        return (cpu.now)();
+    }
     let Some(clock) = CLOCK.get() else {
         return Instant::from_nanos(0);
     };

@@ -5,16 +5,44 @@ use core::arch::asm;
 use critical_section::RawRestoreState;
 use x86_64::instructions::interrupts;
 
+use crate::platform;
+
+fn are_on() -> bool {
+    match platform::cpu() {
+        Some(cpu) => (cpu.interrupts_on)(),
+        None => interrupts::are_enabled(),
+    }
+}
+
+fn turn_on() {
+    match platform::cpu() {
+        Some(cpu) => (cpu.set_interrupts)(true),
+        None => interrupts::enable(),
+    }
+}
+
+/// Lets interrupts wait.
+pub(super) fn turn_off() {
+    match platform::cpu() {
+        Some(cpu) => (cpu.set_interrupts)(false),
+        None => interrupts::disable(),
+    }
+}
+
 /// Halts until the next interrupt unless `ready` says there is work.
 ///
 /// `ready` runs with interrupts off and `sti` takes effect after the `hlt`
 /// behind it, so an interrupt that makes work either shows in `ready` or ends
 /// the halt. Returns whether the CPU halted; interrupts are on then as before.
 pub(crate) fn halt_unless(ready: impl FnOnce() -> bool) -> bool {
-    interrupts::disable();
+    turn_off();
     if ready() {
-        interrupts::enable();
+        turn_on();
         return false;
+    }
+    if let Some(cpu) = platform::cpu() {
+        (cpu.wait)();
+        return true;
     }
     // SAFETY: changes no memory itself; the handlers that run here are ordinary
     // Rust, which is why the compiler is not told `nomem`.
@@ -30,14 +58,14 @@ critical_section::set_impl!(InterruptsOff);
 // calls keep memory accesses on their side.
 unsafe impl critical_section::Impl for InterruptsOff {
     unsafe fn acquire() -> RawRestoreState {
-        let were_on = interrupts::are_enabled();
-        interrupts::disable();
+        let were_on = are_on();
+        turn_off();
         were_on
     }
 
     unsafe fn release(were_on: RawRestoreState) {
         if were_on {
-            interrupts::enable();
+            turn_on();
         }
     }
 }
