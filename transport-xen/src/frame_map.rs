@@ -22,6 +22,14 @@ pub trait FrameMap {
     /// Notes what is behind a frame now, and maps it as the kernel maps free
     /// memory.
     fn map(&mut self, pfn: Pfn, gmfn: Gmfn);
+
+    /// Brings what was unmapped and mapped since the last time into the page
+    /// tables, and what was before out of the CPU: called before frames leave
+    /// and before frames that came are used.
+    ///
+    /// A kernel gathers what it can until then: a page-table entry changed by
+    /// itself costs a hypercall.
+    fn commit(&mut self);
 }
 
 /// Auto-translated guests: nothing to keep.
@@ -44,6 +52,8 @@ impl<const MOVES: bool> FrameMap for Translated<MOVES> {
     }
 
     fn map(&mut self, _: Pfn, _: Gmfn) {}
+
+    fn commit(&mut self) {}
 }
 
 impl<F: FrameMap + ?Sized> FrameMap for &mut F {
@@ -56,5 +66,9 @@ impl<F: FrameMap + ?Sized> FrameMap for &mut F {
 
     fn map(&mut self, pfn: Pfn, gmfn: Gmfn) {
         (**self).map(pfn, gmfn);
+    }
+
+    fn commit(&mut self) {
+        (**self).commit();
     }
 }

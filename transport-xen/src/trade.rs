@@ -159,6 +159,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         if given.is_empty() {
             return (0, None);
         }
+        map.commit();
         counters.hypercalls = counters.hypercalls.wrapping_add(1);
         let exchanged = memory.exchange((given, Order::FRAME), (wanted, Order::FRAME));
         let done = exchanged.done.min(ready);
@@ -168,6 +169,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         for (&gmfn, &new) in given.iter().zip(new).skip(done) {
             map.map(new, gmfn);
         }
+        map.commit();
         (done, exchanged.error)
     }
 }

@@ -87,6 +87,8 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
     pub const fn hear(&mut self, notice: Notice) -> bool {
         match notice {
             Notice::Target(bytes) => self.target.set_target(bytes),
+            // A PV guest's map holds exactly what the domain is charged for.
+            Notice::StaticMax(_) if !F::TRANSLATED => return false,
             Notice::StaticMax(bytes) => self.target.set_static_max(bytes),
             Notice::VideoRam(bytes) => self.target.set_video_ram(bytes),
             Notice::BadTarget | Notice::Shutdown(_) | Notice::Acknowledged => return false,

@@ -33,6 +33,26 @@ impl Gmfn {
     }
 }
 
+/// An address of the host's memory, as a PV guest's page tables hold it.
+#[doc(alias = "maddr")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct MachineAddress(u64);
+
+impl MachineAddress {
+    /// This address.
+    #[must_use]
+    pub const fn new(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// The address.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// An event channel of this domain.
 #[doc(alias = "evtchn_port_t")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,9 +4,15 @@
 //! instruction that enters Xen.
 
 /// Hypercall numbers.
+pub(super) const SET_TRAP_TABLE: u32 = 0;
+pub(super) const MMU_UPDATE: u32 = 1;
+pub(super) const SET_CALLBACKS: u32 = 4;
 pub(super) const MEMORY_OP: u32 = 12;
+pub(super) const SET_TIMER_OP: u32 = 15;
 pub(super) const XEN_VERSION: u32 = 17;
 pub(super) const CONSOLE_IO: u32 = 18;
+pub(super) const VCPU_OP: u32 = 24;
+pub(super) const MMUEXT_OP: u32 = 26;
 pub(super) const SCHED_OP: u32 = 29;
 pub(super) const EVENT_CHANNEL_OP: u32 = 32;
 pub(super) const HVM_OP: u32 = 34;
@@ -44,6 +50,17 @@ pub(super) const SHUTDOWN: usize = 2;
 pub(super) const SET_PARAM: usize = 0;
 pub(super) const GET_PARAM: usize = 1;
 pub(super) const SET_UPCALL_VECTOR: usize = 23;
+
+/// Operation of `MMUEXT_OP`.
+pub(super) const TLB_FLUSH_LOCAL: u32 = 6;
+
+/// Operation of `VCPU_OP`.
+pub(super) const STOP_PERIODIC_TIMER: usize = 7;
+
+/// The code segment that a PV guest's kernel runs in.
+pub(super) const KERNEL_CODE: u16 = 0xe033;
+/// Exceptions there are.
+pub(super) const TRAPS: usize = 32;
 
 pub(super) const PARAM_CALLBACK_IRQ: u32 = 0;
 pub(super) const PARAM_STORE_PFN: u32 = 1;
@@ -129,6 +146,23 @@ pub(super) struct BindVirq {
     pub(super) port: u32,
 }
 
+#[repr(C)]
+pub(super) struct MmuextOp {
+    pub(super) operation: u32,
+    pub(super) first: u64,
+    pub(super) second: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct TrapInfo {
+    pub(super) vector: u8,
+    pub(super) flags: u8,
+    pub(super) segment: u16,
+    pub(super) padding: u32,
+    pub(super) address: usize,
+}
+
 // Xen's 64-bit interface; narrower targets build the rest of the crate only.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
@@ -147,4 +181,7 @@ const _: () = {
     assert!(offset_of!(HvmParam, value) == 8);
     assert!(size_of::<UpcallVector>() == 8);
     assert!(size_of::<BindVirq>() == 12);
+    assert!(size_of::<MmuextOp>() == 24);
+    assert!(size_of::<TrapInfo>() == 16);
+    assert!(offset_of!(TrapInfo, address) == 8);
 };

@@ -1,5 +1,7 @@
 //! The typed calls over a gate: arguments into Xen's layouts, returns out.
 
+mod paravirtual;
+
 use core::ptr::{from_mut, null_mut, without_provenance_mut};
 
 use balloon_core::{FrameCount, FrameRange, Order, Pfn};
@@ -11,6 +13,8 @@ use super::{
 };
 use crate::errno::Errno;
 use crate::units::{Gmfn, Port, Vcpu, Vector};
+
+pub use paravirtual::{EntryUpdate, TrapGate};
 
 /// This domain, seen from inside.
 #[derive(Clone, Copy, Debug)]

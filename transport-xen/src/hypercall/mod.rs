@@ -23,7 +23,7 @@ use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 use crate::errno::Errno;
 use crate::units::{Gmfn, Port, Vcpu, Vector};
 
-pub use guest::Guest;
+pub use guest::{EntryUpdate, Guest, TrapGate};
 
 /// Calls that move memory between this domain and the host.
 #[doc(alias = "memory_op")]

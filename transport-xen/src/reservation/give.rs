@@ -35,6 +35,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         if list.is_empty() {
             return Ok(0);
         }
+        self.map.commit();
         self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
         let result = self.memory.decrease_reservation(list, order);
         let served = result.unwrap_or(0).min(ready);
@@ -42,6 +43,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         for (&gmfn, &start) in list.iter().zip(starts).skip(served) {
             self.map.map(start, gmfn);
         }
+        self.map.commit();
         self.owned = self
             .owned
             .saturating_sub(FrameCount::new(served as u64 * order.frames().get()));
@@ -120,6 +122,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         if list.is_empty() {
             return Ok(FrameCount::ZERO);
         }
+        self.map.commit();
         self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
         let result = self.memory.decrease_reservation(list, Order::FRAME);
         let served = result.unwrap_or(0).min(ready);
@@ -127,6 +130,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         for (&gmfn, pfn) in list.iter().zip(range.frames()).skip(served) {
             self.map.map(pfn, gmfn);
         }
+        self.map.commit();
         result?;
         Ok(FrameCount::new(served as u64))
     }

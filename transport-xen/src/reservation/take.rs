@@ -28,6 +28,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         for (&gmfn, &start) in list.iter().zip(starts).take(served) {
             note(&mut self.map, start, gmfn, order);
         }
+        self.map.commit();
         result?;
         Ok(served)
     }
@@ -93,6 +94,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         for (&gmfn, start) in list.iter().zip(starts).take(served) {
             note(&mut self.map, Pfn::new(start), gmfn, order);
         }
+        self.map.commit();
         result?;
         Ok(FrameCount::new(served as u64 * size))
     }

@@ -12,20 +12,23 @@ use crate::suspend::ShutdownRequest;
 use super::client::{Client, ClientError, Incoming, RequestId};
 use super::wire::{Operation, Refusal, Transaction, decimal};
 
-/// How the desk deals with a store that does not answer.
+/// How the desk deals with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeskPolicy {
     /// A request unanswered for so long is made again, ever more slowly.
     pub patience: Nanos,
     /// The longest wait for an answer.
     pub cap: Nanos,
+    /// Whether the toolstack is told that this domain can be saved.
+    pub offer_suspend: bool,
 }
 
 impl DeskPolicy {
-    /// 2 s, doubling to 64 s.
+    /// 2 s, doubling to 64 s; can be saved.
     pub const DEFAULT: Self = Self {
         patience: Nanos::from_secs(2),
         cap: Nanos::from_secs(64),
+        offer_suspend: true,
     };
 }
 
@@ -253,7 +256,9 @@ impl<P: SharedPage> Desk<P> {
     fn open(&mut self) {
         self.progress = [Progress::default(); CHORES.len()];
         for chore in OPENING {
-            self.make_due(chore);
+            if chore != Chore::OfferSuspend || self.policy.offer_suspend {
+                self.make_due(chore);
+            }
         }
         if self.unit.is_some() {
             self.make_due(Chore::PublishUnit);

@@ -420,6 +420,8 @@ impl Domain for FakeXen {
 pub struct FakeP2m {
     table: BTreeMap<u64, u64>,
     mapped: Rc<RefCell<BTreeSet<u64>>>,
+    /// Machine frames whose mappings are to come or go.
+    queue: Vec<(u64, bool)>,
 }
 
 impl FakeP2m {
@@ -429,6 +431,7 @@ impl FakeP2m {
         Self {
             table: xen.frames.clone(),
             mapped: xen.mapped.clone(),
+            queue: Vec::new(),
         }
     }
 
@@ -446,12 +449,23 @@ impl FrameMap for FakeP2m {
 
     fn unmap(&mut self, pfn: Pfn) -> Option<Gmfn> {
         let machine = self.table.remove(&pfn.get())?;
-        self.mapped.borrow_mut().remove(&machine);
+        self.queue.push((machine, false));
         Some(Gmfn::new(machine))
     }
 
     fn map(&mut self, pfn: Pfn, gmfn: Gmfn) {
         self.table.insert(pfn.get(), gmfn.get());
-        self.mapped.borrow_mut().insert(gmfn.get());
+        self.queue.push((gmfn.get(), true));
+    }
+
+    fn commit(&mut self) {
+        let mut mapped = self.mapped.borrow_mut();
+        for (machine, maps) in self.queue.drain(..) {
+            if maps {
+                mapped.insert(machine);
+            } else {
+                mapped.remove(&machine);
+            }
+        }
     }
 }

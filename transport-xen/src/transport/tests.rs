@@ -54,6 +54,18 @@ fn trades_keep_their_law_for_every_kind_of_guest() {
     check_migrate_laws(&mut stepped, memory(), |_| {});
 }
 
+#[test]
+fn a_pv_guest_counts_what_it_has() {
+    let xen = FakeXen::new(Guest::Pv, memory());
+    let p2m = FakeP2m::of(&xen);
+    let target = Target::new(memory().count());
+    let mut balloon = XenBalloon::new(Reservation::new(xen, p2m), target);
+    // It was started with less than it may have one day.
+    assert!(!balloon.hear(Notice::StaticMax(Bytes::new((FRAMES * 2) << 12))));
+    assert!(balloon.hear(Notice::Target(Bytes::new((FRAMES - 100) << 12))));
+    assert_eq!(balloon.read_target(), Ok(FrameCount::new(100)));
+}
+
 /// A balloon under its engine, with an allocator that knows every frame.
 struct System<const N: usize> {
     engine: Engine<N>,

@@ -2,8 +2,11 @@
 
 use alloc::vec::Vec;
 
+use balloon_core::Nanos;
+
 use super::*;
 use crate::testing::{FakeXen, Kind};
+use crate::units::MachineAddress;
 
 /// Xen's side of the gate: reads the structures as the headers lay them out.
 struct Reader(FakeXen);
@@ -258,4 +261,71 @@ fn other_calls() {
     assert_eq!(guest.gate.0.printed, b"words");
     let port = Port::new(4).unwrap();
     assert_eq!(guest.notify(port), Err(Errno::NotImplemented));
+}
+
+/// Xen's side of a PV guest's own calls: notes what it was asked.
+#[derive(Default)]
+struct Noted(Vec<Vec<u64>>);
+
+// SAFETY: reads what the headers say there is, and nothing else.
+unsafe impl Gate for Noted {
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
+        let [first, second, _, domain] = args;
+        let words = |at: *mut (), count: usize| -> Vec<u64> {
+            // SAFETY: the structures of these calls hold as many words.
+            (0..count).map(|n| unsafe { field(at, n * 8) }).collect()
+        };
+        let (first_word, second_word) = (first.addr() as u64, second.addr() as u64);
+        let mut asked = match number {
+            0 => words(first, 4),
+            1 => {
+                assert_eq!(domain.addr(), 0x7ff0);
+                words(first, second.addr() * 2)
+            }
+            26 => {
+                assert_eq!((second.addr(), domain.addr()), (1, 0x7ff0));
+                // SAFETY: the operation is the first word of the structure.
+                [unsafe { field::<u32>(first, 0) }.into()].into()
+            }
+            15 => [first_word].into(),
+            4 | 24 => [first_word, second_word].into(),
+            other => panic!("hypercall {other}"),
+        };
+        asked.insert(0, number.into());
+        self.0.push(asked);
+        0
+    }
+}
+
+#[test]
+fn calls_of_a_pv_kernel_have_their_layout() {
+    // SAFETY: nothing is entered.
+    let mut guest = unsafe { Guest::new(Noted::default()) };
+    let updates = [(0x1000, 0x2067), (0x1008, 0)]
+        .map(|(at, to)| EntryUpdate::new(MachineAddress::new(at), to));
+    // SAFETY: no page table is behind this gate.
+    unsafe { guest.update_entries(&updates) }.unwrap();
+    guest.flush_tlb().unwrap();
+    // SAFETY: nothing ever enters there; so below.
+    unsafe { guest.set_callbacks(0x5000, 0x6000) }.unwrap();
+    let traps = [TrapGate {
+        vector: 14,
+        address: 0x7000,
+    }];
+    // SAFETY: as above.
+    unsafe { guest.set_traps(&traps) }.unwrap();
+    guest.set_timer(Some(Nanos::new(77))).unwrap();
+    guest.set_timer(None).unwrap();
+    guest.stop_periodic_timer(Vcpu::BOOT).unwrap();
+    let asked: [&[u64]; 7] = [
+        &[1, 0x1000, 0x2067, 0x1008, 0],
+        &[26, 6],
+        &[4, 0x5000, 0x6000],
+        // Vector, flag that masks events, code segment; then the table's end.
+        &[0, 0xe033_0000 | 4 << 8 | 14, 0x7000, 0, 0],
+        &[15, 77],
+        &[15, 0],
+        &[24, 7, 0],
+    ];
+    assert_eq!(guest.gate.0, asked);
 }

@@ -43,6 +43,18 @@ fn opening_tells_sizes_and_the_target() {
 }
 
 #[test]
+fn a_domain_that_cannot_be_saved_offers_nothing() {
+    let (desk, mut store) = desk();
+    let policy = DeskPolicy {
+        offer_suspend: false,
+        ..DeskPolicy::DEFAULT
+    };
+    let mut desk = Desk::new(desk.client, policy);
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    assert!(!store.nodes.contains_key("control/feature-suspend"));
+}
+
+#[test]
 fn garbage_in_the_target_is_told_and_not_believed() {
     let (mut desk, mut store) = desk();
     settle(&mut desk, &mut store, Nanos::ZERO);
