@@ -146,7 +146,7 @@ pub trait Transport {
     /// A transport that can tell its host does (Xen: a xenstore node).
     ///
     /// # Errors
-    /// When the host cannot be told; the engine goes on.
+    /// When the host cannot be told; the engine goes on, and tries again later.
     fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
         let _ = unit;
         Ok(())

@@ -183,8 +183,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         };
         self.advance(&mut io);
         if self.in_flight() > 0 {
-            let kicked = io.transport.kick(1);
-            io.engine.note_transport(kicked);
+            io.engine.kick(1, io.transport, io.now);
         }
         self.book(io.engine);
         Ok(Ticket(at))

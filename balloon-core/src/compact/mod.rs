@@ -219,10 +219,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             submitted |= self.advance(&mut io);
         }
         let in_flight = self.in_flight();
-        let early = submitted && in_flight > 0 && {
-            let kicked = io.transport.kick(1);
-            io.engine.note_transport(kicked).unwrap_or(false)
-        };
+        let early = submitted && in_flight > 0 && io.engine.kick(1, io.transport, io.now);
         self.book(io.engine);
         Step {
             more: early || (io.budget.is_spent() && self.may_start(&io)),

@@ -92,14 +92,20 @@ impl<const N: usize> Engine<N> {
         }
     }
 
-    /// Makes requests visible and asks for the next signal; true if it is due
-    /// already.
-    pub(super) fn kick<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) -> bool {
+    /// Makes requests visible and asks for a signal after so many answers; true
+    /// if it is due already. One that fails is made again by a later step.
+    pub(crate) fn kick<T: Transport>(
+        &mut self,
+        wake_after: usize,
+        transport: &mut T,
+        now: Nanos,
+    ) -> bool {
         if self.broken {
             return false;
         }
-        let kicked = io.transport.kick(self.in_flight().div_ceil(2));
-        self.note(kicked, io.now).unwrap_or(false)
+        let kicked = transport.kick(wake_after);
+        self.unseen = kicked.is_err();
+        self.note(kicked, now).unwrap_or(false)
     }
 
     /// Books a transport's answer; `None` if it failed.

@@ -61,6 +61,7 @@ impl<const N: usize> Engine<N> {
         self.stale = true;
         self.published = None;
         self.silent = false;
+        self.unit.expect_new_host();
         self.give = Backoff::Ready;
         self.host = Backoff::Ready;
         match how {
@@ -71,6 +72,7 @@ impl<const N: usize> Engine<N> {
             }
             Resume::Reset => {
                 self.broken = false;
+                self.unseen = false;
                 self.mode = Mode::Forgetting;
                 // Requests in flight are void: their frames are the guest's.
                 self.inflating.revoke_all(FrameCount::ZERO);

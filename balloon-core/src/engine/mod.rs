@@ -80,6 +80,8 @@ pub struct Engine<const N: usize = 16> {
     unit: UnitState,
     silent: bool,
     broken: bool,
+    /// Requests in flight may not have been noticed by the host.
+    unseen: bool,
     /// No request of the transport can move what is to be moved.
     unsupported: bool,
     counters: Counters,
@@ -136,6 +138,7 @@ impl<const N: usize> Engine<N> {
             unit: UnitState::new(),
             silent: false,
             broken: false,
+            unseen: false,
             unsupported: false,
             counters: Counters::ZERO,
             events: Events::new(),
@@ -181,9 +184,12 @@ impl<const N: usize> Engine<N> {
         self.settle(&mut io);
         self.fill_reserve(&mut io);
         self.publish(&mut io);
+        self.announce_unit(&mut io);
         let submitted = self.counters.requests != before.requests;
         let rearm = (submitted || answered || late) && self.in_flight() > 0;
-        let early = rearm && self.kick(&mut io);
+        let again = self.unseen && self.with_host() > 0 && !self.host.is_waiting(now);
+        let wake_after = self.in_flight().div_ceil(2);
+        let early = (rearm || again) && self.kick(wake_after, io.transport, now);
         // Not while the host may still refuse what was tried after a refusal.
         let heard = self.in_flight() == 0 || self.moved() != before.moved();
         if heard

@@ -149,7 +149,8 @@ impl<const N: usize> Engine<N> {
         io: &mut Io<'_, T, S>,
     ) {
         while !wanted.is_zero() && io.budget.spend() {
-            let Some(path) = self.next_path(io.source) else {
+            let path = self.next_path(io.source);
+            let Some(path) = path.filter(|&path| self.may_come_by(path)) else {
                 return;
             };
             let Ok(claimed) = self.shared.slots().claim(Kind::Deflate) else {
@@ -161,6 +162,11 @@ impl<const N: usize> Engine<N> {
             }
             wanted = wanted.saturating_sub(frames);
         }
+    }
+
+    /// Whether frames given by `path` may come: a broken device is asked nothing.
+    const fn may_come_by(&self, path: GivePath) -> bool {
+        matches!(path, GivePath::Bulk) || !self.broken
     }
 
     /// Looks for ballooned neighbours that make the run, and takes just those.
@@ -187,7 +193,8 @@ impl<const N: usize> Engine<N> {
             // Part of a run is no run, here neither.
             let within_reach = |path| {
                 let piece = piece(&io.caps, path).get();
-                frames.get() <= piece.saturating_mul(RELIEF_REQUESTS as u64)
+                let requests = piece.saturating_mul(RELIEF_REQUESTS as u64);
+                frames.get() <= requests && self.may_come_by(path)
             };
             let fit = run
                 .filter(|&(_, path)| within_reach(path))
@@ -260,7 +267,7 @@ impl<const N: usize> Engine<N> {
         }
         // Makes the request visible and asks for the answer, which a synchronous
         // host has given by now: what it says counts then, and nothing else.
-        self.kick(io);
+        self.kick(self.in_flight().div_ceil(2), io.transport, io.now);
         self.collect(io);
         if self.deflating.next_settling(slot.index()) == Some(slot) {
             let (came, placed) = self.bring_home(slot, io.source);

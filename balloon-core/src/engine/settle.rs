@@ -40,7 +40,10 @@ impl<const N: usize> Engine<N> {
         }
         let answered = self.in_flight() < before;
         let overdue = |since: Nanos| io.now.saturating_sub(since) >= self.policy.silent_after;
-        self.silent = !answered && self.oldest().is_some_and(overdue);
+        let silent = !answered && self.oldest().is_some_and(overdue);
+        // Once more, in case the host was not told.
+        self.unseen |= silent && !self.silent;
+        self.silent = silent;
         answered
     }
 

@@ -19,6 +19,8 @@ pub(super) struct UnitState {
     order: Order,
     /// Some given frame may be part of a broken block.
     downgraded: bool,
+    /// The host is to be told the unit.
+    untold: bool,
     /// The source had no whole block when last asked.
     blocks_gone: bool,
     /// How far the ledger was found to hold whole blocks only.
@@ -32,6 +34,7 @@ impl UnitState {
         Self {
             order: Order::FRAME,
             downgraded: false,
+            untold: false,
             blocks_gone: false,
             whole_below: Pfn::new(0),
             seen: FrameCount::ZERO,
@@ -44,6 +47,11 @@ impl UnitState {
 
     pub(super) const fn whole_below(self) -> Pfn {
         self.whole_below
+    }
+
+    /// The host may know nothing of a downgrade.
+    pub(super) const fn expect_new_host(&mut self) {
+        self.untold |= self.downgraded;
     }
 }
 
@@ -85,7 +93,7 @@ impl<const N: usize> Engine<N> {
             self.unit.downgraded = true;
             self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
             self.events.push(Event::Downgraded { from, reason });
-            self.announce(order, io);
+            self.unit.untold = true;
         }
         if !self.unit.downgraded || fell_back {
             self.unit.order = order;
@@ -143,11 +151,15 @@ impl<const N: usize> Engine<N> {
         self.unit.order = order;
         self.counters.upgrades = self.counters.upgrades.wrapping_add(1);
         self.events.push(Event::Upgraded(order));
-        self.announce(order, io);
+        self.unit.untold = true;
     }
 
-    fn announce<T: Transport, S>(&mut self, unit: Order, io: &mut Io<'_, T, S>) {
-        let told = io.transport.announce_unit(unit);
-        self.note(told, io.now);
+    /// Tells the host the unit if it changed; again later if that fails.
+    pub(super) fn announce_unit<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) {
+        if !self.unit.untold || self.broken || self.host.is_waiting(io.now) {
+            return;
+        }
+        let told = io.transport.announce_unit(self.unit.order);
+        self.unit.untold = self.note(told, io.now).is_none();
     }
 }

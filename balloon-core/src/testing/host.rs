@@ -49,6 +49,8 @@ pub struct FakeHost {
     /// Requests beyond the limits, which it refused; none from a correct guest.
     pub oversized: usize,
     queue: VecDeque<Submitted>,
+    /// The first so many of them the guest has made visible.
+    seen: usize,
     owned: BTreeMap<Pfn, GivePath>,
     requests: usize,
 }
@@ -83,6 +85,7 @@ impl FakeHost {
             breaches: Vec::new(),
             oversized: 0,
             queue: VecDeque::new(),
+            seen: 0,
             owned: BTreeMap::new(),
             requests: 0,
         }
@@ -102,12 +105,14 @@ impl FakeHost {
         host
     }
 
-    /// Answers up to `count` requests in the order they came.
+    /// Answers up to `count` requests in the order they came, those it was kicked
+    /// for.
     pub fn answer(&mut self, count: usize, done: Completer<'_>) {
-        for _ in 0..count {
+        for _ in 0..count.min(self.seen) {
             let Some(request) = self.queue.pop_front() else {
                 return;
             };
+            self.seen -= 1;
             self.carry_out(&request, done);
         }
     }
@@ -290,11 +295,18 @@ impl Transport for FakeHost {
     }
 
     fn kick(&mut self, _: usize) -> Result<bool, Self::Error> {
+        if let Some(error) = self.fails {
+            return Err(error);
+        }
         self.kicks += 1;
+        self.seen = self.queue.len();
         Ok(false)
     }
 
     fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
+        if let Some(error) = self.fails {
+            return Err(error);
+        }
         self.units.push(unit);
         Ok(())
     }

@@ -34,8 +34,10 @@ pub struct Odds {
     pub repeated_kicks: u32,
     /// Targets that keep changing while they are read.
     pub unstable_reads: u32,
-    /// Sizes that cannot be published.
+    /// Sizes that cannot be published, and units that cannot be announced.
     pub failed_writes: u32,
+    /// Kicks that fail.
+    pub failed_kicks: u32,
 }
 
 /// The transport `T` behind faults; what goes through keeps its laws.
@@ -64,6 +66,8 @@ pub struct FaultInjector<T> {
     pub reads: VecDeque<Injection>,
     /// The next sizes published.
     pub writes: VecDeque<Injection>,
+    /// The next units announced.
+    pub units: VecDeque<Injection>,
     /// What happens beyond the scripts.
     pub odds: Odds,
     chance: u64,
@@ -86,6 +90,7 @@ impl<T> FaultInjector<T> {
             kicks: VecDeque::new(),
             reads: VecDeque::new(),
             writes: VecDeque::new(),
+            units: VecDeque::new(),
             odds,
             chance: seed,
             injected: 0,
@@ -153,6 +158,7 @@ impl Odds {
         repeated_kicks: 0,
         unstable_reads: 0,
         failed_writes: 0,
+        failed_kicks: 0,
     };
 }
 
@@ -229,9 +235,11 @@ impl<T: Transport> Transport for FaultInjector<T> {
     }
 
     fn kick(&mut self, wake_after: usize) -> Result<bool, Self::Error> {
+        let refused = Injection::Fail(TransportErrorKind::Refused);
         let odds = [
             (self.odds.lost_kicks, Injection::Lose),
             (self.odds.repeated_kicks, Injection::Repeat),
+            (self.odds.failed_kicks, refused),
         ];
         let times = match self.next(|this| &mut this.kicks, &odds) {
             Injection::Fail(kind) => return Err(InjectedError::Injected(kind)),
@@ -247,7 +255,20 @@ impl<T: Transport> Transport for FaultInjector<T> {
     }
 
     fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
-        self.inner.announce_unit(unit).map_err(InjectedError::Inner)
+        let refused = Injection::Fail(TransportErrorKind::Refused);
+        let odds = [(self.odds.failed_writes, refused)];
+        let times = match self.next(|this| &mut this.units, &odds) {
+            Injection::Fail(kind) => return Err(InjectedError::Injected(kind)),
+            Injection::Lose => 0,
+            Injection::Pass => 1,
+            Injection::Repeat => 2,
+        };
+        for _ in 0..times {
+            self.inner
+                .announce_unit(unit)
+                .map_err(InjectedError::Inner)?;
+        }
+        Ok(())
     }
 
     fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error> {

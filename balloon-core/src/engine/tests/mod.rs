@@ -9,6 +9,7 @@ use crate::testing::{Answers, FakeHost, FakeSource};
 use crate::transport::TransportErrorKind;
 use crate::units::{FrameRange, Pfn};
 
+mod faults;
 mod pressure;
 mod rest;
 mod units;
