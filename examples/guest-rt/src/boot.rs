@@ -2,6 +2,7 @@
 
 use crate::command_line::CommandLine;
 use crate::memory::{MemoryMap, PhysAddr, PhysRange};
+use crate::virtio_mmio::{Places, VirtioMmio};
 
 /// The machine as found at boot, and the memory nobody owns yet.
 #[derive(Debug)]
@@ -9,6 +10,7 @@ pub struct BootInfo {
     ram: MemoryMap,
     free: MemoryMap,
     command_line: CommandLine,
+    virtio_mmio: Places,
 }
 
 impl BootInfo {
@@ -29,6 +31,13 @@ impl BootInfo {
     #[must_use]
     pub const fn command_line(&self) -> &CommandLine {
         &self.command_line
+    }
+
+    /// Where virtio devices without a bus are, or could be: not every place has
+    /// a device.
+    #[must_use]
+    pub fn virtio_mmio(&self) -> &[VirtioMmio] {
+        &self.virtio_mmio
     }
 
     /// Takes memory out of [`free`](Self::free) for good: `words` zeroed words,
@@ -67,6 +76,17 @@ unsafe extern "Rust" {
 ///
 /// `ram` is mapped one to one, and nobody uses what is `free`.
 pub fn enter(ram: MemoryMap, free: MemoryMap, command_line: CommandLine) -> ! {
+    let virtio_mmio = command_line.virtio_mmio();
+    enter_with(ram, free, command_line, virtio_mmio)
+}
+
+/// The same, for a machine that names its devices elsewhere.
+pub(crate) fn enter_with(
+    ram: MemoryMap,
+    free: MemoryMap,
+    command_line: CommandLine,
+    virtio_mmio: Places,
+) -> ! {
     // The firmware's word for the first byte of RAM is not to be trusted with
     // the null page: it is not mapped.
     debug_assert!(free.iter().all(|range| range.start() > PhysAddr::new(0)));
@@ -74,6 +94,7 @@ pub fn enter(ram: MemoryMap, free: MemoryMap, command_line: CommandLine) -> ! {
         ram,
         free,
         command_line,
+        virtio_mmio,
     })
 }
 

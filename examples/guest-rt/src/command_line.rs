@@ -45,11 +45,16 @@ impl CommandLine {
 
     /// The value of `key`; the last one wins, as on any command line.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub fn get<'a>(&'a self, key: &'a str) -> Option<&'a str> {
+        self.values(key).next_back()
+    }
+
+    /// All values of `key`, in order.
+    #[must_use]
+    pub fn values<'a>(&'a self, key: &'a str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.text
             .split_ascii_whitespace()
-            .rev()
-            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+            .filter_map(move |word| word.strip_prefix(key)?.strip_prefix('='))
     }
 }
 

@@ -33,8 +33,9 @@ pub(crate) fn start(serial: Option<Serial>) {
 
 /// Turns on input.
 pub(crate) fn listen() {
-    if let Some(line) = CONSOLE_LINE
-        && interrupts::on_line(line, receive).is_ok()
+    let (line, trigger) = CONSOLE_LINE;
+    if let Some(line) = line
+        && interrupts::on_line(line, trigger, receive).is_ok()
     {
         // What came before anybody listened raised no interrupt.
         receive();

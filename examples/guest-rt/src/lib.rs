@@ -11,11 +11,13 @@ mod line;
 mod memory;
 pub mod pci;
 mod time;
+mod virtio_mmio;
 
 pub use command_line::CommandLine;
 pub use line::LineBuffer;
 pub use memory::{MapFull, MemoryMap, PhysAddr, PhysRange};
 pub use time::{Instant, Span};
+pub use virtio_mmio::{Places, VirtioMmio};
 
 #[cfg(target_os = "none")]
 mod arch;
@@ -47,8 +49,10 @@ pub mod ram;
 #[cfg(target_os = "none")]
 pub mod timer;
 
+#[cfg(all(target_os = "none", target_arch = "x86_64"))]
+pub use arch::EVENT_VECTOR;
 #[cfg(target_os = "none")]
-pub use arch::{EVENT_VECTOR, Ports, exit_failure, exit_success, now, pci_bus};
+pub use arch::{PciConfig, exit_failure, exit_success, now, pci_bus};
 #[cfg(target_os = "none")]
 pub use boot::BootInfo;
 #[cfg(target_os = "none")]

@@ -7,12 +7,17 @@ pub enum Command {
     Verify,
     /// Print the counters.
     Stats,
+    /// Print what was agreed on with the device.
+    Device,
     /// Print the counters of what runs beside the balloon.
     Beside,
     /// Take all free frames and write the pattern to them.
     Fill,
     /// Free all but the share to keep.
     Free,
+    /// Take all free frames, find that so many more are needed, and see what the
+    /// balloon can do.
+    Need(u64),
     /// End with success.
     Quit,
     /// Panic, to prove that such a run is seen to fail.
@@ -23,9 +28,14 @@ impl Command {
     /// The command on this line, if it is one.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
-        Some(match line.trim_ascii() {
+        let line = line.trim_ascii();
+        if let Some(frames) = line.strip_prefix("need ") {
+            return frames.parse().ok().map(Self::Need);
+        }
+        Some(match line {
             "verify" => Self::Verify,
             "stats" => Self::Stats,
+            "device" => Self::Device,
             "beside" => Self::Beside,
             "fill" => Self::Fill,
             "free" => Self::Free,
@@ -43,6 +53,8 @@ mod tests {
     #[test]
     fn only_whole_words_are_commands() {
         assert_eq!(Command::parse(" quit "), Some(Command::Quit));
+        assert_eq!(Command::parse("need 12\r"), Some(Command::Need(12)));
+        assert_eq!(Command::parse("need more"), None);
         assert_eq!(Command::parse("quit now"), None);
         assert_eq!(Command::parse("Quit"), None);
         assert_eq!(Command::parse(""), None);

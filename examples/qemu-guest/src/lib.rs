@@ -8,11 +8,13 @@ extern crate alloc;
 mod command;
 mod frame_set;
 mod options;
+mod poison;
 mod watch;
 mod workload;
 
 pub use command::Command;
 pub use frame_set::{FrameSet, TooSmall};
-pub use options::{Beside, Fill, OptionError, Options, Percent};
+pub use options::{Beside, Fill, Interrupts, OptionError, Options, Percent};
+pub use poison::Poison;
 pub use watch::{Watch, WatchLog};
 pub use workload::{Damage, Filled, Freed, Ram, Workload, WorkloadError, word_of};

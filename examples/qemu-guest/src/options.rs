@@ -1,5 +1,7 @@
 //! The keys of the guest's command line.
 
+use core::fmt;
+
 use guest_rt::CommandLine;
 use thiserror::Error;
 
@@ -62,6 +64,43 @@ impl Beside {
     }
 }
 
+/// How the device tells the guest that something happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    /// The best it has.
+    Any,
+    /// One line, shared by all causes: INTx on PCI.
+    Line,
+    /// A message for each of two causes: MSI-X.
+    Messages,
+    /// Not at all: the guest looks now and then.
+    None,
+}
+
+impl Interrupts {
+    fn read(word: &str) -> Option<Self> {
+        Some(match word {
+            "any" => Self::Any,
+            "line" => Self::Line,
+            "messages" => Self::Messages,
+            "none" => Self::None,
+            _ => return None,
+        })
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for Interrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Any => "any",
+            Self::Line => "line",
+            Self::Messages => "messages",
+            Self::None => "none",
+        })
+    }
+}
+
 /// What the host wants of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
@@ -78,6 +117,13 @@ pub struct Options<'a> {
     /// Whether the balloon moves one request a millisecond only, so that there
     /// is time for something to happen meanwhile.
     pub slow: bool,
+    /// How the device is to interrupt.
+    pub interrupts: Interrupts,
+    /// What free frames hold, if this kernel is to rely on it.
+    pub poison: Option<u32>,
+    /// Whether the host backs this guest with pages of 2 MiB that it cannot
+    /// split.
+    pub superpages: bool,
 }
 
 /// A key has a value the guest does not know: better no run than another one
@@ -100,6 +146,15 @@ pub enum OptionError {
     /// `pace=` something else.
     #[error("pace is to be `fast` or `slow`")]
     Pace,
+    /// `interrupts=` something else.
+    #[error("interrupts is to be `any`, `line`, `messages` or `none`")]
+    Interrupts,
+    /// `poison=` something else.
+    #[error("poison is to be up to 8 hexadecimal digits")]
+    Poison,
+    /// `host-pages=` something else.
+    #[error("host-pages is to be `4K` or `2M`")]
+    HostPages,
     /// The line was too long to be kept.
     #[error("the command line is longer than {} bytes", CommandLine::CAPACITY)]
     Cut,
@@ -142,6 +197,23 @@ impl<'a> Options<'a> {
                 Some("slow") => true,
                 Some(_) => return Err(OptionError::Pace),
             },
+            interrupts: match line.get("interrupts") {
+                None => Interrupts::Any,
+                Some(word) => Interrupts::read(word).ok_or(OptionError::Interrupts)?,
+            },
+            poison: match line
+                .get("poison")
+                .map(|digits| u32::from_str_radix(digits, 16))
+            {
+                None => None,
+                Some(Ok(value)) => Some(value),
+                Some(Err(_)) => return Err(OptionError::Poison),
+            },
+            superpages: match line.get("host-pages") {
+                None | Some("4K") => false,
+                Some("2M") => true,
+                Some(_) => return Err(OptionError::HostPages),
+            },
         })
     }
 }
@@ -149,6 +221,7 @@ impl<'a> Options<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
 
     fn line(text: &str) -> CommandLine {
         CommandLine::from_bytes(text.bytes())
@@ -161,6 +234,11 @@ mod tests {
         assert_eq!((options.token, options.bulk), ("", true));
         assert_eq!((options.fill, options.keep), (Fill::None, Percent(5)));
         assert_eq!((options.beside, options.slow), (Beside::default(), false));
+        assert_eq!(
+            (options.interrupts, options.poison),
+            (Interrupts::Any, None)
+        );
+        assert!(!options.superpages);
     }
 
     #[test]
@@ -174,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn keys_about_the_device() {
+        let line = line("interrupts=messages poison=aa00ff01 host-pages=2M");
+        let options = Options::read(&line).unwrap();
+        assert_eq!(options.interrupts, Interrupts::Messages);
+        assert_eq!(
+            (options.poison, options.superpages),
+            (Some(0xaa00_ff01), true)
+        );
+        for kind in ["any", "line", "messages", "none"] {
+            assert_eq!(Interrupts::read(kind).unwrap().to_string(), kind);
+        }
+    }
+
+    #[test]
     fn unknown_values_are_refused() {
         for (text, error) in [
             ("path=bulk", OptionError::Path),
@@ -183,6 +275,10 @@ mod tests {
             ("keep=many", OptionError::Keep),
             ("beside=hints,", OptionError::Beside),
             ("pace=", OptionError::Pace),
+            ("interrupts=yes", OptionError::Interrupts),
+            ("poison=0x1", OptionError::Poison),
+            ("poison=123456789", OptionError::Poison),
+            ("host-pages=1G", OptionError::HostPages),
         ] {
             assert_eq!(Options::read(&line(text)), Err(error), "{text}");
         }

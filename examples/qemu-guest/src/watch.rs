@@ -6,6 +6,9 @@ use balloon_core::{RangeSink, Stop};
 use buddy_alloc::Frame;
 use heapless::{HistoryBuf, Vec};
 
+use crate::poison::Poison;
+use crate::workload::Ram;
+
 /// Frames remembered of those that came back last.
 const RETURNED: usize = 8;
 
@@ -41,16 +44,29 @@ impl WatchLog {
 }
 
 /// A frame source and ledger that keeps a [`WatchLog`].
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "memory has none")]
 pub struct Watch<'a, S> {
     inner: &'a mut S,
     log: &'a mut WatchLog,
+    /// What frames are full of before they are free.
+    poison: Option<(Poison, &'a mut dyn Ram)>,
 }
 
 impl<'a, S> Watch<'a, S> {
     /// Passes everything on to `inner`.
     pub const fn new(inner: &'a mut S, log: &'a mut WatchLog) -> Self {
-        Self { inner, log }
+        Self {
+            inner,
+            log,
+            poison: None,
+        }
+    }
+
+    /// Fills what comes back before it is free.
+    #[must_use]
+    pub fn poisoning(mut self, poison: Option<Poison>, ram: &'a mut dyn Ram) -> Self {
+        self.poison = poison.map(|poison| (poison, ram));
+        self
     }
 }
 
@@ -60,7 +76,13 @@ impl<S: FrameSource> FrameSource for Watch<'_, S> {
     }
 
     fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
-        self.inner.put(range, backing)?;
+        if let Some((poison, ram)) = &mut self.poison {
+            let frames = range.start().get()..range.end().get();
+            frames.for_each(|frame| poison.fill(Frame::new(frame), &mut **ram));
+            self.inner.put(range, Backing::Populated)?;
+        } else {
+            self.inner.put(range, backing)?;
+        }
         if backing == Backing::Unpopulated {
             self.log.returned.write(Frame::new(range.start().get()));
         }

@@ -6,7 +6,7 @@ mod x86_64;
 pub(crate) use x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{EVENT_VECTOR, Ports, exit_failure, exit_success, now, pci_bus};
+pub use x86_64::{EVENT_VECTOR, PciConfig, exit_failure, exit_success, now, pci_bus};
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("guest-rt has no code for this architecture yet");

@@ -1,16 +1,19 @@
 //! The balloon of this kernel: engine, transport, and what there is to tell
 //! about them.
 
+use core::fmt;
+
 use balloon_core::Step;
-use balloon_core::{Blocked, Budget, Engine, FrameCount, Nanos, Policy, Progress, Shared, Status};
+use balloon_core::{Blocked, Budget, Engine, FrameCount, Nanos, Need, Policy, Progress};
+use balloon_core::{Relieved, Shared, Status, Unit};
 use buddy_alloc::Zone;
 use guest_rt::{BootInfo, now, println};
-use qemu_guest::{Options, Watch, WatchLog};
+use qemu_guest::{Interrupts, Options, Poison, Ram, Watch, WatchLog};
 use spin::{Mutex, MutexGuard};
-use transport_virtio::VirtioError;
+use transport_virtio::{QueueId, VirtioError};
 
 use super::beside::{Beside, BesideStep};
-use super::device::{self, DeviceError, Transport};
+use super::device::{self, DeviceError, Running, Transport};
 
 /// Requests in flight per direction: half of them are submitted with one kick.
 pub(super) const REQUESTS: usize = 128;
@@ -22,12 +25,22 @@ const PAUSE: Nanos = Nanos::from_millis(1);
 pub(super) static SHARED: Shared<REQUESTS> = Shared::new();
 
 /// Too large for a stack; locked once, for the kernel's whole life.
-static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, Policy::DEFAULT));
+static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, POLICY));
+
+/// Whole pages of the host first, where those are large.
+const POLICY: Policy = {
+    let mut policy = Policy::DEFAULT;
+    policy.unit = Unit::Adaptive;
+    policy
+};
 
 /// A running balloon.
 pub(super) struct Balloon {
     engine: MutexGuard<'static, Engine<REQUESTS>>,
     transport: Transport,
+    interrupts: Interrupts,
+    bus: &'static str,
+    poison: Option<Poison>,
     beside: Beside,
     /// No step of the engine before this, at a slow pace.
     not_before: Option<Nanos>,
@@ -63,7 +76,11 @@ struct Told {
 impl Balloon {
     /// Finds the device and starts it.
     pub(super) fn start(boot: &mut BootInfo, options: &Options<'_>) -> Result<Self, DeviceError> {
-        let transport = device::start(boot, options.bulk, options.beside)?;
+        let Running {
+            transport,
+            interrupts,
+            bus,
+        } = device::start(boot, options)?;
         let beside = Beside::start(options.beside, &transport, boot);
         defmt::info!("negotiated {=u64:#x}", transport.negotiated().bits());
         // An empty balloon is no news.
@@ -77,6 +94,9 @@ impl Balloon {
         Ok(Self {
             engine: ENGINE.lock(),
             transport,
+            interrupts,
+            bus,
+            poison: options.poison.map(Poison::new),
             beside,
             not_before: options.slow.then_some(Nanos::ZERO),
             beside_failed: None,
@@ -91,7 +111,7 @@ impl Balloon {
     }
 
     /// Does a bounded piece of work.
-    pub(super) fn step(&mut self, zone: &mut Zone<'_>) -> Step {
+    pub(super) fn step(&mut self, zone: &mut Zone<'_>, ram: &mut dyn Ram) -> Step {
         let now = Nanos::new(now().as_nanos());
         let step = match &mut self.not_before {
             Some(moment) if now < *moment => Step {
@@ -103,7 +123,7 @@ impl Balloon {
                     *moment = now.saturating_add(PAUSE);
                     Budget::SMALL
                 });
-                let mut source = Watch::new(zone, &mut self.log);
+                let mut source = Watch::new(zone, &mut self.log).poisoning(self.poison, ram);
                 let engine = &mut self.engine;
                 engine.step(&mut self.transport, &mut source, now, budget)
             }
@@ -129,6 +149,35 @@ impl Balloon {
                 BesideStep::default()
             }
         }
+    }
+
+    /// Takes frames back at once, for an allocation that failed.
+    pub(super) fn relieve(
+        &mut self,
+        zone: &mut Zone<'_>,
+        ram: &mut dyn Ram,
+        frames: FrameCount,
+    ) -> Relieved {
+        let now = Nanos::new(now().as_nanos());
+        let mut source = Watch::new(zone, &mut self.log).poisoning(self.poison, ram);
+        let need = Need::frames(frames);
+        self.engine
+            .relieve(&mut self.transport, &mut source, need, now)
+    }
+
+    /// Says what was agreed on with the device.
+    pub(super) fn tell_device(&self) {
+        println!(
+            "@device bus={} features={} interrupts={} interrupted={} statistics={} hint={} \
+             reporting={}",
+            self.bus,
+            self.transport.negotiated().bits(),
+            self.interrupts,
+            device::interrupts(),
+            Place(&self.transport, QueueId::Statistics),
+            Place(&self.transport, QueueId::Hint),
+            Place(&self.transport, QueueId::Reporting),
+        );
     }
 
     /// Where it stands.
@@ -200,5 +249,17 @@ impl Balloon {
     /// Notifications sent to the device.
     pub(super) fn kicks(&self) -> u32 {
         self.transport.counters().queues.kicks
+    }
+}
+
+/// Where a queue is.
+struct Place<'a>(&'a Transport, QueueId);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.queues().map().index(self.1) {
+            Some(index) => index.get().fmt(f),
+            None => f.write_str("none"),
+        }
     }
 }

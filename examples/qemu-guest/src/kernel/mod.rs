@@ -8,9 +8,9 @@ mod memory;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 mod ram;
 
-use buddy_alloc::Zone;
+use buddy_alloc::{FrameCount, Zone};
 use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
-use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
+use qemu_guest::{Command, Damage, Fill, Options, Poison, Workload, WorkloadError};
 
 use balloon::{Balloon, News};
 use memory::Memory;
@@ -26,6 +26,8 @@ struct Kernel {
     workload: Workload<'static>,
     ram: PhysicalRam,
     balloon: Option<Balloon>,
+    /// What free frames hold.
+    poison: Option<Poison>,
     /// Halts that the balloon's interrupt or its timer ended.
     balloon_wakeups: u64,
 }
@@ -57,8 +59,11 @@ fn main(mut boot: BootInfo) -> ! {
         workload,
         ram,
         balloon,
+        poison: options.poison.map(Poison::new),
         balloon_wakeups: 0,
     };
+    // Before the balloon gives any: what is free holds it from the start.
+    kernel.poison_free();
     let managed = kernel.zone.stats().managed.get();
     println!("@ready ram={ram_kib} managed={managed}");
     defmt::info!("ready: {=u64} frames managed", managed);
@@ -100,7 +105,7 @@ impl Kernel {
         let Some(balloon) = &mut self.balloon else {
             return false;
         };
-        let step = balloon.step(&mut self.zone);
+        let step = balloon.step(&mut self.zone, &mut self.ram);
         match step.wake_at {
             Some(at) => timer::arm(Instant::from_nanos(at.get())),
             None => timer::disarm(),
@@ -140,9 +145,14 @@ impl Kernel {
         match command {
             Command::Verify => self.verify(),
             Command::Stats => self.stats(),
+            Command::Device => match &self.balloon {
+                Some(balloon) => balloon.tell_device(),
+                None => println!("@device none"),
+            },
             Command::Beside => self.beside(),
             Command::Fill => self.fill(),
             Command::Free => self.free(),
+            Command::Need(frames) => self.need(balloon_core::FrameCount::new(frames)),
             Command::Quit => {
                 println!("@done {token}");
                 exit_success()
@@ -158,6 +168,7 @@ impl Kernel {
 
     fn free(&mut self) {
         let freed = must(self.workload.free(&mut self.zone));
+        self.poison_free();
         if let Some(balloon) = &mut self.balloon {
             balloon.beside().freed();
         }
@@ -168,8 +179,38 @@ impl Kernel {
         );
     }
 
-    /// Checks the kept frames, and that frames which came back can be used.
+    /// Fills what is free, if this kernel relies on what that holds.
+    fn poison_free(&mut self) {
+        if let Some(poison) = self.poison {
+            poison.fill_free(&self.zone, &mut self.ram);
+        }
+    }
+
+    /// Memory runs out while the workload needs more: what the balloon gives
+    /// back is used at once.
+    fn need(&mut self, frames: balloon_core::FrameCount) {
+        must(self.workload.fill(&mut self.zone, &mut self.ram));
+        let relieved = self
+            .balloon
+            .as_mut()
+            .map(|balloon| balloon.relieve(&mut self.zone, &mut self.ram, frames));
+        let relieved = relieved.unwrap_or_default();
+        let filled = must(self.workload.fill(&mut self.zone, &mut self.ram));
+        println!(
+            "@need usable={} coming={} used={}",
+            relieved.usable.get(),
+            relieved.coming.get(),
+            filled.frames.get()
+        );
+    }
+
+    /// Checks the kept frames, that free ones hold what they are to hold, and
+    /// that frames which came back can be used.
     fn verify(&mut self) {
+        let free = self
+            .poison
+            .map(|poison| poison.check_free(&self.zone, &self.ram));
+        let free = free.unwrap_or(Ok(FrameCount::ZERO));
         let kept = self.workload.verify(&self.ram);
         let returned = self
             .balloon
@@ -179,12 +220,17 @@ impl Kernel {
         let tried = self
             .workload
             .try_returned(returned, &mut self.zone, &mut self.ram);
-        match (kept, tried) {
-            (Ok(kept), Ok(tried)) => {
-                println!("@verify ok frames={} returned={}", kept.get(), tried.get());
-            }
-            (Err(damage), _) => tell_damage("kept", damage),
-            (_, Err(damage)) => tell_damage("returned", damage),
+        self.poison_free();
+        match (kept, tried, free) {
+            (Ok(kept), Ok(tried), Ok(free)) => println!(
+                "@verify ok frames={} returned={} poisoned={}",
+                kept.get(),
+                tried.get(),
+                free.get()
+            ),
+            (Err(damage), ..) => tell_damage("kept", damage),
+            (_, Err(damage), _) => tell_damage("returned", damage),
+            (.., Err(damage)) => tell_damage("free", damage),
         }
     }
 

@@ -211,8 +211,10 @@ impl Kernel {
         match command {
             Command::Verify => self.verify(),
             Command::Stats => self.stats(),
-            // Statistics and reports are virtio's.
-            Command::Beside => println!("nothing runs beside the balloon here"),
+            // Devices, statistics and reports are virtio's; relief is tried there.
+            Command::Device | Command::Beside | Command::Need(_) => {
+                println!("`{command:?}` is not for Xen");
+            }
             Command::Fill => self.fill(),
             Command::Free => self.free(),
             Command::Quit => {

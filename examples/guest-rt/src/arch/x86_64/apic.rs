@@ -1,4 +1,5 @@
-//! The local APIC: passes on the 8259's interrupts and is the one-shot timer.
+//! The local APIC: passes on the 8259's interrupts, takes messages, and is the
+//! one-shot timer.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,12 +8,15 @@ use thiserror::Error;
 use x86_64::registers::model_specific::Msr;
 
 use super::clock::now;
-use super::idt::{SPURIOUS, TIMER};
+use super::idt::{FIRST_MESSAGE, SPURIOUS, TIMER};
+use crate::interrupts;
 use crate::memory::{PhysAddr, PhysRange};
 use crate::mmio::{MapError, Mmio, OutOfRange};
+use crate::pci::Message;
 use crate::time::{Instant, Span};
 use crate::{platform, timer};
 
+const ID: usize = 0x20;
 const SPURIOUS_VECTOR: usize = 0xf0;
 const END_OF_INTERRUPT: usize = 0xb0;
 const LVT_TIMER: usize = 0x320;
@@ -145,5 +149,22 @@ pub(super) fn handle_timer() {
     } else if deadline.as_nanos() != u64::MAX {
         count_towards(deadline);
     }
+    write(END_OF_INTERRUPT, 0);
+}
+
+/// What a device writes to raise the vector of message `index`.
+pub(crate) fn message(index: u8) -> Option<Message> {
+    const MESSAGE_AREA: u64 = 0xfee0_0000;
+    let id = APIC.get()?.registers.read::<u32>(ID).ok()? >> 24;
+    let vector = FIRST_MESSAGE.checked_add(index)?;
+    Some(Message {
+        address: PhysAddr::new(MESSAGE_AREA | u64::from(id) << 12),
+        data: vector.into(),
+    })
+}
+
+/// The interrupt of message `index`.
+pub(super) fn handle_message(index: u8) {
+    interrupts::handle_message(index);
     write(END_OF_INTERRUPT, 0);
 }

@@ -23,6 +23,9 @@ global_asm!(include_str!("interrupts.s"), dispatch = sym dispatch);
 pub(super) const TIMER: u8 = 0x30;
 /// Vector for interrupts that a hypervisor raises without any controller.
 pub const EVENT_VECTOR: u8 = 0x31;
+/// First of the vectors of messages.
+pub(super) const FIRST_MESSAGE: u8 = 0x40;
+const LAST_MESSAGE: u8 = 0x4f;
 /// Vector of interrupts that turn out to be none.
 pub(super) const SPURIOUS: u8 = 0xff;
 /// First of the 16 vectors of the interrupt controllers' lines.
@@ -162,6 +165,7 @@ extern "C" fn dispatch(frame: &Frame) {
         LINES..TIMER => pic::handle(vector - LINES),
         TIMER => apic::handle_timer(),
         EVENT_VECTOR => interrupts::handle_event(),
+        FIRST_MESSAGE..=LAST_MESSAGE => apic::handle_message(vector - FIRST_MESSAGE),
         SPURIOUS => {}
         _ => fault(frame),
     }

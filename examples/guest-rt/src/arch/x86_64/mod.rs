@@ -42,15 +42,15 @@ mod start_info;
 #[expect(unsafe_code, reason = "enters the hypervisor")]
 mod xen;
 
-pub(crate) use apic::{arm_timer, disarm_timer};
+pub(crate) use apic::{arm_timer, disarm_timer, message};
 pub(crate) use idle::halt_unless;
 pub(crate) use idt::interrupts_taken;
 pub(crate) use paging::{map_device, map_shared};
-pub(crate) use pic::unmask;
+pub(crate) use pic::{LINES, unmask};
 pub(crate) use ram::{fill_frame, frame_holds};
 pub(crate) use serial::{CONSOLE_LINE, Serial, emergency_serial};
 
 pub use boot::{exit_failure, exit_success};
 pub use clock::now;
 pub use idt::EVENT_VECTOR;
-pub use pci::{Ports, pci_bus};
+pub use pci::{Ports as PciConfig, pci_bus};

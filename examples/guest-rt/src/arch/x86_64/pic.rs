@@ -1,10 +1,14 @@
 //! The two 8259 interrupt controllers: 16 lines, routed by firmware on `pc` and
-//! `q35` alike. Every line is masked until somebody listens.
+//! `q35`, by the board itself on `microvm`. Every line is masked until somebody
+//! listens.
 
-use super::idt::LINES;
+use super::idt::LINES as FIRST_VECTOR;
 use super::port::Register;
-use crate::interrupts;
+use crate::interrupts::{self, Trigger};
 use crate::pci::InterruptLine;
+
+/// Inputs of the two.
+pub(crate) const LINES: usize = 16;
 
 // SAFETY: the controllers do not access memory; so for the three below.
 const FIRST_COMMAND: Register<u8> = unsafe { Register::new(0x20) };
@@ -14,6 +18,10 @@ const FIRST_DATA: Register<u8> = unsafe { Register::new(0x21) };
 const SECOND_COMMAND: Register<u8> = unsafe { Register::new(0xa0) };
 // SAFETY: as above.
 const SECOND_DATA: Register<u8> = unsafe { Register::new(0xa1) };
+// SAFETY: selects how lines are sampled; so for the one below.
+const FIRST_LEVEL: Register<u8> = unsafe { Register::new(0x4d0) };
+// SAFETY: as above.
+const SECOND_LEVEL: Register<u8> = unsafe { Register::new(0x4d1) };
 
 /// Line of the first controller at which the second one hangs.
 const CASCADE: u8 = 2;
@@ -26,8 +34,8 @@ pub(super) fn start() {
     const MODE_8086: u8 = 0x01;
     FIRST_COMMAND.write(INIT_WITH_ICW4);
     SECOND_COMMAND.write(INIT_WITH_ICW4);
-    FIRST_DATA.write(LINES);
-    SECOND_DATA.write(LINES + 8);
+    FIRST_DATA.write(FIRST_VECTOR);
+    SECOND_DATA.write(FIRST_VECTOR + 8);
     FIRST_DATA.write(1 << CASCADE);
     SECOND_DATA.write(CASCADE);
     FIRST_DATA.write(MODE_8086);
@@ -37,12 +45,19 @@ pub(super) fn start() {
 }
 
 /// Lets interrupts of `line` through.
-pub(crate) fn unmask(line: InterruptLine) {
-    let (data, bit) = match line.get() {
-        line @ 0..8 => (FIRST_DATA, line),
-        line => (SECOND_DATA, line - 8),
+pub(crate) fn unmask(line: InterruptLine, trigger: Trigger) {
+    let (data, level, bit) = match line.get() {
+        line @ 0..8 => (FIRST_DATA, FIRST_LEVEL, 1 << line),
+        line @ 8..16 => (SECOND_DATA, SECOND_LEVEL, 1 << (line - 8)),
+        _ => return,
     };
-    critical_section::with(|_| data.write(data.read() & !(1 << bit)));
+    critical_section::with(|_| {
+        match trigger {
+            Trigger::Edge => level.write(level.read() & !bit),
+            Trigger::Level => level.write(level.read() | bit),
+        }
+        data.write(data.read() & !bit);
+    });
 }
 
 /// An interrupt of `line`, 0 to 15.

@@ -10,13 +10,15 @@ use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 
+use crate::interrupts::Trigger;
 use crate::pci::InterruptLine;
 
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
 
-/// Where COM1 interrupts.
-pub(crate) const CONSOLE_LINE: Option<InterruptLine> = InterruptLine::new(4);
+/// Where COM1 interrupts, and how.
+pub(crate) const CONSOLE_LINE: (Option<InterruptLine>, Trigger) =
+    (InterruptLine::new(4), Trigger::Edge);
 
 /// Looks at a full transmitter before it counts as stalled: about a second on
 /// an emulated port, where each look leaves the guest.

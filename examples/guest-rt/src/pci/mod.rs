@@ -1,9 +1,16 @@
 //! PCI configuration space: devices of bus 0, their BARs and capabilities.
 //!
 //! Firmware has placed the BARs and routed the interrupt lines; this module
-//! reads what it did and turns the device on. It never moves anything.
+//! reads what it did and turns the device on. Where there is no firmware, the
+//! architecture's boot code does its part first: [`Bus::place`].
+
+mod msix;
+mod place;
 
 use crate::memory::{PhysAddr, PhysRange};
+
+pub use msix::{Message, Msix, MsixError};
+pub use place::Pin;
 
 /// Place of a device function on bus 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +28,11 @@ impl Slot {
         } else {
             None
         }
+    }
+
+    /// Every place there is.
+    fn all() -> impl Iterator<Item = Self> {
+        (0..32).flat_map(|device| (0..8).map(move |function| Self { device, function }))
     }
 
     /// Device number, 0 to 31.
@@ -77,19 +89,23 @@ pub struct Capability {
     pub offset: u8,
 }
 
-/// The input of the interrupt controller a function's INTx pin leads to.
+/// An input of the interrupt controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct InterruptLine(u8);
 
 impl InterruptLine {
-    /// `None` for 16 and above: such inputs do not exist.
+    /// `None` for 255, which says that there is none.
     #[must_use]
     pub const fn new(line: u8) -> Option<Self> {
-        if line < 16 { Some(Self(line)) } else { None }
+        if line == u8::MAX {
+            None
+        } else {
+            Some(Self(line))
+        }
     }
 
-    /// The bare number, 0 to 15.
+    /// The bare number, 0 to 254.
     #[must_use]
     pub const fn get(self) -> u8 {
         self.0
@@ -124,23 +140,19 @@ impl<C: ConfigSpace> Bus<C> {
 
     /// The first function on bus 0 for which `wanted` holds.
     pub fn find(&mut self, mut wanted: impl FnMut(DeviceId) -> bool) -> Option<Slot> {
-        for device in 0..32 {
-            let header = Slot {
-                device,
-                function: 0,
-            };
-            if self.id(header).is_none() {
-                continue;
-            }
-            let multi = self.config.read(header, HEADER) & HEADER_MULTIFUNCTION != 0;
-            for function in 0..if multi { 8 } else { 1 } {
-                let slot = Slot { device, function };
-                if self.id(slot).is_some_and(&mut wanted) {
-                    return Some(slot);
-                }
-            }
-        }
-        None
+        Slot::all().find(|&slot| self.is_decoded(slot) && self.id(slot).is_some_and(&mut wanted))
+    }
+
+    /// Whether a function may be there: one with a single function may answer
+    /// for all eight.
+    fn is_decoded(&mut self, slot: Slot) -> bool {
+        let first = Slot {
+            function: 0,
+            ..slot
+        };
+        slot.function == 0
+            || (self.id(first).is_some()
+                && self.config.read(first, HEADER) & HEADER_MULTIFUNCTION != 0)
     }
 
     /// Who is in `slot`.
@@ -182,6 +194,13 @@ impl<C: ConfigSpace> Bus<C> {
     /// Sizing switches decoding off for a moment: call it before the driver
     /// runs.
     pub fn memory_bar(&mut self, slot: Slot, index: BarIndex) -> Option<PhysRange> {
+        let MemoryBar { base, bytes, .. } = self.size_bar(slot, index)?;
+        Some(PhysRange::sized(PhysAddr::new(base), bytes))
+            .filter(|range| base != 0 && range.bytes() == bytes)
+    }
+
+    /// What a BAR says of itself, placed or not.
+    fn size_bar(&mut self, slot: Slot, index: BarIndex) -> Option<MemoryBar> {
         let offset = BAR0 + index.0 * 4;
         let low = self.config.read(slot, offset);
         if low & 1 != 0 {
@@ -205,9 +224,11 @@ impl<C: ConfigSpace> Bus<C> {
         let base = u64::from(high) << 32 | u64::from(low & !0xf);
         let mask = u64::from(high_mask) << 32 | u64::from(low_mask & !0xf);
         let bytes = (!mask).checked_add(1)?;
-        (low_mask & !0xf != 0 || (wide && high_mask != 0))
-            .then_some(PhysRange::sized(PhysAddr::new(base), bytes))
-            .filter(|range| base != 0 && range.bytes() == bytes)
+        (low_mask & !0xf != 0 || (wide && high_mask != 0)).then_some(MemoryBar {
+            base,
+            bytes,
+            wide,
+        })
     }
 
     /// A BAR word's content, and what it reads as with all address bits set.
@@ -231,6 +252,15 @@ impl<C: ConfigSpace> Bus<C> {
             left: 48,
         }
     }
+}
+
+/// A memory BAR.
+#[derive(Clone, Copy, Debug)]
+struct MemoryBar {
+    base: u64,
+    bytes: u64,
+    /// It takes two words.
+    wide: bool,
 }
 
 /// Iterator of [`Bus::capabilities`].
@@ -258,134 +288,4 @@ impl<C: ConfigSpace> Iterator for Capabilities<'_, C> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::vec::Vec;
-
-    /// One device in slot 3, function 0.
-    struct Fake {
-        words: [u32; 64],
-        masks: [u32; 6],
-    }
-
-    impl Fake {
-        fn new() -> Self {
-            let mut words = [0; 64];
-            words[0] = 0x1045_1af4;
-            words[1] = STATUS_CAPABILITIES;
-            Self {
-                words,
-                masks: [0; 6],
-            }
-        }
-    }
-
-    impl ConfigSpace for Fake {
-        fn read(&mut self, slot: Slot, offset: u8) -> u32 {
-            if slot.device != 3 || slot.function != 0 {
-                return u32::MAX;
-            }
-            self.words[usize::from(offset / 4)]
-        }
-
-        fn write(&mut self, _slot: Slot, offset: u8, value: u32) {
-            let word = usize::from(offset / 4);
-            if (4..10).contains(&word) {
-                let mask = self.masks[word - 4];
-                let fixed = self.words[word] & 0xf & !mask;
-                self.words[word] = value & mask | fixed;
-            } else {
-                self.words[word] = value;
-            }
-        }
-    }
-
-    fn slot(bus: &mut Bus<Fake>) -> Slot {
-        bus.find(|id| {
-            id == DeviceId {
-                vendor: 0x1af4,
-                device: 0x1045,
-            }
-        })
-        .unwrap()
-    }
-
-    #[test]
-    fn finds_the_device_and_nothing_else() {
-        let mut bus = Bus::new(Fake::new());
-        assert_eq!(slot(&mut bus), Slot::new(3, 0).unwrap());
-        assert_eq!(bus.find(|id| id.vendor == 0x8086), None);
-    }
-
-    #[test]
-    fn wide_bars_far_up_are_read_and_left_as_they_were() {
-        let mut fake = Fake::new();
-        fake.words[8] = 0x0000_400c;
-        fake.words[9] = 0xc0;
-        fake.masks[4] = 0xffff_c000;
-        fake.masks[5] = 0xffff_ffff;
-        let mut bus = Bus::new(fake);
-        let slot = slot(&mut bus);
-        let bar = bus.memory_bar(slot, BarIndex::new(4).unwrap()).unwrap();
-        assert_eq!((bar.start().get(), bar.bytes()), (0xc0_0000_4000, 0x4000));
-        assert_eq!(bus.read(slot, 0x20), 0x0000_400c);
-        assert_eq!(bus.read(slot, 0x24), 0xc0);
-    }
-
-    #[test]
-    fn narrow_port_and_unused_bars() {
-        let mut fake = Fake::new();
-        fake.words[4] = 0xfebd_1000;
-        fake.masks[0] = 0xffff_f000;
-        fake.words[5] = 0xc001;
-        let mut bus = Bus::new(fake);
-        let slot = slot(&mut bus);
-        let bar = bus.memory_bar(slot, BarIndex::new(0).unwrap()).unwrap();
-        assert_eq!((bar.start().get(), bar.bytes()), (0xfebd_1000, 0x1000));
-        assert_eq!(bus.memory_bar(slot, BarIndex::new(1).unwrap()), None);
-        assert_eq!(bus.memory_bar(slot, BarIndex::new(2).unwrap()), None);
-        // A wide BAR in the last place has no upper half.
-        bus.config.words[9] = 0x4;
-        assert_eq!(bus.memory_bar(slot, BarIndex::new(5).unwrap()), None);
-    }
-
-    #[test]
-    fn capability_lists_end_even_when_they_bite_their_tail() {
-        let mut fake = Fake::new();
-        fake.words[13] = 0x40;
-        fake.words[16] = 0x0000_4809;
-        fake.words[18] = 0x0000_0011;
-        let mut bus = Bus::new(fake);
-        let slot = slot(&mut bus);
-        let found: Vec<_> = bus
-            .capabilities(slot)
-            .map(|cap| (cap.id, cap.offset))
-            .collect();
-        assert_eq!(found, [(9, 0x40), (0x11, 0x48)]);
-        bus.config.words[18] = 0x0000_4011;
-        assert_eq!(bus.capabilities(slot).count(), 48);
-        bus.config.words[1] = 0;
-        assert_eq!(bus.capabilities(slot).count(), 0);
-    }
-
-    #[test]
-    fn enabling_turns_on_memory_and_dma() {
-        let mut bus = Bus::new(Fake::new());
-        let slot = slot(&mut bus);
-        bus.config.words[1] |= COMMAND_NO_INTX;
-        bus.enable(slot);
-        assert_eq!(bus.read(slot, COMMAND), COMMAND_MEMORY | COMMAND_MASTER);
-    }
-
-    #[test]
-    fn interrupt_lines_out_of_range_are_refused() {
-        let mut bus = Bus::new(Fake::new());
-        let slot = slot(&mut bus);
-        bus.config.words[15] = 0x0000_010b;
-        assert_eq!(bus.interrupt_line(slot).map(InterruptLine::get), Some(11));
-        bus.config.words[15] = 0x0000_000b;
-        assert_eq!(bus.interrupt_line(slot), None);
-        bus.config.words[15] = 0x0000_01ff;
-        assert_eq!(bus.interrupt_line(slot), None);
-    }
-}
+mod tests;
