@@ -292,7 +292,7 @@ impl Guest {
             let step = self
                 .engine
                 .step(&mut self.host, &mut self.source, self.now, budget);
-            while self.engine.take_event().is_some() {}
+            self.engine.drain_events(drop);
             step
         })
     }

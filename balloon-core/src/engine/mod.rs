@@ -234,9 +234,21 @@ impl<const N: usize> Engine<N> {
         }
     }
 
-    /// What happened since the last call, oldest first; eight events are kept.
-    pub fn take_event(&mut self) -> Option<Event> {
-        self.events.take()
+    /// Shows an observer what happened since the last call, oldest first.
+    ///
+    /// To be called after a step or a relief, when and where it may take a while:
+    /// sixteen events are kept, and [`Event::Lost`] says how many were not.
+    ///
+    /// ```
+    /// # use balloon_core::{Engine, Policy, Shared};
+    /// # static SHARED: Shared = Shared::new();
+    /// # let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
+    /// engine.drain_events(|event| println!("{event}"));
+    /// # #[cfg(feature = "log")]
+    /// engine.drain_events(balloon_core::Event::log); // with the feature `log` or `defmt`
+    /// ```
+    pub fn drain_events(&mut self, observer: impl FnMut(Event)) {
+        self.events.drain(observer);
     }
 
     /// The size to go for: the target, clamped and rounded.

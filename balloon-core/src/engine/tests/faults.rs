@@ -40,8 +40,6 @@ impl Faulty {
     /// Steps when asked to, until nothing is to be done any more.
     fn settle(&mut self) {
         for _ in 0..100 {
-            self.step();
-            // The interrupt for what the host has answered by now.
             let step = self.step();
             match step.wake_at {
                 _ if step.more => {}

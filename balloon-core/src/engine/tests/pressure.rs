@@ -324,9 +324,7 @@ fn events_tell_the_story() {
     let mut rig = Rig::new(FakeHost::bulk(), 1000);
     rig.inflate_to(100);
     let mut events = Vec::new();
-    while let Some(event) = rig.engine.take_event() {
-        events.push(event);
-    }
+    rig.engine.drain_events(|event| events.push(event));
     assert_eq!(events.first(), Some(&Event::Target(FrameCount::new(100))));
     assert_eq!(events.last(), Some(&Event::Progress(Progress::Reached)));
 }

@@ -73,9 +73,7 @@ impl Rig {
     fn run_or_wait(&mut self) -> Step {
         for _ in 0..10_000 {
             let step = self.step(Budget::LARGE);
-            // An answer comes with an interrupt.
-            let answers = self.host.waiting() > 0 && self.host.answers != Answers::WhenTold;
-            if !step.more && !answers {
+            if !step.more {
                 return step;
             }
         }
