@@ -3,9 +3,8 @@
 //! The bit *is* the ownership. Who sets it (from clear) has put the block into a cache, who clears
 //! it (from set) has taken it out, whatever the cache's slots say: they are only hints where to
 //! look. So a remote CPU may drain a cache while its owner pops from it, and every block still
-//! goes to exactly one of them; and the second free of a block that waits in a cache fails on any
-//! CPU. A free that races with another one of the same block which goes to the zone at that very
-//! moment (under the lock, or cached and drained at once) is not excluded by the bit.
+//! goes to exactly one of them; and the second free of a block fails on any CPU. How that holds
+//! beside frees that go to the zone under its lock is told in `zone::front`.
 //!
 //! Neighbouring words lie in different cache lines: CPUs that were handed neighbouring batches of
 //! frames would otherwise write to one line all the time. The price is that the bits of a span take
@@ -72,16 +71,44 @@ impl<'m> CachedBits<'m> {
         self.bit(usize::try_from(frame.wrapping_sub(self.base)).ok()?)
     }
 
-    /// Takes a block out of whatever cache it is in. False if it is in none (any more).
-    #[inline(always)]
-    pub(crate) fn claim(&self, entry: usize) -> bool {
-        self.bit(entry).is_some_and(Bit::claim)
+    /// Whether there are no caches.
+    #[inline]
+    pub(crate) const fn is_none(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Takes the block that starts at a frame out of whatever cache it is in. False if it is in none
+    /// (any more).
+    #[inline]
+    pub(crate) fn claim(&self, frame: u64) -> bool {
+        self.bit_of(frame).is_some_and(Bit::claim)
     }
 
     /// Whether the block that starts at a frame waits in a cache.
     #[inline]
     pub(crate) fn is_set(&self, frame: u64) -> bool {
-        self.bit_of(frame).is_some_and(|bit| bit.is_set())
+        self.bit_of(frame)
+            .is_some_and(|bit| bit.word.load(Ordering::Relaxed) & bit.mask() != 0)
+    }
+
+    /// As [`is_set`](Self::is_set); who sets the bit later sees what the caller wrote before.
+    pub(crate) fn is_set_after_all(&self, frame: u64) -> bool {
+        self.bit_of(frame)
+            .is_some_and(|bit| bit.word.fetch_or(0, Ordering::AcqRel) & bit.mask() != 0)
+    }
+
+    /// Puts all pieces of `2^order` frames of a block into a cache.
+    pub(crate) fn put_pieces(&self, frame: u64, block: u32, order: u32) {
+        let pieces = (frame..frame + (1 << block)).step_by(1 << order);
+        let mut bits = pieces.filter_map(|frame| self.bit_of(frame)).peekable();
+        while let Some(bit) = bits.next() {
+            // Those in one word at once.
+            let mut mask = bit.mask();
+            while let Some(more) = bits.next_if(|more| core::ptr::eq(more.word, bit.word)) {
+                mask |= more.mask();
+            }
+            bit.word.fetch_or(mask, Ordering::AcqRel);
+        }
     }
 }
 
@@ -114,11 +141,6 @@ impl Bit<'_> {
     #[inline(always)]
     pub(crate) fn claim(self) -> bool {
         self.word.fetch_and(!self.mask(), Ordering::AcqRel) & self.mask() != 0
-    }
-
-    #[inline]
-    pub(crate) fn is_set(self) -> bool {
-        self.word.load(Ordering::Relaxed) & self.mask() != 0
     }
 }
 

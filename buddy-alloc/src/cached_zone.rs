@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::cache::{CpuCache, class_of, orders};
-use crate::cached_bits::{self, Bit, CachedBits};
+use crate::cached_bits::{self, CachedBits};
 use crate::error::{AllocError, AtError, ConfigError, FreeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::lock::Lock;
@@ -42,7 +42,8 @@ const BATCH: usize = 32;
 /// Naming a wrong CPU, or being interrupted by another allocation on the same CPU, may strand a
 /// block in a cache until [`recover`](Self::recover); it never hands a block to two owners.
 ///
-/// All checks of [`Zone::free`] hold here, for blocks that wait in a cache too.
+/// All checks of [`Zone::free`] hold here, for blocks that wait in a cache too; of two frees of one
+/// block at the same moment one is refused.
 pub struct CachedZone<'m, L, const CPUS: usize> {
     lock: L,
     nodes: NodeView<'m>,
@@ -165,10 +166,20 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         if !bit.put() {
             return Some(Err(FreeError::DoubleFree));
         }
+        if !self.nodes.is_used_head(entry, order) {
+            return Some(self.refused(entry, order));
+        }
         if !cache.push(class, entry) {
             self.push_drained(cache, class, entry);
         }
         Some(Ok(()))
+    }
+
+    /// Another free of the block was quicker, or is about to be.
+    #[cold]
+    fn refused(&self, entry: usize, order: u32) -> Result<(), FreeError> {
+        let frame = self.nodes.frame(entry);
+        self.lock.with(|zone| zone.refused_free(frame, order))
     }
 
     /// As [`Zone::allocate_at`]; drains the caches if the block is not free at once.
@@ -209,9 +220,8 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         let span = self.nodes.span();
         self.lock.with(|zone| {
             for frame in span.start().get()..span.end().get() {
-                let entry = self.nodes.entry(frame);
-                if self.bits.is_set(frame) && self.bits.claim(entry) {
-                    zone.free_claimed(frame);
+                if let Some(block) = zone.evict(frame) {
+                    zone.release_used(block);
                 }
             }
         });
@@ -245,7 +255,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     }
 
     /// A leftover entry whose frame heads a block of another order by now, waiting in another
-    /// cache. It has just become ours.
+    /// cache; or one that a drain is about to take. It has just become ours.
     #[cold]
     fn release_claimed(&self, number: u64) {
         self.lock.with(|zone| zone.free_claimed(number));
@@ -275,10 +285,8 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
             && let Some(cache) = self.caches.get(cpu.0 as usize)
             && preference != Preference::Untouched
         {
-            while let Some(entry) = cache.pop(class) {
-                if let Some(frame) = self.claim(entry, number) {
-                    return Ok(frame);
-                }
+            if let Some(frame) = self.pop_any(cache, class, order) {
+                return Ok(frame);
             }
             return self.refill(cache, class, order, preference);
         }
@@ -298,18 +306,27 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         let found = found.get_mut(..batch as usize).unwrap_or_default();
         let taken = self
             .lock
-            .with(|zone| zone.allocate_batch(order, preference, found));
-        let mut found = found.iter().take(taken);
-        let Some(&first) = found.next() else {
-            return self.allocate_drained(order, preference);
-        };
+            .with(|zone| zone.fill_cache(order, preference, found));
         // The first one found is the first to be popped.
-        for entry in found.rev().map(|&number| self.nodes.entry(number)) {
-            if self.bits.bit(entry).is_some_and(Bit::put) {
-                cache.push(class, entry);
+        let found = found.get(..taken).unwrap_or_default();
+        for &number in found.iter().rev() {
+            cache.push(class, self.nodes.entry(number));
+        }
+        match self.pop_any(cache, class, order) {
+            Some(frame) => Ok(frame),
+            None => self.allocate_drained(order, preference),
+        }
+    }
+
+    /// The newest block in a CPU's cache whose entry is good.
+    #[inline]
+    fn pop_any(&self, cache: &CpuCache, class: usize, order: Order) -> Option<Frame> {
+        while let Some(entry) = cache.pop(class) {
+            if let Some(frame) = self.claim(entry, u32::from(order.get())) {
+                return Some(frame);
             }
         }
-        Ok(Frame::new(first))
+        None
     }
 
     fn allocate_locked(&self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
@@ -350,10 +367,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         // Neighbours are released together: they need not be merged one by one.
         let mut run = FrameRange::new(Frame::new(0), FrameCount::ZERO);
         for entry in (0..count).filter_map(|index| cache.get(class, index)) {
-            if !self.bits.claim(entry) {
-                continue;
-            }
-            let Some(block) = zone.unhold_claimed(self.nodes.frame(entry)) else {
+            let Some(block) = zone.evict(self.nodes.frame(entry)) else {
                 continue;
             };
             run = if block.start() == run.end() {

@@ -50,10 +50,12 @@ pub(crate) enum Kind {
     Told = 5,
     /// Given to the host as a range it discards.
     Bulk = 6,
+    /// On the way out of `Used`, under the lock, until it is certain that no CPU cache has it.
+    Leaving = 7,
 }
 
 impl Kind {
-    pub(crate) const COUNT: usize = 7;
+    pub(crate) const COUNT: usize = 8;
 
     const fn from_bits(bits: u64) -> Self {
         match bits & 15 {
@@ -63,6 +65,7 @@ impl Kind {
             4 => Self::Taken,
             5 => Self::Told,
             6 => Self::Bulk,
+            7 => Self::Leaving,
             _ => Self::None,
         }
     }
@@ -292,6 +295,7 @@ mod tests {
         Kind::Taken,
         Kind::Told,
         Kind::Bulk,
+        Kind::Leaving,
     ];
 
     /// Every state a pair can be in; free ones with links that set all of their bits.

@@ -16,10 +16,13 @@ use core::sync::atomic::Ordering::Relaxed;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cells<'m> {
     words: &'m [Word],
+    /// Touched by every store and every read without the lock, so that models try each order.
+    #[cfg(loom)]
+    order: &'m crate::sync::AtomicU32,
 }
 
 impl<'m> Cells<'m> {
-    pub(crate) const fn new(memory: &'m mut [u64]) -> Self {
+    pub(crate) fn new(memory: &'m mut [u64]) -> Self {
         const {
             assert!(size_of::<Word>() == size_of::<u64>());
             assert!(align_of::<Word>() <= align_of::<u64>());
@@ -29,7 +32,16 @@ impl<'m> Cells<'m> {
         // SAFETY: `memory` is exclusively borrowed for 'm and given up here. `Word` has the size
         // of u64, at most its alignment (both asserted above), and every bit pattern is valid.
         let words = unsafe { core::slice::from_raw_parts(start, len) };
-        Self { words }
+        Self {
+            words,
+            #[cfg(loom)]
+            order: std::boxed::Box::leak(std::boxed::Box::new(crate::sync::AtomicU32::new(0))),
+        }
+    }
+
+    #[cfg(loom)]
+    fn touch(&self) {
+        self.order.fetch_add(1, Relaxed);
     }
 
     /// Asks for the cache line of a word.
@@ -54,6 +66,8 @@ impl<'m> Cells<'m> {
     #[cfg(target_pointer_width = "64")]
     #[inline]
     pub(crate) fn store(&self, index: usize, value: u64) {
+        #[cfg(loom)]
+        self.touch();
         if let Some(word) = self.words.get(index) {
             word.store(value, Relaxed);
         }
@@ -63,6 +77,8 @@ impl<'m> Cells<'m> {
     #[cfg(target_pointer_width = "64")]
     #[inline]
     pub(crate) fn load_upper(&self, index: usize) -> u64 {
+        #[cfg(loom)]
+        self.touch();
         self.load(index)
     }
 

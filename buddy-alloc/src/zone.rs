@@ -9,6 +9,7 @@ mod alloc;
 mod balloon;
 mod compact;
 mod free;
+mod front;
 mod look;
 mod report;
 mod sink;
@@ -21,6 +22,7 @@ pub use add::Backing;
 pub use alloc::Preference;
 pub use balloon::{GivePath, TakeAsk, TakeStop};
 pub use compact::RegionUse;
+pub(crate) use front::NodeView;
 pub use report::{Isolated, ReportAsk, ReportCursor};
 pub use sink::{RangeBuf, RangeSink};
 pub use stats::{BlockState, FreeBlock, State, Stats};
@@ -200,20 +202,6 @@ impl<'m> Zone<'m> {
         Order::raw(self.regions.order())
     }
 
-    /// A view of the nodes for readers without the lock.
-    pub(crate) const fn nodes(&self) -> NodeView<'m> {
-        NodeView {
-            nodes: self.nodes,
-            span: self.span,
-            base: self.base_pair * 2,
-        }
-    }
-
-    /// From now on blocks whose bit is set count as free when someone frees them.
-    pub(crate) const fn attach(&mut self, cached: CachedBits<'m>) {
-        self.cached = cached;
-    }
-
     /// Node of a frame inside the span.
     #[inline]
     #[expect(
@@ -366,6 +354,9 @@ impl<'m> Zone<'m> {
     fn mark_range(&mut self, start: u64, end: u64, kind: Kind) {
         for (frame, order) in self.blocks_of(start, end) {
             self.mark(frame, order, kind);
+            if matches!(kind, Kind::Used) {
+                self.cached.claim(frame);
+            }
         }
         self.add_held(kind, end - start);
     }
@@ -483,52 +474,6 @@ impl<'m> Zone<'m> {
         for (frame, order) in self.blocks_of(start, end) {
             let hot = hot && self.populated.any(frame, order);
             self.list(frame, order, hot);
-        }
-    }
-}
-
-/// What CPU caches see of a zone without its lock. Frames are entries here: counted from the first
-/// pair of the zone.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NodeView<'m> {
-    nodes: Nodes<'m>,
-    span: FrameRange,
-    /// Frame of entry 0.
-    base: u64,
-}
-
-impl NodeView<'_> {
-    pub(crate) const fn span(&self) -> FrameRange {
-        self.span
-    }
-
-    /// Entry of a frame; a frame before the zone is beyond all entries.
-    #[inline]
-    pub(crate) fn entry(&self, frame: u64) -> usize {
-        usize::try_from(frame.wrapping_sub(self.base)).unwrap_or(usize::MAX)
-    }
-
-    #[inline]
-    pub(crate) const fn frame(&self, entry: usize) -> u64 {
-        self.base + entry as u64
-    }
-
-    /// Whether a used block of this order starts at an entry. Stable for the owner of the block;
-    /// false beyond the end of the zone.
-    #[inline(always)]
-    pub(crate) fn is_used_head(&self, entry: usize, order: u32) -> bool {
-        let node = self.nodes.peek(entry / 2);
-        node.is_used_head(entry % 2 == 1, order)
-    }
-
-    /// Asks for the cache lines that the release of a block needs besides its own: those of its
-    /// buddy's neighbours in their list.
-    #[inline]
-    pub(crate) fn prefetch_release(&self, entry: usize, order: u32) {
-        let buddy = entry ^ (1 << order);
-        let node = self.nodes.peek(buddy / 2);
-        if node.is_free_head(buddy % 2 == 1, order) {
-            self.nodes.prefetch_neighbours(node);
         }
     }
 }

@@ -128,3 +128,161 @@ fn loom_the_content_is_handed_over() {
         thread.join().unwrap();
     });
 }
+
+/// A front of two frames, both used: one to free, its neighbour to keep it from merging.
+fn front_in_use() -> (Arc<Front>, Frame) {
+    let front = front(2);
+    let frame = Frame::new(0);
+    for number in 0..2 {
+        front.allocate_at(Frame::new(number), ONE).unwrap();
+    }
+    (front, frame)
+}
+
+/// One thread frees a used frame on its CPU, the other by `other_free`, and allocates a frame
+/// afterwards if `again`. However they meet, the frame has one owner at the end; and one of the
+/// frees is refused, unless the frame was allocated in between.
+fn two_frees(
+    again: bool,
+    other_free: impl Fn(&Front, Frame) -> Result<(), FreeError> + Copy + Send + Sync + 'static,
+) {
+    model(move || {
+        let (front, frame) = front_in_use();
+        let other = Arc::clone(&front);
+        let thread = loom::thread::spawn(move || {
+            let freed = other_free(&other, frame);
+            let found = again.then(|| other.allocate(CPUS[1], ONE, Preference::Any));
+            (freed, found.and_then(Result::ok))
+        });
+        let mine = front.free(CPUS[0], frame, ONE);
+        let (theirs, found) = thread.join().unwrap();
+        let told = [mine, theirs].contains(&Err(FreeError::DoubleFree));
+        assert!(told || found.is_some(), "{mine:?} and {theirs:?}");
+        assert!(mine.is_ok() || theirs.is_ok());
+        assert!(found.is_none_or(|found| found == frame));
+        front.drain_all();
+        let free = front.with(|zone| zone.free_frames().get());
+        assert_eq!(front.with(|zone| zone.stats().used.get()), 2 - free);
+        // A free that was not refused may have come after the allocation.
+        assert!(!told || free == u64::from(found.is_none()));
+        let mut last = front.free(CPUS[0], frame, ONE);
+        assert_eq!(
+            last.is_ok(),
+            free == 0,
+            "the owner can free it, nobody else"
+        );
+        last = front.free(CPUS[1], frame, ONE);
+        assert_eq!(last, Err(FreeError::DoubleFree));
+    });
+}
+
+#[test]
+fn loom_free_against_free_and_drain() {
+    let free = |front: &Front, frame| {
+        let answer = front.free(CPUS[1], frame, ONE);
+        front.drain(CPUS[1]);
+        answer
+    };
+    two_frees(false, free);
+    two_frees(true, free);
+}
+
+#[test]
+fn loom_free_against_a_free_under_the_lock() {
+    let free = |front: &Front, frame| front.with(|zone| zone.free(frame, ONE));
+    two_frees(false, free);
+    two_frees(true, free);
+}
+
+#[test]
+fn loom_free_against_a_free_of_the_range() {
+    let range = |frame| FrameRange::new(frame, FrameCount::new(1));
+    let free = move |front: &Front, frame| front.with(|zone| zone.free_range(range(frame)));
+    two_frees(false, free);
+    two_frees(true, free);
+}
+
+/// A second free that is refused leaves no trace: who was given the frame meanwhile can free it.
+#[test]
+fn loom_a_refused_free_does_not_harm_the_new_owner() {
+    for at_once in [false, true] {
+        model(move || {
+            let (front, frame) = front_in_use();
+            let other = Arc::clone(&front);
+            let thread = loom::thread::spawn(move || {
+                let freed = other.with(|zone| zone.free(frame, ONE));
+                let found = if at_once {
+                    other.with(|zone| zone.allocate_at(frame, ONE)).is_ok()
+                } else {
+                    other.allocate(CPUS[1], ONE, Preference::Any).is_ok()
+                };
+                (freed, found.then(|| other.free(CPUS[1], frame, ONE)))
+            });
+            let mine = front.free(CPUS[0], frame, ONE);
+            let (theirs, again) = thread.join().unwrap();
+            if mine.is_err() {
+                assert_eq!((theirs, again), (Ok(()), Some(Ok(()))));
+            }
+            front.drain_all();
+            front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(1)));
+        });
+    }
+}
+
+/// The range has a frame that is not in use: its free is refused as a whole, and the free of the
+/// good frame counts whenever it comes.
+#[test]
+fn loom_free_against_a_range_that_is_refused() {
+    model(|| {
+        let (front, frame) = front_in_use();
+        front.free(CPUS[0], Frame::new(1), ONE).unwrap();
+        let other = Arc::clone(&front);
+        let thread = loom::thread::spawn(move || {
+            let both = FrameRange::new(frame, FrameCount::new(2));
+            other.with(|zone| zone.free_range(both))
+        });
+        let mine = front.free(CPUS[1], frame, ONE);
+        assert_eq!(mine, Ok(()));
+        assert_eq!(thread.join().unwrap(), Err(FreeError::DoubleFree));
+        front.drain_all();
+        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
+    });
+}
+
+/// A block is split under the lock while another CPU frees it whole: one of the two is told.
+#[test]
+fn loom_free_against_split() {
+    model(|| {
+        let front = front(2);
+        let pair = Order::new(1).unwrap();
+        let block = front
+            .with(|zone| zone.allocate(pair, Preference::Any))
+            .unwrap();
+        let other = Arc::clone(&front);
+        let thread =
+            loom::thread::spawn(move || other.with(|zone| zone.split_block(block, pair, ONE)));
+        let freed = front.free(CPUS[0], block, pair);
+        let split = thread.join().unwrap();
+        assert_ne!(freed.is_ok(), split.is_ok(), "{freed:?} and {split:?}");
+        front.drain_all();
+        let free = if freed.is_ok() { 2 } else { 0 };
+        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(free)));
+    });
+}
+
+/// The owner of a frame frees it while another CPU still drains the cache it came from.
+#[test]
+fn loom_a_late_drain_refuses_nobody() {
+    model(|| {
+        let (front, frame) = front_in_use();
+        front.free(CPUS[0], frame, ONE).unwrap();
+        let other = Arc::clone(&front);
+        let thread = loom::thread::spawn(move || other.drain(CPUS[0]));
+        if front.allocate(CPUS[0], ONE, Preference::Any).is_ok() {
+            front.free(CPUS[0], frame, ONE).unwrap();
+        }
+        thread.join().unwrap();
+        front.drain_all();
+        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(1)));
+    });
+}

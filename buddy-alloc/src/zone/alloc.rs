@@ -90,6 +90,7 @@ impl Zone<'_> {
     #[inline]
     fn use_block(&mut self, frame: u64, order: u32, populated: u64) {
         self.mark(frame, order, Kind::Used);
+        self.cached.claim(frame);
         if populated != 1 << order {
             self.populated.fill(frame, order, true);
         }
@@ -250,10 +251,11 @@ impl Zone<'_> {
         }
     }
 
-    /// As many blocks of one order as `found` has places, as if allocated one after the other.
+    /// As many blocks of one order as `found` has places, as if allocated one after the other, for a
+    /// cache: their bits are set.
     ///
     /// Where a larger block has to be broken anyway, its pieces are marked without being listed.
-    pub(crate) fn allocate_batch(
+    pub(crate) fn fill_cache(
         &mut self,
         order: Order,
         preference: Preference,
@@ -274,6 +276,7 @@ impl Zone<'_> {
                 self.populated.fill(frame, larger, true);
             }
             self.add_held(Kind::Used, 1 << larger);
+            self.cached.put_pieces(frame, larger, order);
             for piece in 0..1 << (larger - order) {
                 let frame = frame + (piece << order);
                 self.mark(frame, order, Kind::Used);

@@ -16,7 +16,7 @@ impl Zone<'_> {
     pub fn free(&mut self, frame: Frame, order: Order) -> Result<(), FreeError> {
         let (start, order) = (frame.get(), u32::from(order.get()));
         let used = self.node(start).is_used_head(start % 2 == 1, order);
-        if !used || self.cached.is_set(start) {
+        if !used || !self.leave(start, order) {
             return Err(self.free_error(start));
         }
         if order != 0 {
@@ -76,6 +76,12 @@ impl Zone<'_> {
         if into > order {
             return Err(FreeError::WrongOrder);
         }
+        if into == order {
+            return Ok(());
+        }
+        if !self.leave(start, order) {
+            return Err(FreeError::DoubleFree);
+        }
         self.mark(start, order, Kind::None);
         for part in 0..1 << (order - into) {
             self.mark(start + (part << into), into, Kind::Used);
@@ -83,32 +89,9 @@ impl Zone<'_> {
         Ok(())
     }
 
-    /// Frees a used block of whatever order that the caller has just claimed from a CPU cache.
-    pub(crate) fn free_claimed(&mut self, frame: u64) {
-        if let Some(range) = self.unhold_claimed(frame) {
-            self.release_used(range);
-        }
-    }
-
-    /// The first half of [`free_claimed`](Self::free_claimed): the frames are nobody's then.
-    pub(crate) fn unhold_claimed(&mut self, frame: u64) -> Option<FrameRange> {
-        let Slot::Held(Kind::Used, order) = self.slot(frame) else {
-            return None;
-        };
-        self.unhold(frame, order, Kind::Used);
-        Some(FrameRange::raw(frame, frame + (1 << order)))
-    }
-
-    /// The second half, for neighbouring blocks at once.
-    pub(crate) fn release_used(&mut self, range: FrameRange) {
-        for (frame, order) in self.blocks_of(range.start().get(), range.end().get()) {
-            self.release(frame, order, 1 << order);
-        }
-    }
-
     /// Why `frame` cannot be freed as the start of a block of some order.
     #[cold]
-    fn free_error(&self, frame: u64) -> FreeError {
+    pub(super) fn free_error(&self, frame: u64) -> FreeError {
         match self.block_at(frame) {
             None => FreeError::Foreign,
             Some((_, _, Slot::Free(_) | Slot::Nothing)) => FreeError::DoubleFree,
@@ -117,28 +100,29 @@ impl Zone<'_> {
                 Kind::Reserved => FreeError::Reserved,
                 Kind::Isolated => FreeError::Isolated,
                 Kind::Taken | Kind::Told | Kind::Bulk => FreeError::Ballooned,
-                Kind::Used | Kind::None if head != frame => FreeError::Interior,
-                Kind::Used | Kind::None => FreeError::WrongOrder,
+                Kind::Used | Kind::Leaving | Kind::None if head != frame => FreeError::Interior,
+                Kind::Used | Kind::Leaving | Kind::None => FreeError::WrongOrder,
             },
         }
     }
 
     /// Forgets the head of a held block.
     #[inline]
-    fn unhold(&mut self, frame: u64, order: u32, kind: Kind) {
+    pub(super) fn unhold(&mut self, frame: u64, order: u32, kind: Kind) {
         self.mark(frame, order, Kind::None);
         self.drop_held(kind, 1 << order);
     }
 
     #[inline]
-    fn drop_held(&mut self, kind: Kind, frames: u64) {
+    pub(super) fn drop_held(&mut self, kind: Kind, frames: u64) {
         if let Some(held) = self.held.get_mut(kind as usize & (super::KINDS - 1)) {
             *held -= frames;
         }
     }
 
-    /// Checks that every frame of a range is held as `kind`; else the first that is not.
-    fn check_held(&self, start: u64, end: u64, kind: Kind) -> Result<(), u64> {
+    /// Checks that every frame of a range is held as `kind`, and says where the first block starts
+    /// and the last one ends; else the first frame that is not.
+    fn check_held(&self, start: u64, end: u64, kind: Kind) -> Result<(u64, u64), u64> {
         let Some((head, order, slot)) = self.block_at(start) else {
             return Err(start);
         };
@@ -154,21 +138,11 @@ impl Zone<'_> {
                 _ => return Err(at),
             }
         }
-        Ok(())
+        Ok((head, at))
     }
 
-    /// Makes `at` a border between held blocks, splitting the one around it.
-    fn split_held(&mut self, at: u64) {
-        if let Some((head, order, Slot::Held(kind, _))) = self.block_at(at)
-            && head != at
-        {
-            self.unhold(head, order, kind);
-            self.mark_range(head, at, kind);
-            self.mark_range(at, head + (1 << order), kind);
-        }
-    }
-
-    /// Takes a range out of the hands of `kind`, leaving it in nobody's.
+    /// Takes a range out of the hands of `kind`, leaving it in nobody's. What is left of the blocks
+    /// at its ends stays held.
     ///
     /// On refusal nothing is changed and the offending frame comes back.
     fn unhold_range(&mut self, range: FrameRange, kind: Kind) -> Result<(u64, u64), u64> {
@@ -176,16 +150,21 @@ impl Zone<'_> {
         if start == end {
             return Ok((start, start));
         }
-        self.check_held(start, end, kind)?;
-        self.split_held(start);
-        self.split_held(end);
-        let mut at = start;
+        let (head, tail) = self.check_held(start, end, kind)?;
+        if kind == Kind::Used {
+            self.leave_all(head, tail)?;
+        }
+        let mut at = head;
         while let Slot::Held(_, order) = self.slot(at)
-            && at < end
+            && at < tail
         {
-            self.unhold(at, order, kind);
+            self.mark(at, order, Kind::None);
             at += 1 << order;
         }
+        for (frame, order) in self.blocks_of(head, start).chain(self.blocks_of(end, tail)) {
+            self.mark(frame, order, kind);
+        }
+        self.drop_held(kind, end - start);
         Ok((start, end))
     }
 

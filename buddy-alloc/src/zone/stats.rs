@@ -152,7 +152,7 @@ impl Zone<'_> {
             Slot::Free(_) => State::Free,
             Slot::Held(kind, _) => match kind {
                 Kind::None => return None,
-                Kind::Used => State::Used,
+                Kind::Used | Kind::Leaving => State::Used,
                 Kind::Reserved => State::Reserved,
                 Kind::Isolated => State::Isolated,
                 Kind::Taken => State::InHand,
