@@ -15,7 +15,8 @@ pub struct Policy {
     pub round_to: Order,
     /// The balloon never grows beyond this, whatever the host asks.
     pub max_size: FrameCount,
-    /// Frames that stay free in the allocator: see [`page_table_reserve`].
+    /// Frames that stay free in the allocator, for page tables above all: see
+    /// [`page_table_reserve`].
     pub keep: FrameCount,
     /// A target missed by no more than this counts as reached.
     pub tolerance: FrameCount,
@@ -147,10 +148,21 @@ pub const fn floor(total: FrameCount) -> FrameCount {
 }
 
 /// L1 page-table frames a kernel needs to fall back from 2 MiB to 4 KiB
-/// mappings of `mapped` memory: one table for each 512 frames.
+/// mappings of `mapped` memory: one table for each 512 frames, rounded up.
 ///
-/// A kernel that maps with large pages puts this into [`Policy::keep`]: when a
-/// large page has to be split, the table must not be in the balloon.
+/// A kernel that maps with large pages puts this into [`Policy::keep`], less the
+/// tables it has already: when a large page has to be split, the table must not be
+/// in the balloon. The engine leaves so many frames free whatever the target, and
+/// so do migrations.
+///
+/// ```
+/// use balloon_core::{Bytes, Policy, page_table_reserve};
+///
+/// let memory = Bytes::new(8 << 30).frames();
+/// let mut policy = Policy::for_memory(memory);
+/// policy.keep = page_table_reserve(memory); // 16 MiB for 8 GiB
+/// assert_eq!(policy.keep.bytes(), Bytes::new(16 << 20));
+/// ```
 #[must_use]
 pub const fn page_table_reserve(mapped: FrameCount) -> FrameCount {
     FrameCount::new(mapped.get().div_ceil(Order::SUPERPAGE.frames().get()))

@@ -18,17 +18,31 @@ use crate::units::{FrameCount, FrameRange};
 /// let range = |start, count| FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap();
 /// let mut list = RemapList::<4>::new();
 /// list.push(range(512, 512));
-/// // The kernel remaps 200 frames of the first range, then comes back.
-/// assert_eq!(list.front(), Some(range(512, 512)));
+/// list.push(range(4096, 512));
+/// for range in list.iter() {
+///     println!("remap {} frames from {:#x}", range.count().get(), range.start().get());
+///     list.acknowledge(range);
+/// }
+/// assert_eq!((list.done().get(), list.remaining().get()), (1024, 0));
+///
+/// // A part at a time: 200 frames now, the others when there is time again.
+/// list.push(range(512, 512));
 /// list.acknowledge(range(512, 200));
 /// assert_eq!(list.front(), Some(range(712, 312)));
-/// assert_eq!(list.remaining(), FrameCount::new(312));
 /// ```
 #[derive(Clone, Debug)]
 pub struct RemapList<const K: usize> {
     /// Sorted, disjoint, not touching; the unused ones last.
-    ranges: [Option<FrameRange>; K],
+    ranges: [Option<Named>; K],
     done: FrameCount,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    range: FrameRange,
+    /// Some of it was named while it was named already: whoever is at work on it
+    /// may have begun before.
+    again: bool,
 }
 
 impl<const K: usize> RemapList<K> {
@@ -44,47 +58,66 @@ impl<const K: usize> RemapList<K> {
 
     /// Names a range whose mappings are to be renewed.
     pub fn push(&mut self, range: FrameRange) {
-        let mut range = range;
+        let mut named = Named {
+            range,
+            again: false,
+        };
         for place in &mut self.ranges {
-            if let Some(near) = place.filter(|near| touches(*near, range)) {
-                range = cover(near, range);
+            if let Some(near) = place.filter(|near| touches(near.range, named.range)) {
+                let overlap = near.range.intersection(range).is_some();
+                named.range = cover(near.range, named.range);
+                named.again |= near.again || overlap;
                 *place = None;
             }
         }
         if self.ranges.iter().all(Option::is_some) {
-            range = self.make_room(range);
+            self.make_room(&mut named);
         }
         if let Some(place) = self.ranges.iter_mut().find(|place| place.is_none()) {
-            *place = Some(range);
+            *place = Some(named);
         }
         self.sort();
     }
 
-    /// The next frames to remap: first frame and count.
-    #[must_use]
-    pub fn front(&self) -> Option<FrameRange> {
-        self.ranges.first().copied().flatten()
+    /// The frames to remap as of now, by rising address: first frame and count.
+    ///
+    /// It holds a copy: what it yields can be acknowledged, and more be named,
+    /// while it goes on.
+    pub fn iter(&self) -> impl Iterator<Item = FrameRange> + use<K> {
+        self.ranges.into_iter().flatten().map(|named| named.range)
     }
 
-    /// The frames of `done` are remapped: [`front`](Self::front) or its beginning,
-    /// as it was when they were read.
+    /// The first of them.
+    #[must_use]
+    pub fn front(&self) -> Option<FrameRange> {
+        self.iter().next()
+    }
+
+    /// The frames of `done` are remapped: a range of [`iter`](Self::iter) or its
+    /// beginning, as it was then.
     ///
-    /// If other ranges were named meanwhile and joined with it, the frames stay
-    /// to be remapped once more.
+    /// If they, or neighbours before them, were named meanwhile, they stay to be
+    /// remapped once more.
     pub fn acknowledge(&mut self, done: FrameRange) {
-        let named = |place: &&mut Option<FrameRange>| {
-            place.is_some_and(|range| range.start() == done.start())
-        };
-        let Some(place) = self.ranges.iter_mut().find(named) else {
+        let is_done = |named: &Named| named.range.start() == done.start();
+        let mut places = self.ranges.iter_mut();
+        let Some(place) = places.find(|place| place.as_ref().is_some_and(is_done)) else {
             return;
         };
-        let Some(range) = *place else { return };
-        let (head, tail) = range.split_at(done.count());
-        *place = tail;
-        self.done = self
-            .done
-            .saturating_add(head.map_or(FrameCount::ZERO, FrameRange::count));
-        self.sort();
+        match place {
+            Some(named) if named.again => named.again = false,
+            Some(Named { range, .. }) => {
+                let (head, tail) = range.split_at(done.count());
+                let head = head.map_or(FrameCount::ZERO, FrameRange::count);
+                self.done = self.done.saturating_add(head);
+                *place = tail.map(|range| Named {
+                    range,
+                    again: false,
+                });
+                self.sort();
+            }
+            None => {}
+        }
     }
 
     /// Frames acknowledged since the list was made.
@@ -96,28 +129,31 @@ impl<const K: usize> RemapList<K> {
     /// Frames not yet acknowledged.
     #[must_use]
     pub fn remaining(&self) -> FrameCount {
-        let counts = self.ranges.iter().flatten().map(|range| range.count());
+        let counts = self.iter().map(FrameRange::count);
         counts.fold(FrameCount::ZERO, FrameCount::saturating_add)
     }
 
     fn sort(&mut self) {
+        let start = |named: Named| named.range.start().get();
         self.ranges
-            .sort_unstable_by_key(|r| r.map_or(u64::MAX, |r| r.start().get()));
+            .sort_unstable_by_key(|place| place.map_or(u64::MAX, start));
     }
 
-    /// Joins the two nearest of the full list and `range`; what is left over.
-    fn make_room(&mut self, range: FrameRange) -> FrameRange {
+    /// Joins the newcomer with the nearest of the full list.
+    fn make_room(&mut self, newcomer: &mut Named) {
         let gap = |a: FrameRange, b: FrameRange| {
             b.start().get().saturating_sub(a.end().get())
                 + a.start().get().saturating_sub(b.end().get())
         };
-        let near = |place: &Option<FrameRange>| place.map_or(u64::MAX, |near| gap(near, range));
-        let nearest = self.ranges.iter_mut().min_by_key(|place| near(place));
-        // Joining with the newcomer keeps the others as they are; the cover may
-        // swallow none of them, since it only fills the gap to its neighbour.
-        nearest
-            .and_then(Option::take)
-            .map_or(range, |near| cover(near, range))
+        let distance = |place: &Option<Named>| {
+            place.map_or(u64::MAX, |named| gap(named.range, newcomer.range))
+        };
+        let nearest = self.ranges.iter_mut().min_by_key(|place| distance(place));
+        // The others stay as they are: the cover only fills the gap to its neighbour.
+        if let Some(near) = nearest.and_then(Option::take) {
+            newcomer.range = cover(near.range, newcomer.range);
+            newcomer.again |= near.again;
+        }
     }
 }
 
@@ -159,19 +195,15 @@ mod tests {
             let mut ranges = ranges.into_iter().map(|(start, count)| {
                 FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
             });
-            let mut push = |list: &mut RemapList<4>, due: &mut BTreeSet<u64>, but: FrameRange| {
+            let mut push = |list: &mut RemapList<4>, due: &mut BTreeSet<u64>| {
                 let Some(range) = ranges.next() else { return };
-                if range.start() < but.end() && but.start() < range.end() {
-                    return;
-                }
                 due.extend(range.frames().map(Pfn::get));
                 list.push(range);
-                let starts: Vec<_> = list.ranges.iter().flatten().collect();
+                let starts: Vec<_> = list.iter().collect();
                 assert!(starts.windows(2).all(|w| w[0].end() < w[1].start()), "{starts:?}");
             };
-            let nowhere = FrameRange::single(Pfn::new(1 << 30)).unwrap();
             for _ in 0..5 {
-                push(&mut list, &mut due, nowhere);
+                push(&mut list, &mut due);
             }
             let mut step = steps.iter().cycle();
             while let Some(range) = list.front() {
@@ -179,10 +211,40 @@ mod tests {
                 let head = head.unwrap();
                 due.retain(|pfn| !head.frames().any(|frame| frame.get() == *pfn));
                 // Something else is named before these are acknowledged.
-                push(&mut list, &mut due, head);
+                push(&mut list, &mut due);
                 list.acknowledge(head);
             }
             prop_assert!(due.is_empty(), "{due:?}");
+            prop_assert_eq!(list.remaining(), FrameCount::ZERO);
+        }
+
+        /// So it is by the iterator, and what is named while it goes on stays named.
+        #[test]
+        fn yields_every_frame(
+            ranges in prop::collection::vec((0u64..2000, 1u64..40), 1..20),
+            named_late in 0usize..4,
+        ) {
+            let range = |&(start, count): &(u64, u64)| {
+                FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
+            };
+            let mut list = RemapList::<4>::new();
+            let (late, soon) = ranges.split_at(named_late.min(ranges.len() - 1));
+            soon.iter().for_each(|soon| list.push(range(soon)));
+            let mut due: BTreeSet<Pfn> = soon.iter().flat_map(|soon| range(soon).frames()).collect();
+            let mut late = late.iter();
+            for next in list.iter() {
+                due.retain(|&pfn| pfn < next.start() || pfn >= next.end());
+                if let Some(late) = late.next() {
+                    list.push(range(late));
+                    due.extend(range(late).frames());
+                }
+                list.acknowledge(next);
+            }
+            let left: BTreeSet<Pfn> = list.iter().flat_map(FrameRange::frames).collect();
+            prop_assert!(due.is_subset(&left), "{due:?} are forgotten");
+            for _ in 0..2 {
+                list.iter().for_each(|range| list.acknowledge(range));
+            }
             prop_assert_eq!(list.remaining(), FrameCount::ZERO);
         }
     }

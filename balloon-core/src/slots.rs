@@ -144,6 +144,12 @@ impl fmt::Display for NotInFlight {
 impl core::error::Error for NotInFlight {}
 
 /// `N` slots for each [`Kind`]; shared by reference between CPUs.
+///
+/// Each kind owns as many. A slot is one word here, so a number for each kind would
+/// save a kind with few requests some words, and cost every type that names slots
+/// five more parameters. What is large follows the queue and not `N`: the engine's
+/// tables exist for inflations and deflations only, and a transport has buffers for
+/// as many requests as its [`Limits`](crate::Limits) let through.
 #[derive(Debug)]
 pub struct Slots<const N: usize> {
     words: [[AtomicU32; N]; Kind::COUNT],

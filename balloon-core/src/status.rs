@@ -159,6 +159,11 @@ pub struct Counters {
     pub inflated: FrameCount,
     /// Of those, frames the host is believed to have backed with memory: what
     /// it really gained.
+    ///
+    /// As exact as the source's [`Backing`](crate::Backing), with one exception:
+    /// which frames of a request the host left undone is not looked at. It is
+    /// taken to have done the populated ones, so a partial answer may count too
+    /// many, but no more than it left undone.
     pub useful: FrameCount,
     /// Frames that came back from the host.
     pub deflated: FrameCount,

@@ -43,8 +43,11 @@ impl<const N: usize> Engine<N> {
         self.expect_blocks();
         // Why blocks are given up: what is left is less than one.
         let mut shortage = Stop::Enough;
+        // A look for blocks that found none belongs to the request that follows: each
+        // step looks anew, and the smallest budget would get no further.
+        let mut only_looked = false;
         while !deficit.is_zero() && self.may_give(&io.caps, false) {
-            if !io.budget.spend() {
+            if !core::mem::take(&mut only_looked) && !io.budget.spend() {
                 return;
             }
             let order = self.ask_order(deficit, &io.caps);
@@ -74,6 +77,7 @@ impl<const N: usize> Engine<N> {
             }
             if self.blocks_ran_out(order) {
                 shortage = stop;
+                only_looked = frames.is_zero();
                 continue;
             }
             if deficit > self.policy.tolerance {

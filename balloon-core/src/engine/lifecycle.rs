@@ -41,7 +41,40 @@ pub enum Resume {
 impl<const N: usize> Engine<N> {
     /// Starts nothing new from here on.
     ///
-    /// Keep stepping until [`is_drained`](Self::is_drained), then suspend.
+    /// Keep stepping until [`is_drained`](Self::is_drained), then suspend: what the
+    /// [`status`](Self::status) counts then stays as it is, and each frame is free
+    /// or ballooned. A host that answers nothing keeps some in flight; they are void
+    /// after [`Resume::Reset`] alone. A compactor is stopped and drained likewise.
+    ///
+    /// ```
+    /// use balloon_core::testing::{FakeHost, FakeSource};
+    /// use balloon_core::*;
+    ///
+    /// static SHARED: Shared = Shared::new();
+    /// # let memory = FrameRange::new(Pfn::new(0), FrameCount::new(1000)).unwrap();
+    /// # let (mut source, mut host) = (FakeSource::new(memory), FakeHost::plain());
+    /// let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
+    /// # host.target = FrameCount::new(300);
+    /// # let now = Nanos::ZERO;
+    /// engine.step(&mut host, &mut source, now, Budget::LARGE);
+    ///
+    /// // The toolstack announces a suspend: stop, and drain.
+    /// engine.quiesce();
+    /// while !engine.is_drained() {
+    ///     engine.step(&mut host, &mut source, now, Budget::LARGE);
+    ///     // ... or wait for the host's signal, no longer than `Step::wake_at`
+    /// }
+    /// let frozen = engine.status(&source);
+    /// assert_eq!((frozen.size, frozen.progress), (host.target, Progress::Quiesced));
+    ///
+    /// // Suspended, and awake again. A host that kept its books (a snapshot, a
+    /// // migration, a suspend that was cancelled) may want another size by now.
+    /// host.target = FrameCount::new(100);
+    /// engine.resume(Resume::Kept);
+    /// # let now = Nanos::from_secs(60);
+    /// while engine.step(&mut host, &mut source, now, Budget::LARGE).more {}
+    /// assert_eq!(engine.status(&source).size, host.target);
+    /// ```
     pub fn quiesce(&mut self) {
         if self.mode == Mode::Running {
             self.mode = Mode::Quiesced;

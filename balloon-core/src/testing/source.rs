@@ -9,12 +9,14 @@ use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 /// Frames `first..first + count`, all free, lowest handed out last.
 ///
-/// Free frames are handed out most recently freed first. Faults are switched on
-/// by its public fields.
+/// Free frames are handed out most recently freed first; those that came back from
+/// the host count as unpopulated until the kernel has used them. Faults are switched
+/// on by its public fields.
 #[derive(Clone, Debug)]
 pub struct FakeSource {
     all: FrameRange,
     free: Vec<Pfn>,
+    unpopulated: BTreeSet<Pfn>,
     in_hand: BTreeSet<Pfn>,
     ballooned: BTreeMap<Pfn, GivePath>,
     held: [u64; 2],
@@ -35,6 +37,7 @@ impl FakeSource {
         Self {
             all,
             free: all.frames().collect(),
+            unpopulated: BTreeSet::new(),
             in_hand: BTreeSet::new(),
             ballooned: BTreeMap::new(),
             held: [0; 2],
@@ -68,7 +71,9 @@ impl FakeSource {
 
     /// Takes a frame for the kernel's own use, as any allocation does.
     pub fn allocate(&mut self) -> Option<Pfn> {
-        self.free.pop()
+        let pfn = self.free.pop()?;
+        self.unpopulated.remove(&pfn);
+        Some(pfn)
     }
 
     /// Returns a frame that [`allocate`](Self::allocate) handed out.
@@ -80,6 +85,13 @@ impl FakeSource {
     #[must_use]
     pub fn ballooned(&self, pfn: Pfn) -> Option<GivePath> {
         self.ballooned.get(&pfn).copied()
+    }
+
+    /// Whether the host has memory behind the frame as far as the source knows,
+    /// or had when it was taken.
+    #[must_use]
+    pub fn is_populated(&self, pfn: Pfn) -> bool {
+        !self.unpopulated.contains(&pfn)
     }
 
     /// Checks that no frame is in two places and that `used` frames, allocated
@@ -130,7 +142,7 @@ impl FakeSource {
             else {
                 continue;
             };
-            if out.push(block, Backing::Populated).is_ok() {
+            if out.push(block, self.backing(block)).is_ok() {
                 self.free
                     .retain(|&pfn| pfn < block.start() || pfn >= block.end());
                 self.in_hand.extend(block.frames());
@@ -149,6 +161,11 @@ impl FakeSource {
             GivePath::Told => told,
             GivePath::Bulk => bulk,
         }
+    }
+
+    fn backing(&self, range: FrameRange) -> Backing {
+        let unpopulated = self.unpopulated.range(range.start()..range.end()).count() as u64;
+        Backing::Partly(range.count().saturating_sub(FrameCount::new(unpopulated)))
     }
 
     fn owns(&self, range: FrameRange) -> bool {
@@ -182,7 +199,7 @@ impl FrameSource for FakeSource {
             };
             let range = FrameRange::single(pfn).filter(|_| pfn < ask.below);
             match range {
-                Some(range) if out.push(range, Backing::Populated).is_ok() => {
+                Some(range) if out.push(range, self.backing(range)).is_ok() => {
                     self.in_hand.insert(pfn);
                     taken = taken.saturating_add(FrameCount::ONE);
                 }
@@ -193,13 +210,16 @@ impl FrameSource for FakeSource {
         stop
     }
 
-    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
+    fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
         if self.refuses || !self.owns(range) {
             return Err(range);
         }
         for pfn in range.frames() {
             self.in_hand.remove(&pfn);
             self.free.push(pfn);
+            if backing == Backing::Unpopulated {
+                self.unpopulated.insert(pfn);
+            }
         }
         Ok(())
     }
@@ -212,7 +232,7 @@ impl FrameSource for FakeSource {
         self.free
             .retain(|&pfn| pfn < range.start() || pfn >= range.end());
         self.in_hand.extend(range.frames());
-        Ok(Backing::Populated)
+        Ok(self.backing(range))
     }
 
     fn next_free(&mut self, within: FrameRange) -> Option<FrameRange> {

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Unit;
+use crate::policy::{Unit, page_table_reserve};
 use crate::testing::{Answers, FakeHost, FakeSource};
 use crate::transport::TransportErrorKind;
 use crate::units::{FrameRange, Pfn};
@@ -317,6 +317,31 @@ fn a_partial_answer_gives_the_rest_back() {
         rig.host.answers = Answers::Promptly;
         rig.run();
         rig.assert_reached(300);
+    }
+}
+
+#[test]
+fn only_populated_frames_are_useful_and_a_partial_answer_counts_few_too_many() {
+    for (emptied, done) in [(0, 60), (40, 100), (40, 60), (100, 60), (40, 7), (40, 95)] {
+        let mut rig = Rig::new(FakeHost::plain(), 1000);
+        // So many came back from the host a moment ago, and are the next to go.
+        rig.inflate_to(emptied);
+        assert_eq!(rig.status().counters.useful.get(), emptied);
+        rig.inflate_to(0);
+        rig.host.answers = Answers::Partly(FrameCount::new(done));
+        rig.set_target(100);
+        rig.step(Budget::LARGE);
+        rig.step(Budget::LARGE);
+        assert_eq!(rig.host.owned().get(), done, "one request");
+        let given = (0x100..0x100 + 1000).map(Pfn::new);
+        let given = given.filter(|&pfn| rig.source.ballooned(pfn).is_some());
+        let gained = given.filter(|&pfn| rig.source.is_populated(pfn)).count() as u64;
+        let counted = rig.status().counters.useful.get() - emptied;
+        let case = std::format!("{emptied} {done}: {counted}, truly {gained}");
+        assert!(
+            counted >= gained && counted - gained <= 100 - done,
+            "{case}"
+        );
     }
 }
 

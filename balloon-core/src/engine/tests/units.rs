@@ -117,16 +117,35 @@ fn a_target_is_clamped_and_the_clamp_is_named() {
     assert_eq!(step.wake_at, None, "nothing to retry");
 }
 
+/// By every path, in every unit, in the reserve for emergencies, too.
 #[test]
 fn frames_kept_for_page_tables_are_never_given() {
-    let policy = Policy {
-        keep: FrameCount::new(40),
-        ..POLICY
-    };
-    let mut rig = Rig::with_policy(FakeHost::plain(), 1000, policy);
-    rig.inflate_to(1000);
-    assert_eq!(rig.source.free().get(), 40);
-    assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Reserve));
+    // The kernel maps far more than it has here: 32 GiB of devices, say.
+    let keep = page_table_reserve(FrameCount::new(40 * 512));
+    assert_eq!(keep.get(), 40);
+    for host in [FakeHost::plain, FakeHost::bulk, superpage_host] {
+        let block = Unit::Whole(Order::new(3).unwrap());
+        for unit in [Unit::Frames, Unit::Adaptive, block] {
+            let policy = Policy {
+                keep,
+                unit,
+                reserve: FrameCount::new(7),
+                ..POLICY
+            };
+            let mut rig = Rig::with_policy(host(), 1000, policy);
+            for target in [300, u64::MAX, 0, 990, 1000] {
+                rig.set_target(target);
+                for _ in 0..20 {
+                    rig.step(Budget::SMALL);
+                    assert!(rig.source.free() >= keep, "{unit:?} at {target}");
+                    rig.now = rig.now.saturating_add(Nanos::from_secs(1));
+                }
+            }
+            let left = rig.source.free().saturating_sub(keep).get();
+            assert!(left < 8, "{unit:?}: {left} more are left");
+            assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Reserve));
+        }
+    }
 }
 
 #[test]
