@@ -5,23 +5,33 @@
 //! all memory it shares with the driver. Whatever it does: no panic, no endless
 //! work, and every frame of the guest has exactly one owner.
 
-use balloon_core::testing::FakeSource;
+mod frames;
+mod watched;
+
 use balloon_core::{
-    BitmapLedger, Budget, Engine, FrameCount, FrameRange, GivePath, Ledger, Nanos, Order, Pfn,
-    Policy as Pace, Shared, Transport,
+    Budget, Engine, FrameCount, Nanos, Need, Order, Pfn, Policy as Pace, Resume, Shared, Transport,
 };
 use transport_virtio::fake::{FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
 use transport_virtio::{
-    Dma, Features, Hinting, Policy, QueueId, ReportPace, Reporting, Rings, Statistics, Tag,
-    UnusedPages,
+    Dma, Features, Hinting, Policy, QueueId, QueueIndex, ReportPace, Reporting, Statistics, Tag,
+    UnusedPages, VirtioBalloon,
 };
+
+use frames::{Frames, Kept, Owner};
+use watched::Watched;
 
 /// A bit of the input, and what it switches on.
 type Choice = (u8, fn(Policy) -> Policy);
 
 /// Requests per kind, and descriptors per queue: few, so that all are in use.
 const N: usize = 4;
-const FRAMES: u64 = 64;
+
+/// Readings of the configuration in one step, at most: four attempts at the
+/// target.
+const READS: u32 = 4;
+
+/// Steps after which a reset balloon has let go of every frame.
+const ROUNDS: usize = 64;
 
 /// The input, which never ends: it goes on with zeros.
 struct Bytes<'a>(&'a [u8]);
@@ -96,32 +106,107 @@ impl Bytes<'_> {
 }
 
 struct Guest {
-    balloon: FakeBalloon<N>,
+    policy: Policy,
+    balloon: VirtioBalloon<Watched>,
     engine: Engine<N>,
     shared: &'static Shared<N>,
-    source: FakeSource,
+    source: Frames,
     statistics: Statistics,
     hinting: Hinting<N>,
-    hinted: BitmapLedger<Vec<u64>>,
+    hinted: Kept,
     unused: UnusedPages,
-    unused_held: BitmapLedger<Vec<u64>>,
+    unused_held: Kept,
     reporting: Reporting,
-    used: Vec<Pfn>,
+    used: Vec<u64>,
     now: u64,
+}
+
+fn watch(balloon: FakeBalloon<N>, frames: &Frames, policy: &Policy) -> VirtioBalloon<Watched> {
+    let negotiated = balloon.negotiated();
+    let watched = Watched::new(balloon.into_queues(), frames.clone(), negotiated, policy);
+    VirtioBalloon::attach(watched, negotiated, policy)
 }
 
 impl Guest {
     fn device(&mut self) -> &mut FakeDevice {
-        self.balloon.queues_mut().device_mut()
+        self.balloon.queues_mut().inner.device_mut()
+    }
+
+    /// What the device has not answered for is nobody else's.
+    fn check(&self) {
+        let frames = self.balloon.queues().with_device();
+        self.source.check(frames, Owner::InHand);
+    }
+
+    /// The guest resets the device in whatever state both are; `None` if it does
+    /// not come back.
+    fn reset(mut self) -> Option<Self> {
+        let (device, memory) = self.balloon.into_queues().inner.into_parts();
+        let balloon = FakeBalloon::bring_up(device, memory, &self.policy, &mut NoDelay).ok()?;
+        self.balloon = watch(balloon, &self.source, &self.policy);
+        self.statistics.reset();
+        self.hinting.reset(&mut self.source, &mut self.hinted);
+        self.unused.reset(&mut self.source, &mut self.unused_held);
+        self.reporting.reset(&mut self.source);
+        self.engine.resume(Resume::Reset);
+        Some(self)
+    }
+
+    /// Whether the guest has found the queues where this device has them.
+    fn understands(&mut self) -> bool {
+        let map = *self.balloon.queues().inner.map();
+        let profile = *self.device().profile();
+        QueueId::ALL.into_iter().all(|queue| {
+            let index = map.index(queue).map(QueueIndex::get);
+            index.is_none() || index == profile.index(queue)
+        })
+    }
+
+    /// Once the device was reset and behaves, every frame finds its way home.
+    fn recover(self) {
+        let Some(mut guest) = self.reset() else {
+            return;
+        };
+        if !guest.understands() {
+            return;
+        }
+        let device = guest.device();
+        device.restless = false;
+        device.set_target(0);
+        device.set_hint_command(1);
+        let home = (0..ROUNDS).any(|_| {
+            guest.step();
+            guest.serve_host();
+            for queue in QueueId::ALL {
+                guest.device().serve(queue);
+            }
+            guest.source.is_home()
+        });
+        let status = guest.engine.status(&guest.source);
+        assert!(home, "{status:?}, {:x?}", guest.source);
     }
 
     fn step(&mut self) {
         self.now += 1;
         let now = Nanos::from_millis(self.now);
         let budget = Budget::requests(2);
+        let restless = self.device().restless;
+        let before = self.device().config_reads();
+        let (balloon, source) = (&mut self.balloon, &mut self.source);
+        let _ = self.engine.step(balloon, source, now, budget);
+        let reads = self.device().config_reads() - before;
+        let allowed = if restless { READS } else { 1 };
+        assert!(reads <= allowed, "{reads} readings for one decision");
+    }
+
+    /// Memory is short.
+    fn relieve(&mut self, frames: FrameCount) {
+        let now = Nanos::from_millis(self.now);
+        let (balloon, source) = (&mut self.balloon, &mut self.source);
         let _ = self
             .engine
-            .step(&mut self.balloon, &mut self.source, now, budget);
+            .relieve(balloon, source, Need::frames(frames), now);
+        self.hinting.relieve(source, &mut self.hinted, frames);
     }
 
     /// The services; any of them may be refused by this device.
@@ -140,29 +225,16 @@ impl Guest {
     fn churn(&mut self, what: u8) {
         for _ in 0..what % 8 {
             match self.source.allocate() {
-                Some(pfn) if what & 0x80 == 0 => self.used.push(pfn),
-                Some(pfn) => self.source.free_allocated(pfn),
+                Some(frame) if what & 0x80 == 0 => self.used.push(frame),
+                Some(frame) => self.source.free(frame),
                 None => break,
             }
         }
         if what & 0x40 != 0
-            && let Some(pfn) = self.used.pop()
+            && let Some(frame) = self.used.pop()
         {
-            self.source.free_allocated(pfn);
+            self.source.free(frame);
         }
-    }
-
-    /// Every frame has one owner.
-    fn check(&self) {
-        self.source.check(FrameCount::new(self.used.len() as u64));
-        let hinted = [&self.hinted, &self.unused_held].map(|held| held.held(GivePath::Told));
-        let hinted = hinted
-            .into_iter()
-            .fold(FrameCount::ZERO, FrameCount::saturating_add);
-        assert!(
-            hinted <= self.source.in_hand(),
-            "hinted frames are out of the allocator"
-        );
     }
 }
 
@@ -187,7 +259,7 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
     } else {
         policy
     };
-    let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, N>::dma_bytes(&policy));
+    let memory = FakeMemory::new(watched::Inner::dma_bytes(&policy));
     let mut device = FakeDevice::new(profile, memory.clone());
     let shared_memory: FakeMemory = memory.clone();
     device.stuck = moods == 1;
@@ -195,23 +267,24 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
     let Ok(balloon) = FakeBalloon::<N>::bring_up(device, memory, &policy, &mut NoDelay) else {
         return;
     };
-    let frames = FrameRange::new(Pfn::new(0x100), FrameCount::new(FRAMES)).unwrap();
-    let words = usize::try_from(BitmapLedger::words(frames.count())).unwrap();
-    let source = FakeSource::new(frames);
+    // Now and then half of the frames have no 32-bit number.
+    let first = Pfn::new(if moods & 0x20 == 0 {
+        0x100
+    } else {
+        (1 << 32) - 32
+    });
+    let source = Frames::new(first, moods & 0x80 != 0);
     let mut guest = Guest {
-        balloon,
+        policy,
+        balloon: watch(balloon, &source, &policy),
         engine: Engine::new(shared, Pace::DEFAULT),
         shared,
-        source: if moods & 0x80 == 0 {
-            source
-        } else {
-            source.scattered()
-        },
+        hinted: source.kept(Owner::Hinted),
+        unused_held: source.kept(Owner::Unused),
+        source,
         statistics: Statistics::new(&[Tag::FREE, Tag::TOTAL]),
         hinting: Hinting::new(FrameCount::new(8)),
-        hinted: BitmapLedger::new(vec![0; words], &[frames]).unwrap(),
         unused: UnusedPages::new(FrameCount::new(4)),
-        unused_held: BitmapLedger::new(vec![0; words], &[frames]).unwrap(),
         reporting: Reporting::new(ReportPace {
             order: Order::FRAME,
             ..ReportPace::DEFAULT
@@ -220,7 +293,8 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
         now: 0,
     };
     while !bytes.0.is_empty() {
-        match bytes.byte() % 16 {
+        let operation = bytes.byte();
+        match operation % 16 {
             0..=3 => guest.step(),
             4 => guest.serve_host(),
             5 => {
@@ -270,10 +344,19 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
                 let restless = bytes.byte() & 1 != 0;
                 guest.device().restless = restless;
             }
+            _ if operation == 0xff => {
+                let Some(after) = guest.reset() else { return };
+                guest = after;
+            }
+            _ if operation & 0x80 != 0 => {
+                let frames = bytes.byte() % 16;
+                guest.relieve(FrameCount::new(frames.into()));
+            }
             _ => {
                 let _ = guest.balloon.reap(shared.slots().completer());
             }
         }
         guest.check();
     }
+    guest.recover();
 }

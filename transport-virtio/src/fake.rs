@@ -38,8 +38,12 @@ use crate::rings::{Refused, Rings};
 /// Memory of the process that plays shared memory; clones are the same memory.
 #[derive(Clone, Debug)]
 pub struct FakeMemory {
-    halves: Arc<[AtomicU16]>,
+    blocks: Arc<[Block]>,
+    len: usize,
 }
+
+/// What is initialised at a time: fuzzing makes new memory for every input.
+type Block = [AtomicU16; 128];
 
 impl FakeMemory {
     /// Far from any address of the process, so that mix-ups show.
@@ -48,11 +52,17 @@ impl FakeMemory {
     /// Memory full of ones: who needs zeros has to clear it.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
+        let blocks = (0..bytes.div_ceil(size_of::<Block>()))
+            .map(|_| [const { AtomicU16::new(u16::MAX) }; _]);
         Self {
-            halves: (0..bytes.div_ceil(2))
-                .map(|_| AtomicU16::new(u16::MAX))
-                .collect(),
+            blocks: blocks.collect(),
+            len: bytes.next_multiple_of(2),
         }
+    }
+
+    fn half(&self, offset: usize) -> Option<&AtomicU16> {
+        let within = (offset < self.len).then_some(offset / 2);
+        self.blocks.as_flattened().get(within?)
     }
 }
 
@@ -62,17 +72,16 @@ impl Dma for FakeMemory {
     }
 
     fn len(&self) -> usize {
-        self.halves.len() * 2
+        self.len
     }
 
     fn load16(&self, offset: usize) -> u16 {
-        self.halves
-            .get(offset / 2)
+        self.half(offset)
             .map_or(0, |half| half.load(Ordering::Relaxed))
     }
 
     fn store16(&self, offset: usize, value: u16) {
-        if let Some(half) = self.halves.get(offset / 2) {
+        if let Some(half) = self.half(offset) {
             half.store(value, Ordering::Relaxed);
         }
     }
@@ -157,6 +166,7 @@ pub struct FakeDevice<M = FakeMemory> {
     generation: u32,
     queues: [Queue; 8],
     interrupts: u32,
+    config_reads: u32,
     history: Vec<DeviceStatus>,
     judge: Judge,
     /// The device does not come out of reset.
@@ -181,6 +191,7 @@ impl<M: Dma> FakeDevice<M> {
             generation: 0,
             queues: [Queue::default(); 8],
             interrupts: 0,
+            config_reads: 0,
             history: Vec::new(),
             judge: Judge::new(&profile),
             stuck: false,
@@ -247,6 +258,12 @@ impl<M: Dma> FakeDevice<M> {
     #[must_use]
     pub const fn interrupts(&self) -> u32 {
         self.interrupts
+    }
+
+    /// Readings of the configuration so far, without those of its generation.
+    #[must_use]
+    pub const fn config_reads(&self) -> u32 {
+        self.config_reads
     }
 
     /// The size the driver gave a queue, zero if none.
@@ -470,6 +487,7 @@ impl<M> ConfigIo for FakeDevice<M> {
 
     fn read_config(&mut self, offset: u16) -> u32 {
         self.judge.reads(offset, self.profile.config_len());
+        self.config_reads += 1;
         if usize::from(offset) + 4 > self.profile.config_len() {
             return u32::MAX;
         }

@@ -130,7 +130,7 @@ pub trait HostRequestQueue: Queues {
     /// What the device had written when [`pop`](Queues::pop) yielded the buffer
     /// offered last; once, and a copy that no longer changes.
     ///
-    /// Zeros where it wrote less.
+    /// `None` if it wrote more or less than a request.
     fn take_host_request(&mut self) -> Option<[u8; HostRequest::SIZE]>;
 }
 
@@ -147,7 +147,8 @@ pub struct QueueCounters {
     pub answers: u32,
     /// Answers to nothing, dropped: an unknown id, or the same one twice.
     pub spurious_answers: u32,
-    /// Answers that claim to have written to memory; taken nevertheless.
+    /// Answers that claim to have written more or less than they should, taken
+    /// nevertheless; but a request of the host is then none.
     pub odd_lengths: u32,
     /// Queues whose index ran away, which ends their use.
     pub broken: u32,

@@ -165,7 +165,8 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         let (exist, wanted) = (policy.queues(offered), policy.queues(negotiated));
         let map = discover(exist, wanted, |index| device.max_queue_size(index))
             .map_err(|missing| AttachError::MissingQueue(missing.0))?;
-        for place in (0..Self::DMA_BYTES).step_by(2) {
+        // Buffers and tables are written before the device is shown them.
+        for place in (0..Self::LAYOUT.rings).step_by(2) {
             memory.store16(place, 0);
         }
         let mut rings = [Ring::ABSENT; QueueId::COUNT];
@@ -357,16 +358,18 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
             return Ok(None);
         };
         let offered = self.offered.filter(|_| queue == QueueId::Hint);
-        match offered.filter(|&(request, _)| request == answer.request) {
-            Some((_, place)) => {
-                self.offered = None;
-                self.host_request = Some(read_request(&self.memory, place, answer.written));
-            }
-            None if answer.written != 0 => {
-                let count = &mut self.counters.odd_lengths;
-                *count = count.wrapping_add(1);
-            }
-            None => {}
+        let offered = offered.filter(|&(request, _)| request == answer.request);
+        let expected = if let Some((_, place)) = offered {
+            self.offered = None;
+            let whole = answer.written == REQUEST_BYTES;
+            self.host_request = whole.then(|| read_request(&self.memory, place));
+            REQUEST_BYTES
+        } else {
+            0
+        };
+        if answer.written != expected {
+            let count = &mut self.counters.odd_lengths;
+            *count = count.wrapping_add(1);
         }
         Ok(Some(answer.request))
     }
@@ -409,12 +412,11 @@ const _: () = assert!(
     "a request of the host"
 );
 
-/// Copies a request of the host as far as it was written.
-fn read_request(memory: &impl Dma, place: usize, written: u32) -> [u8; HostRequest::SIZE] {
+/// Copies a request of the host.
+fn read_request(memory: &impl Dma, place: usize) -> [u8; HostRequest::SIZE] {
     let mut bytes = [0; HostRequest::SIZE];
     let (halves, _) = bytes.as_chunks_mut::<2>();
-    let written = usize::try_from(written).unwrap_or(usize::MAX) / 2;
-    for (offset, half) in (place..).step_by(2).zip(halves).take(written) {
+    for (offset, half) in (place..).step_by(2).zip(halves) {
         *half = memory.load16(offset).to_le_bytes();
     }
     bytes

@@ -12,7 +12,12 @@ pub(crate) type Encoded = [u8; MAX_BYTES * 2];
 
 /// What one request of page numbers may hold.
 pub(crate) fn told_limits(requests: usize, policy: &Policy) -> Limits {
-    let descriptors = if policy.host_superpages() { 2 } else { 1 };
+    // A queue of one descriptor still has to carry something.
+    let descriptors = if policy.host_superpages() && requests > 1 {
+        2
+    } else {
+        1
+    };
     let runs = pfn_array::PER_BUFFER * descriptors;
     let frames = FrameCount::new(runs as u64);
     Limits {

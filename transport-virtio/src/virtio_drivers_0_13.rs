@@ -13,10 +13,6 @@ use crate::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 #[derive(Debug)]
 pub struct Adapter<T>(pub T);
 impl<T: Transport> ConfigIo for Adapter<T> {
-    fn config_len(&self) -> usize {
-        let word = |at: &usize| self.0.read_config_space::<u32>(at * 4).is_ok();
-        (0..4).take_while(word).count() * 4
-    }
     fn read_config(&mut self, offset: u16) -> u32 {
         (self.0.read_config_space(offset.into())).map_or(u32::MAX, u32::from_le)
     }
@@ -32,9 +28,8 @@ impl<T: Transport> Device for Adapter<T> {
         u16::try_from(self.0.max_queue_size(q.get())).unwrap_or(1 << 15)
     }
     fn set_queue(&mut self, q: QueueIndex, n: u16, at: RingAddresses) -> Result<(), QueueRefused> {
-        let q = q.get();
-        (self.0).queue_set(q, n.into(), at.descriptors, at.driver, at.device);
-        self.0.queue_used(q).then_some(()).ok_or(QueueRefused)
+        (self.0).queue_set(q.get(), n.into(), at.descriptors, at.driver, at.device);
+        self.0.queue_used(q.get()).then_some(()).ok_or(QueueRefused)
     }
     fn notify(&mut self, q: QueueIndex) {
         self.0.notify(q.get());
@@ -42,8 +37,7 @@ impl<T: Transport> Device for Adapter<T> {
 }
 impl<T: Transport> Handshake for Adapter<T> {
     fn status(&mut self) -> DeviceStatus {
-        let status = u8::try_from(self.0.get_status().bits());
-        DeviceStatus::from_bits_retain(status.unwrap_or(u8::MAX))
+        DeviceStatus::from_bits_truncate(self.0.get_status().bits().to_le_bytes()[0])
     }
     fn set_status(&mut self, status: DeviceStatus) {
         (self.0).set_status(Bits::from_bits_retain(status.bits().into()));

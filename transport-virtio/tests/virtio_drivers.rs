@@ -11,8 +11,8 @@ use balloon_core::{FrameCount, FrameRange, Pfn, Transport as _};
 use transport_virtio::fake::{self, FakeDevice, FakeMemory, NoDelay, Profile};
 use transport_virtio::virtio_drivers_0_13::Adapter;
 use transport_virtio::{
-    AttachError, BringUpError, ConfigIo, Device, DeviceStatus, Features, Handshake, Policy,
-    QueueId, QueueIndex, RingAddresses, Rings, VirtioBalloon,
+    BringUpError, ConfigIo, Device, DeviceStatus, Features, Handshake, Policy, QueueId, QueueIndex,
+    RingAddresses, Rings, VirtioBalloon,
 };
 use virtio_drivers_0_13::transport::{
     DeviceStatus as Status, DeviceType, InterruptStatus, Transport,
@@ -150,8 +150,19 @@ fn the_laws_hold_through_the_adapter() {
 }
 
 #[test]
-fn a_configuration_that_is_too_small_is_seen() {
-    let small = Profile::qemu(Features::empty()).with_config(4);
-    let error = bring_up(small).map(drop).unwrap_err();
-    assert_eq!(error, BringUpError::Attach(AttachError::ConfigTooSmall(4)));
+fn a_field_that_is_not_there_reads_as_ones_and_is_not_written() {
+    let mut balloon = bring_up(Profile::qemu(Features::empty()).with_config(4)).unwrap();
+    let adapter = balloon.queues_mut().device_mut();
+    assert_eq!(adapter.read_config(12), u32::MAX);
+    adapter.write_config(4, 7);
+    assert_eq!(device(&mut balloon).actual(), 0);
+}
+
+/// Short enough that a kernel with a fork of that crate copies it.
+#[test]
+fn the_adapter_has_at_most_40_lines() {
+    let source = include_str!("../src/virtio_drivers_0_13.rs");
+    let (_, adapter) = source.split_once("/// Registers behind").unwrap();
+    let lines = adapter.lines().count();
+    assert!(lines <= 40, "{lines} lines");
 }

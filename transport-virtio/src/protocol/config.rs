@@ -19,11 +19,14 @@ pub const POISON_VALUE: u16 = 12;
 /// Bytes without which there is no balloon: the two sizes.
 pub const MIN_CONFIG: usize = 8;
 
+/// Bytes of all four fields.
+const MAX_CONFIG: usize = 16;
+
 /// Bytes of configuration that the fields of these features reach to.
 #[must_use]
 pub const fn needed_config(negotiated: Features) -> usize {
     if negotiated.contains(Features::PAGE_POISON) {
-        16
+        MAX_CONFIG
     } else if negotiated.contains(Features::FREE_PAGE_HINT) {
         12
     } else {
@@ -38,7 +41,12 @@ pub const fn needed_config(negotiated: Features) -> usize {
 /// interface too.
 pub trait ConfigIo {
     /// Bytes of device-specific configuration there are.
-    fn config_len(&self) -> usize;
+    ///
+    /// Without the word of whoever can tell, all four fields; one that is not
+    /// there after all reads as ones.
+    fn config_len(&self) -> usize {
+        MAX_CONFIG
+    }
 
     /// Reads the word at `offset`.
     fn read_config(&mut self, offset: u16) -> u32;
@@ -110,10 +118,6 @@ mod tests {
     }
 
     impl ConfigIo for Restless {
-        fn config_len(&self) -> usize {
-            MIN_CONFIG
-        }
-
         fn read_config(&mut self, _: u16) -> u32 {
             self.reads += 1;
             self.reads

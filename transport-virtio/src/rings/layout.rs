@@ -28,6 +28,8 @@ pub(super) struct Buffers {
 /// Where everything lies in the shared memory.
 pub(super) struct Layout {
     pub(super) areas: [Areas; QueueId::COUNT],
+    /// Where the last of them ends.
+    pub(super) rings: usize,
     pub(super) buffers: [Buffers; QueueId::COUNT],
     /// Descriptor tables of the reporting queue, one for each descriptor.
     pub(super) tables: usize,
@@ -90,6 +92,7 @@ impl Layout {
         let tables = (hint + size * COMMAND).next_multiple_of(16);
         Self {
             areas,
+            rings: end,
             buffers,
             tables,
             len: tables + size * TABLE * DESCRIPTOR,

@@ -153,14 +153,21 @@ fn an_inflation_in_flight_does_not_hold_up_the_answer() {
 fn requests_nobody_knows_and_short_ones_are_dropped() {
     let mut guest = Guest::new();
     guest.step();
-    let chain = guest.device().take(QueueId::Hint).unwrap();
-    // Nothing written: all zeros, which asks for unused pages with number 0.
-    guest.device().answer(QueueId::Hint, chain.head.into(), 0);
+    // Read as zeros, it would ask for unused pages.
+    for (count, written) in (1..).zip([0, 2, 15, 17, u32::MAX]) {
+        let chain = guest.device().take(QueueId::Hint).unwrap();
+        let head = chain.head.into();
+        guest.device().answer(QueueId::Hint, head, written);
+        assert!(!guest.step().more);
+        assert_eq!(guest.balloon.counters().queues.odd_lengths, count);
+    }
+    assert!(guest.source.in_hand().is_zero());
+    // The next one is heard.
+    assert!(guest.device().request_unused_pages(5));
     guest.step();
     guest.step();
     let responses = guest.responses();
-    assert_eq!(responses.first().map(|&(id, ..)| id), Some(0));
-    assert_eq!(guest.balloon.counters().queues.odd_lengths, 0);
+    assert_eq!(responses.first().map(|&(id, ..)| id), Some(5));
 }
 
 #[test]

@@ -26,39 +26,21 @@ fn queues_of_any_size_carry_requests() {
         let profile = Profile::qemu(Features::PAGE_REPORTING)
             .with_size(QueueId::Inflate, size)
             .with_size(QueueId::Reporting, size);
-        let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
-        let limits = balloon.capabilities();
+        let mut rig = Rig::new(profile, Policy::new());
+        let limits = rig.balloon.capabilities();
         assert_eq!(limits.inflate.in_flight, usize::from(size.min(16)));
-        assert_eq!(
-            device(&mut balloon).queue_size(QueueId::Inflate),
-            size.min(16)
-        );
+        assert_eq!(rig.device().queue_size(QueueId::Inflate), size.min(16));
         let bulk = limits.bulk.unwrap();
         assert!(bulk.runs <= usize::from(size) && bulk.in_flight <= usize::from(size));
-        check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
+        check_transport_laws(&mut rig.balloon, range(0x1000, 4096), serve);
         // Beyond what fits: refused for now, nothing lost.
-        let slots = Slots::<16>::new();
         if limits.inflate.in_flight < 16 {
             for _ in 0..limits.inflate.in_flight {
-                send(
-                    &mut balloon,
-                    &slots,
-                    Kind::Inflate,
-                    GivePath::Told,
-                    &[run(7, 1)],
-                );
+                rig.send(Kind::Inflate, GivePath::Told, &[run(7, 1)]);
             }
-            let full = submit(
-                &mut balloon,
-                &slots,
-                Kind::Inflate,
-                GivePath::Told,
-                &[run(8, 1)],
-            );
-            assert_eq!(
-                full.err(),
-                Some(VirtioError::Queue(QueueId::Inflate, QueueError::Full))
-            );
+            let full = rig.submit(Kind::Inflate, GivePath::Told, &[run(8, 1)]);
+            let error = VirtioError::Queue(QueueId::Inflate, QueueError::Full);
+            assert_eq!(full.err(), Some(error));
         }
     }
 }

@@ -66,33 +66,50 @@ fn run(start: u64, count: u64) -> Run {
     Run::new(range(start, count)).unwrap()
 }
 
-/// Claims a slot and submits; a refused request leaves no slot behind.
-fn submit<'a>(
-    balloon: &mut FakeBalloon<16>,
-    slots: &'a Slots<16>,
-    kind: Kind,
-    path: GivePath,
-    runs: &[Run],
-) -> Result<InFlight<'a>, VirtioError> {
-    let slot = slots.claim(kind).unwrap().launch();
-    match balloon.submit(slot.request(path, runs), slots.completer()) {
-        Ok(()) => Ok(slot),
-        Err(error) => {
-            assert!(slot.revoke().is_ok());
-            Err(error)
-        }
-    }
+/// A balloon without an engine: the test sends.
+struct Rig {
+    balloon: FakeBalloon<16>,
+    slots: &'static Slots<16>,
 }
 
-/// Submits a request nobody waits for.
-fn send(
-    balloon: &mut FakeBalloon<16>,
-    slots: &Slots<16>,
-    kind: Kind,
-    path: GivePath,
-    runs: &[Run],
-) {
-    submit(balloon, slots, kind, path, runs).map(drop).unwrap();
+impl Rig {
+    fn new(profile: Profile, policy: Policy) -> Self {
+        Self {
+            balloon: fake::bring_up::<16>(profile, &policy).unwrap(),
+            slots: Box::leak(Box::default()),
+        }
+    }
+
+    fn device(&mut self) -> &mut FakeDevice {
+        device(&mut self.balloon)
+    }
+
+    /// Claims a slot and submits; a refused request leaves no slot behind.
+    fn submit(
+        &mut self,
+        kind: Kind,
+        path: GivePath,
+        runs: &[Run],
+    ) -> Result<InFlight<'static>, VirtioError> {
+        let slot = self.slots.claim(kind).unwrap().launch();
+        let request = slot.request(path, runs);
+        match self.balloon.submit(request, self.slots.completer()) {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                assert!(slot.revoke().is_ok());
+                Err(error)
+            }
+        }
+    }
+
+    /// Submits a request nobody waits for.
+    fn send(&mut self, kind: Kind, path: GivePath, runs: &[Run]) {
+        self.submit(kind, path, runs).map(drop).unwrap();
+    }
+
+    fn reap(&mut self) -> Result<(), VirtioError> {
+        self.balloon.reap(self.slots.completer())
+    }
 }
 
 #[test]

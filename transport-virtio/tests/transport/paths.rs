@@ -4,33 +4,31 @@ use super::*;
 
 #[test]
 fn many_requests_take_one_notification() {
-    let mut balloon =
-        fake::bring_up::<16>(Profile::qemu(Features::empty()), &Policy::new()).unwrap();
-    let slots = Slots::<16>::new();
+    let mut rig = Rig::new(Profile::qemu(Features::empty()), Policy::new());
     for index in 0..16 {
         let runs = [run(index * 1000, 255), run(index * 1000 + 500, 1)];
-        send(&mut balloon, &slots, Kind::Inflate, GivePath::Told, &runs);
+        rig.send(Kind::Inflate, GivePath::Told, &runs);
     }
-    assert_eq!(balloon.kick(8), Ok(false));
-    assert_eq!(balloon.kick(8), Ok(false));
-    assert_eq!(device(&mut balloon).notified(QueueId::Inflate), 1);
-    let served = device(&mut balloon).serve(QueueId::Inflate);
+    assert_eq!(rig.balloon.kick(8), Ok(false));
+    assert_eq!(rig.balloon.kick(8), Ok(false));
+    assert_eq!(rig.device().notified(QueueId::Inflate), 1);
+    let served = rig.device().serve(QueueId::Inflate);
     assert_eq!(served.len(), 16);
     for (index, chain) in (0..).zip(&served) {
         assert_eq!(chain.descriptors.len(), 1);
         assert!(!chain.descriptors[0].writable);
-        let pfns = device(&mut balloon).pfns(chain);
+        let pfns = rig.device().pfns(chain);
         assert!(pfns.is_sorted() && pfns.len() == 256);
         assert_eq!((pfns[0], pfns[255]), (index * 1000, index * 1000 + 500));
     }
     // One interrupt for eight of sixteen, none for the rest.
-    assert_eq!(device(&mut balloon).interrupts(), 1);
-    assert_eq!(balloon.kick(8), Ok(true), "answered already");
-    balloon.reap(slots.completer()).unwrap();
+    assert_eq!(rig.device().interrupts(), 1);
+    assert_eq!(rig.balloon.kick(8), Ok(true), "answered already");
+    rig.reap().unwrap();
     assert_eq!(
         (
-            balloon.in_flight(QueueId::Inflate),
-            balloon.counters().queues.answers
+            rig.balloon.in_flight(QueueId::Inflate),
+            rig.balloon.counters().queues.answers
         ),
         (0, 16)
     );
@@ -39,43 +37,29 @@ fn many_requests_take_one_notification() {
 #[test]
 fn a_device_that_is_awake_is_not_notified() {
     let policy = Policy::new().without_event_idx();
-    let mut balloon = fake::bring_up::<16>(Profile::qemu(Features::empty()), &policy).unwrap();
-    let slots = Slots::<16>::new();
-    device(&mut balloon).silence(QueueId::Inflate, true);
-    send(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Told,
-        &[run(1, 1)],
-    );
-    balloon.kick(1).unwrap();
-    assert_eq!(device(&mut balloon).notified(QueueId::Inflate), 0);
-    assert_eq!(balloon.counters().queues.kicks_saved, 1);
-    device(&mut balloon).silence(QueueId::Inflate, false);
-    send(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Told,
-        &[run(2, 1)],
-    );
-    balloon.kick(1).unwrap();
-    assert_eq!(device(&mut balloon).notified(QueueId::Inflate), 1);
+    let mut rig = Rig::new(Profile::qemu(Features::empty()), policy);
+    rig.device().silence(QueueId::Inflate, true);
+    rig.send(Kind::Inflate, GivePath::Told, &[run(1, 1)]);
+    rig.balloon.kick(1).unwrap();
+    assert_eq!(rig.device().notified(QueueId::Inflate), 0);
+    assert_eq!(rig.balloon.counters().queues.kicks_saved, 1);
+    rig.device().silence(QueueId::Inflate, false);
+    rig.send(Kind::Inflate, GivePath::Told, &[run(2, 1)]);
+    rig.balloon.kick(1).unwrap();
+    assert_eq!(rig.device().notified(QueueId::Inflate), 1);
 }
 
 #[test]
 fn ranges_go_out_as_writable_descriptors_below_4_gib() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
-    let slots = Slots::<16>::new();
-    let limits = balloon.capabilities().bulk.unwrap();
+    let mut rig = Rig::new(profile, Policy::new());
+    let limits = rig.balloon.capabilities().bulk.unwrap();
     // A queue of sixteen, tables of as many; also above 16 TiB.
     assert_eq!((limits.runs, limits.in_flight), (16, 16));
     let runs = [run(0x200, 512), run(1 << 32, limits.run.get() - 512)];
-    send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
-    balloon.kick(1).unwrap();
-    let chains = device(&mut balloon).serve(QueueId::Reporting);
+    rig.send(Kind::Inflate, GivePath::Bulk, &runs);
+    rig.balloon.kick(1).unwrap();
+    let chains = rig.device().serve(QueueId::Reporting);
     let [first, second] = chains[0].descriptors[..] else {
         panic!("two ranges")
     };
@@ -86,49 +70,26 @@ fn ranges_go_out_as_writable_descriptors_below_4_gib() {
     assert_eq!((second.address, second.len), (1 << 44, 0xffc0_0000));
     // No chain is longer than 4 GiB in all.
     let too_many = [run(0x200, 512), run(1 << 32, limits.run.get())];
-    let refused = submit(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Bulk,
-        &too_many,
-    );
+    let refused = rig.submit(Kind::Inflate, GivePath::Bulk, &too_many);
     assert_eq!(refused.err(), Some(VirtioError::TooLarge));
     let too_long = [run(0x200, limits.run.get() + 1)];
-    let refused = submit(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Bulk,
-        &too_long,
-    );
+    let refused = rig.submit(Kind::Inflate, GivePath::Bulk, &too_long);
     assert_eq!(refused.err(), Some(VirtioError::TooLarge));
 }
 
 #[test]
 fn bulk_and_plain_are_separate_queues() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
-    let slots = Slots::<16>::new();
-    let told = submit(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Told,
-        &[run(1, 1)],
-    )
-    .unwrap();
-    let bulk = submit(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Bulk,
-        &[run(2, 1)],
-    )
-    .unwrap();
-    balloon.kick(1).unwrap();
-    device(&mut balloon).serve(QueueId::Reporting);
-    balloon.reap(slots.completer()).unwrap();
+    let mut rig = Rig::new(profile, Policy::new());
+    let told = rig
+        .submit(Kind::Inflate, GivePath::Told, &[run(1, 1)])
+        .unwrap();
+    let bulk = rig
+        .submit(Kind::Inflate, GivePath::Bulk, &[run(2, 1)])
+        .unwrap();
+    rig.balloon.kick(1).unwrap();
+    rig.device().serve(QueueId::Reporting);
+    rig.reap().unwrap();
     assert!(bulk.answer().is_ok());
     assert!(told.answer().is_err());
 }
@@ -136,23 +97,16 @@ fn bulk_and_plain_are_separate_queues() {
 #[test]
 fn frames_above_16_tib_are_refused_by_the_plain_path() {
     let profile = Profile::qemu(Features::empty());
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
-    let slots = Slots::<16>::new();
+    let mut rig = Rig::new(profile, Policy::new());
     for kind in [Kind::Inflate, Kind::Deflate] {
-        let refused = submit(
-            &mut balloon,
-            &slots,
-            kind,
-            GivePath::Told,
-            &[run(1 << 32, 1)],
-        );
+        let refused = rig.submit(kind, GivePath::Told, &[run(1 << 32, 1)]);
         assert_eq!(
             refused.err().map(|e| e.kind()),
             Some(TransportErrorKind::TooLarge)
         );
-        assert_eq!(balloon.in_flight(QueueId::Inflate), 0);
+        assert_eq!(rig.balloon.in_flight(QueueId::Inflate), 0);
     }
-    assert!(device(&mut balloon).take(QueueId::Inflate).is_none());
+    assert!(rig.device().take(QueueId::Inflate).is_none());
 }
 
 #[test]
@@ -172,16 +126,9 @@ fn no_bulk_path_where_its_preconditions_fail() {
         ),
     ];
     for (profile, policy) in cases {
-        let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
-        assert_eq!(balloon.capabilities().bulk, None);
-        let slots = Slots::<16>::new();
-        let refused = submit(
-            &mut balloon,
-            &slots,
-            Kind::Inflate,
-            GivePath::Bulk,
-            &[run(1, 1)],
-        );
+        let mut rig = Rig::new(profile, policy);
+        assert_eq!(rig.balloon.capabilities().bulk, None);
+        let refused = rig.submit(Kind::Inflate, GivePath::Bulk, &[run(1, 1)]);
         assert_eq!(refused.err(), Some(VirtioError::Unsupported));
     }
 }
@@ -199,75 +146,72 @@ fn without_tables_two_requests_share_the_descriptors() {
 #[test]
 fn a_full_ring_of_full_tables_goes_through_and_comes_back() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let mut rig = Rig::new(profile, Policy::new());
     for round in 0..3 {
-        let slots = Slots::<16>::new();
+        rig.slots = Box::leak(Box::default());
         let runs: Vec<Run> = (0..16).map(|i| run(0x1000 + 2 * i, 1)).collect();
         for _ in 0..16 {
-            send(&mut balloon, &slots, Kind::Inflate, GivePath::Bulk, &runs);
+            rig.send(Kind::Inflate, GivePath::Bulk, &runs);
         }
-        balloon.kick(1).unwrap();
-        let chains = device(&mut balloon).serve(QueueId::Reporting);
+        rig.balloon.kick(1).unwrap();
+        let chains = rig.device().serve(QueueId::Reporting);
         assert_eq!(chains.len(), 16, "round {round}");
         for chain in chains {
             let starts = chain.descriptors.iter().map(|d| (d.address >> 12, d.len));
             assert!(starts.eq((0..16).map(|i| (0x1000 + 2 * i, 4096))));
         }
-        balloon.reap(slots.completer()).unwrap();
-        assert_eq!(balloon.in_flight(QueueId::Reporting), 0);
+        rig.reap().unwrap();
+        assert_eq!(rig.balloon.in_flight(QueueId::Reporting), 0);
     }
 }
 
 #[test]
 fn a_host_page_of_2_mib_takes_two_descriptors_of_256_page_numbers() {
     let policy = Policy::new().with_host_superpages();
-    let mut balloon = fake::bring_up::<16>(Profile::qemu(Features::empty()), &policy).unwrap();
-    let slots = Slots::<16>::new();
-    let Capabilities { inflate, unit, .. } = balloon.capabilities();
+    let mut rig = Rig::new(Profile::qemu(Features::empty()), policy);
+    let Capabilities { inflate, unit, .. } = rig.balloon.capabilities();
     // A queue of sixteen.
     assert_eq!((inflate.in_flight, unit), (8, Order::SUPERPAGE));
     for block in 1..=8 {
         let runs = [run(block * 512, 512)];
-        send(&mut balloon, &slots, Kind::Inflate, GivePath::Told, &runs);
+        rig.send(Kind::Inflate, GivePath::Told, &runs);
     }
-    let ninth = submit(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Told,
-        &[run(1, 1)],
-    );
+    let ninth = rig.submit(Kind::Inflate, GivePath::Told, &[run(1, 1)]);
     assert_eq!(
         ninth.err(),
         Some(VirtioError::Queue(QueueId::Inflate, QueueError::Full))
     );
-    balloon.kick(1).unwrap();
-    let chains = device(&mut balloon).serve(QueueId::Inflate);
+    rig.balloon.kick(1).unwrap();
+    let chains = rig.device().serve(QueueId::Inflate);
     for (block, chain) in (1..).zip(&chains) {
         let lengths: Vec<u32> = chain.descriptors.iter().map(|d| d.len).collect();
         assert_eq!(lengths, [1024, 1024]);
         let pfns: Vec<u32> = (block * 512..(block + 1) * 512).collect();
-        assert_eq!(device(&mut balloon).pfns(chain), pfns);
+        assert_eq!(rig.device().pfns(chain), pfns);
     }
     assert_eq!(chains.len(), 8);
     // Less than half a page goes in one.
-    balloon.reap(slots.completer()).unwrap();
-    send(
-        &mut balloon,
-        &slots,
-        Kind::Deflate,
-        GivePath::Told,
-        &[run(512, 256)],
-    );
-    let chains = device(&mut balloon).serve(QueueId::Deflate);
+    rig.reap().unwrap();
+    rig.send(Kind::Deflate, GivePath::Told, &[run(512, 256)]);
+    let chains = rig.device().serve(QueueId::Deflate);
     assert_eq!(chains[0].descriptors.len(), 1);
     let too_long = [run(1024, 512), run(2000, 1)];
-    let refused = submit(
-        &mut balloon,
-        &slots,
-        Kind::Inflate,
-        GivePath::Told,
-        &too_long,
-    );
+    let refused = rig.submit(Kind::Inflate, GivePath::Told, &too_long);
     assert_eq!(refused.err(), Some(VirtioError::TooLarge));
+}
+
+#[test]
+fn a_queue_of_one_descriptor_carries_what_a_host_page_of_2_mib_does_not_need() {
+    let policy = Policy::new().with_host_superpages();
+    let profile = Profile::qemu(Features::empty()).with_size(QueueId::Deflate, 1);
+    let mut rig = Rig::new(profile, policy);
+    let Capabilities {
+        inflate, deflate, ..
+    } = rig.balloon.capabilities();
+    assert_eq!((inflate.runs, inflate.in_flight), (512, 8));
+    // What is given can be taken back, if slowly.
+    assert_eq!((deflate.runs, deflate.in_flight), (256, 1));
+    let (kind, path) = (Kind::Deflate, GivePath::Told);
+    rig.send(kind, path, &[run(512, 256)]);
+    assert_eq!(rig.device().serve(QueueId::Deflate).len(), 1);
 }
