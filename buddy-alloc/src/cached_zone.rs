@@ -7,7 +7,7 @@ use crate::cached_bits::{self, CachedBits};
 use crate::error::{AllocError, AtError, ConfigError, FreeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::lock::Lock;
-use crate::zone::{NodeView, Preference, Zone};
+use crate::zone::{FreeBatchError, NodeView, Preference, RangeSink, TakeStop, Zone};
 
 /// Number of a CPU, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -198,6 +198,31 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
             })
     }
 
+    /// As [`Zone::allocate_batch`], past the caches; drains them if that is what it takes.
+    pub fn allocate_batch<S: RangeSink>(
+        &self,
+        unit: Order,
+        preference: Preference,
+        sink: &mut S,
+    ) -> TakeStop {
+        self.lock
+            .with(|zone| match zone.allocate_batch(unit, preference, sink) {
+                TakeStop::Enough => TakeStop::Enough,
+                TakeStop::Fragmented | TakeStop::Empty => {
+                    self.drain_all_into(zone);
+                    zone.allocate_batch(unit, preference, sink)
+                }
+            })
+    }
+
+    /// As [`Zone::free_batch`], past the caches, under one hold of the lock.
+    ///
+    /// # Errors
+    /// See [`Zone::free_batch`].
+    pub fn free_batch(&self, ranges: &[FrameRange]) -> Result<(), FreeBatchError> {
+        self.lock.with(|zone| zone.free_batch(ranges))
+    }
+
     /// Gives all blocks in a CPU's caches back to the zone. May be called from any CPU.
     pub fn drain(&self, cpu: Cpu) {
         if let Some(cache) = self.caches.get(cpu.0 as usize) {
@@ -207,11 +232,13 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
 
     /// Gives all blocks in all caches back: under memory pressure, before a balloon's request.
     pub fn drain_all(&self) {
-        self.lock.with(|zone| {
-            for cache in &self.caches {
-                self.drain_into(zone, cache);
-            }
-        });
+        self.lock.with(|zone| self.drain_all_into(zone));
+    }
+
+    fn drain_all_into(&self, zone: &mut Zone<'m>) {
+        for cache in &self.caches {
+            self.drain_into(zone, cache);
+        }
     }
 
     /// Blocks that wait in a cache and that no cache knows of go back to the zone. Costs a look at

@@ -39,7 +39,7 @@ pub use frame::{Frame, FrameCount, FrameRange, Order};
 pub use lock::Lock;
 pub use reserve::{Reserve, Reserved, TakeEnd};
 pub use zone::{
-    Backing, BlockState, FreeBlock, GivePath, Isolated, Preference, RangeBuf, RangeSink, RegionUse,
-    ReportAsk, ReportCursor, State, Stats, TakeAsk, TakeStop, Zone,
+    Backing, BlockState, FreeBatchError, FreeBlock, GivePath, Isolated, Preference, RangeBuf,
+    RangeSink, RegionUse, ReportAsk, ReportCursor, State, Stats, TakeAsk, TakeStop, Zone,
 };
 pub use zones::Zones;

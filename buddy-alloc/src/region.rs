@@ -239,6 +239,12 @@ impl<'m> Regions<'m> {
             .map(|index| index + self.base)
     }
 
+    /// The next region at or after `region` that has free frames; one word per region.
+    pub(crate) fn next_free(&self, region: u64) -> Option<u64> {
+        let all = self.numbers();
+        (region.max(all.start)..all.end).find(|&region| self.counts(region).free != 0)
+    }
+
     /// The next region at or after `region` that has free populated frames.
     pub(crate) fn next_dense(&self, region: u64) -> Option<u64> {
         self.dense.next_set(region.max(self.base))

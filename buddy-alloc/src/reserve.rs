@@ -110,15 +110,21 @@ impl<'m> Reserved<'_, 'm> {
 
     /// As [`Zone::take`]; breaks off with [`TakeEnd::Floor`] where the reserve begins.
     pub fn take<S: RangeSink>(&mut self, ask: TakeAsk, sink: &mut S) -> TakeEnd {
-        let room = self.reserve.room(self.zone);
-        let mut limited = Limited { sink, room };
+        let mut limited = Limited::new(sink, self.reserve.room(self.zone));
         let stop = self.zone.take(ask, &mut limited);
-        let spent = limited.room < ask.unit.frames();
-        match stop {
-            TakeStop::Enough if limited.sink.wanted() != FrameCount::ZERO => TakeEnd::Floor,
-            TakeStop::Fragmented if spent => TakeEnd::Floor,
-            stop => TakeEnd::Stop(stop),
-        }
+        limited.end(stop, ask.unit)
+    }
+
+    /// As [`Zone::allocate_batch`]; breaks off with [`TakeEnd::Floor`] where the reserve begins.
+    pub fn allocate_batch<S: RangeSink>(
+        &mut self,
+        unit: Order,
+        preference: Preference,
+        sink: &mut S,
+    ) -> TakeEnd {
+        let mut limited = Limited::new(sink, self.reserve.room(self.zone));
+        let stop = self.zone.allocate_batch(unit, preference, &mut limited);
+        limited.end(stop, unit)
     }
 
     /// Frames that [`take`](Self::take) may take before the floor is reached.
@@ -138,7 +144,7 @@ impl<'m> Reserved<'_, 'm> {
     }
 }
 
-/// Why a take through a [`Reserve`] stopped.
+/// Why a take or a batch through a [`Reserve`] stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum TakeEnd {
@@ -151,6 +157,20 @@ pub enum TakeEnd {
 struct Limited<'s, S> {
     sink: &'s mut S,
     room: u64,
+}
+
+impl<'s, S: RangeSink> Limited<'s, S> {
+    const fn new(sink: &'s mut S, room: u64) -> Self {
+        Self { sink, room }
+    }
+
+    fn end(self, stop: TakeStop, unit: Order) -> TakeEnd {
+        match stop {
+            TakeStop::Enough if self.sink.wanted() != FrameCount::ZERO => TakeEnd::Floor,
+            TakeStop::Fragmented if self.room < unit.frames() => TakeEnd::Floor,
+            stop => TakeEnd::Stop(stop),
+        }
+    }
 }
 
 impl<S: RangeSink> RangeSink for Limited<'_, S> {

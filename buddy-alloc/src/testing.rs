@@ -4,8 +4,10 @@
 //! or tiers. [`run`] performs a program on a zone, compares every answer, and compares the whole
 //! state at the end. Property tests, exhaustive tests and the fuzz target share it.
 
+mod action;
 mod oracle;
 mod program;
 
+pub use action::{Action, Program};
 pub use oracle::Oracle;
-pub use program::{Action, Program, run, run_on};
+pub use program::{run, run_on};

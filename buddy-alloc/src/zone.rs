@@ -1,19 +1,21 @@
 //! A zone: the buddy system over one span of frame numbers.
 //!
-//! This module owns the state and the moves every operation is made of: list and unlist a block,
-//! mark frames as held, merge on release, carve a range out of a free block. The operations are in
-//! the submodules by purpose.
+//! This module owns the state. The operations are in the submodules by purpose, the moves they are
+//! made of in `moves`.
 
 mod add;
 mod alloc;
 mod balloon;
+mod batch;
 mod compact;
 mod free;
 mod front;
 mod look;
+mod moves;
 mod report;
 mod sink;
 mod stats;
+mod sweep;
 mod take;
 
 use core::fmt;
@@ -21,6 +23,7 @@ use core::fmt;
 pub use add::Backing;
 pub use alloc::Preference;
 pub use balloon::{GivePath, TakeAsk, TakeStop};
+pub use batch::FreeBatchError;
 pub use compact::RegionUse;
 pub(crate) use front::NodeView;
 pub use report::{Isolated, ReportAsk, ReportCursor};
@@ -252,229 +255,6 @@ impl<'m> Zone<'m> {
             }
         }
         None
-    }
-
-    /// Which list set a free block belongs to.
-    #[inline]
-    fn set_of(&self, frame: u64, order: u32) -> usize {
-        let small = self.breakable != 0 && order < self.regions.order();
-        usize::from(small && self.regions.is_breakable(self.regions.of(frame)))
-    }
-
-    #[inline]
-    fn bin(&self, set: usize, order: u32) -> Option<&Bin> {
-        self.bins.get(set & 1)?.get(order as usize & (BINS - 1))
-    }
-
-    #[inline]
-    fn bin_mut(&mut self, set: usize, order: u32) -> Option<&mut Bin> {
-        self.bins
-            .get_mut(set & 1)?
-            .get_mut(order as usize & (BINS - 1))
-    }
-
-    /// Puts a free block in front of its list.
-    #[inline]
-    fn list(&mut self, frame: u64, order: u32, hot: bool) {
-        let pair = self.pair(frame);
-        let node = if order == 0 {
-            self.nodes.get(pair).free_single(frame % 2 == 1, hot)
-        } else {
-            Node::free_block(order, hot)
-        };
-        let set = self.set_of(frame, order);
-        let nodes = self.nodes;
-        let Some(bin) = self.bin_mut(set, order) else {
-            return;
-        };
-        bin.list.push(&nodes, pair, node);
-        if let Some(count) = bin.blocks.get_mut(usize::from(hot)) {
-            *count += 1;
-        }
-        if let Some(mask) = self.mask_mut(set, hot) {
-            *mask |= 1 << order;
-        }
-    }
-
-    /// Takes a free block out of its list; nothing starts there afterwards. Says if it was hot.
-    #[inline]
-    fn unlist(&mut self, frame: u64, order: u32) -> bool {
-        let set = self.set_of(frame, order);
-        let pair = self.pair(frame);
-        let node = self.nodes.get(pair);
-        self.unlist_node(set, order, pair, node);
-        node.is_hot()
-    }
-
-    #[inline(always)]
-    fn unlist_node(&mut self, set: usize, order: u32, pair: u32, node: Node) {
-        let nodes = self.nodes;
-        let hot = node.is_hot();
-        let Some(bin) = self.bin_mut(set, order) else {
-            return;
-        };
-        bin.list.remove(&nodes, pair, node);
-        let last = bin.blocks.get_mut(usize::from(hot)).is_some_and(|count| {
-            *count -= 1;
-            *count == 0
-        });
-        nodes.set(
-            pair,
-            if order == 0 {
-                node.unlisted_single()
-            } else {
-                Node::ZERO
-            },
-        );
-        if last && let Some(mask) = self.mask_mut(set, hot) {
-            *mask &= !(1 << order);
-        }
-    }
-
-    #[inline]
-    fn mask_mut(&mut self, set: usize, hot: bool) -> Option<&mut u32> {
-        self.masks.get_mut(set & 1)?.get_mut(usize::from(hot))
-    }
-
-    /// Marks an aligned block that is in no list as held.
-    #[inline]
-    fn mark(&mut self, frame: u64, order: u32, kind: Kind) {
-        let pair = self.pair(frame);
-        let node = if order == 0 {
-            self.nodes.get(pair).with_single(frame % 2 == 1, kind)
-        } else if matches!(kind, Kind::None) {
-            Node::ZERO
-        } else {
-            Node::held_block(kind, order)
-        };
-        self.nodes.set(pair, node);
-    }
-
-    /// Marks a range that is in no list as held, in as few blocks as its alignment allows.
-    fn mark_range(&mut self, start: u64, end: u64, kind: Kind) {
-        for (frame, order) in self.blocks_of(start, end) {
-            self.mark(frame, order, kind);
-            if matches!(kind, Kind::Used) {
-                self.cached.claim(frame);
-            }
-        }
-        self.add_held(kind, end - start);
-    }
-
-    /// Cuts a range into aligned blocks.
-    const fn blocks_of(&self, start: u64, end: u64) -> Blocks {
-        Blocks {
-            start,
-            end,
-            max_order: self.max_order,
-        }
-    }
-
-    /// Frames become free: counts them, merges, and lists the result.
-    #[inline]
-    fn release(&mut self, frame: u64, order: u32, populated: u64) {
-        self.account(frame, order, populated, true);
-        let (mut frame, mut order, mut hot) = (frame, order, populated != 0);
-        while order < self.max_order {
-            if order == self.regions.order() {
-                self.unset_breakable(frame);
-            }
-            let buddy = frame ^ (1 << order);
-            // A buddy outside the span has no node, or its half of one is never free.
-            if !self
-                .nodes
-                .get(self.pair(buddy))
-                .is_free_head(buddy % 2 == 1, order)
-            {
-                break;
-            }
-            hot |= self.unlist(buddy, order);
-            if order == 0 {
-                self.nodes.set(self.pair(frame), Node::ZERO);
-            }
-            frame &= buddy;
-            order += 1;
-        }
-        if order == self.regions.order() {
-            self.unset_breakable(frame);
-        }
-        self.list(frame, order, hot);
-    }
-
-    /// A region in one piece is set aside no more.
-    fn unset_breakable(&mut self, frame: u64) {
-        let region = self.regions.of(frame);
-        if self.breakable != 0 && self.regions.is_breakable(region) {
-            self.regions.set_breakable(region, false);
-            self.breakable -= 1;
-        }
-    }
-
-    /// Counts an aligned block in or out of the free frames.
-    #[inline(always)]
-    fn account(&mut self, frame: u64, order: u32, populated: u64, freed: bool) {
-        let frames = 1 << order;
-        if freed {
-            self.free += frames;
-            self.free_populated += populated;
-        } else {
-            self.free -= frames;
-            self.free_populated -= populated;
-        }
-        let granule = self.regions.order();
-        if order <= granule {
-            self.account_region(self.regions.of(frame), frames, populated, freed);
-            return;
-        }
-        self.account_regions(frame, order, populated, freed);
-    }
-
-    #[inline(never)]
-    fn account_regions(&mut self, frame: u64, order: u32, populated: u64, freed: bool) {
-        let granule = self.regions.order();
-        let each = 1 << granule;
-        for region in self.regions.of(frame)..self.regions.of(frame + (1 << order)) {
-            let populated = match populated {
-                0 => 0,
-                all if all == 1 << order => each,
-                _ => self.populated.count(region << granule, granule),
-            };
-            self.account_region(region, each, populated, freed);
-        }
-    }
-
-    #[inline]
-    fn account_region(&mut self, region: u64, frames: u64, populated: u64, freed: bool) {
-        if freed {
-            self.regions.freed(region, frames, populated);
-        } else {
-            self.regions.taken(region, frames, populated);
-        }
-    }
-
-    /// Carves `start..end` out of the free block `(head, order)` around it: the range is in no
-    /// list and not counted as free afterwards, the rest of the block is listed again.
-    fn carve(&mut self, head: u64, order: u32, start: u64, end: u64) {
-        let hot = self.unlist(head, order);
-        let tail = head + (1 << order);
-        self.relist(head, start, hot);
-        self.relist(end, tail, hot);
-        for (frame, order) in self.blocks_of(start, end) {
-            let populated = if hot {
-                self.populated.count(frame, order)
-            } else {
-                0
-            };
-            self.account(frame, order, populated, false);
-        }
-    }
-
-    /// Lists what is left of a free block.
-    fn relist(&mut self, start: u64, end: u64, hot: bool) {
-        for (frame, order) in self.blocks_of(start, end) {
-            let hot = hot && self.populated.any(frame, order);
-            self.list(frame, order, hot);
-        }
     }
 }
 

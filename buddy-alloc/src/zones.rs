@@ -2,7 +2,9 @@
 
 use crate::error::{AddError, AllocError, AtError, FreeError, RangeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
-use crate::zone::{Backing, BlockState, GivePath, Preference, RangeSink, TakeAsk, TakeStop, Zone};
+use crate::zone::{
+    Backing, BlockState, FreeBatchError, GivePath, Preference, RangeSink, TakeAsk, TakeStop, Zone,
+};
 
 /// Up to `N` zones with disjoint spans. Calls go to the zone of the frame, demands to the first
 /// zone that has what is preferred.
@@ -168,6 +170,45 @@ impl<'m, const N: usize> Zones<'m, N> {
             .free_range(range)
     }
 
+    /// As [`Zone::allocate_batch`]: the preferred class of all zones first.
+    pub fn allocate_batch<S: RangeSink>(
+        &mut self,
+        unit: Order,
+        preference: Preference,
+        sink: &mut S,
+    ) -> TakeStop {
+        for preferred in [true, false] {
+            for zone in self.iter_mut() {
+                let more = |zone: &Zone<'_>| !preferred || zone.has_preferred(unit, preference);
+                if zone.batch(unit, preference, sink, more) == TakeStop::Enough {
+                    return TakeStop::Enough;
+                }
+            }
+        }
+        self.rest()
+    }
+
+    /// As [`Zone::free_batch`].
+    ///
+    /// # Errors
+    /// See [`Zone::free_batch`].
+    pub fn free_batch(&mut self, ranges: &[FrameRange]) -> Result<(), FreeBatchError> {
+        for (freed, &range) in ranges.iter().enumerate() {
+            self.free_range(range)
+                .map_err(|reason| FreeBatchError { freed, reason })?;
+        }
+        Ok(())
+    }
+
+    /// Why there was not enough.
+    fn rest(&self) -> TakeStop {
+        if self.free_frames() == FrameCount::ZERO {
+            TakeStop::Empty
+        } else {
+            TakeStop::Fragmented
+        }
+    }
+
     /// As [`Zone::state`].
     #[must_use]
     pub fn state(&self, frame: Frame) -> Option<BlockState> {
@@ -192,11 +233,7 @@ impl<'m, const N: usize> Zones<'m, N> {
                 }
             }
         }
-        if self.free_frames() == FrameCount::ZERO {
-            TakeStop::Empty
-        } else {
-            TakeStop::Fragmented
-        }
+        self.rest()
     }
 
     /// As [`Zone::put`].

@@ -4,7 +4,7 @@ use buddy_alloc::testing::{Action, Program, run_on};
 use buddy_alloc::{Backing, Config, Frame, FrameCount, FrameRange};
 
 /// Small spaces leave little to choose: these reach every state of up to 16 frames.
-const ACTIONS: [Action; 15] = [
+const ACTIONS: [Action; 16] = [
     Action::Allocate {
         order: 0,
         preference: 0,
@@ -48,6 +48,12 @@ const ACTIONS: [Action; 15] = [
     Action::Isolate {
         order: 0,
         populated: 1,
+    },
+    Action::AllocateBatch {
+        wanted: 6,
+        ranges: 2,
+        unit: 0,
+        preference: 0,
     },
 ];
 

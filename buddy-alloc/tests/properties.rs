@@ -39,7 +39,14 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (order.clone(), count).prop_map(|(order, populated)| {
             Action::Isolate { order, populated }
         }),
-        1 => (at, order).prop_map(|(at, order)| Action::IsolateAt { at, order }),
+        1 => (at, order.clone()).prop_map(|(at, order)| Action::IsolateAt { at, order }),
+        2 => (0u16..700, 0u8..20, order, kind.clone()).prop_map(
+            |(wanted, ranges, unit, preference)| {
+                Action::AllocateBatch { wanted, ranges, unit, preference }
+            },
+        ),
+        1 => (nth, any::<u8>(), at)
+            .prop_map(|(nth, ranges, at)| Action::FreeBatch { nth, ranges, at }),
         1 => (nth, kind).prop_map(|(nth, backing)| Action::Unisolate { nth, backing }),
     ]
 }

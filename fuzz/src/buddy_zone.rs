@@ -35,7 +35,7 @@ impl Step {
             ..
         } = *self;
         let (at, nth, bulk) = (u32::from(at), at, kind & 1 == 1);
-        match self.operation % 21 {
+        match self.operation % 23 {
             0 => Action::Allocate {
                 order,
                 preference: kind,
@@ -84,6 +84,17 @@ impl Step {
                 populated: count,
             },
             19 => Action::IsolateAt { at, order },
+            20 => Action::AllocateBatch {
+                wanted: count,
+                ranges: kind,
+                unit: order,
+                preference: kind,
+            },
+            21 => Action::FreeBatch {
+                nth,
+                ranges: kind,
+                at,
+            },
             _ => Action::Unisolate { nth, backing: kind },
         }
     }

@@ -1,124 +1,14 @@
-//! Programs: every operation of a zone with small numbers as arguments.
+//! Programs run on a zone and on the oracle.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::action::{Action, Program, backing_of, order_of, preference_of};
 use super::oracle::{Oracle, frames};
 use crate::{
-    AllocError, Backing, Config, Frame, FrameCount, FrameRange, FreeError, GivePath, Isolated,
+    AllocError, Frame, FrameCount, FrameRange, FreeBatchError, FreeError, GivePath, Isolated,
     Order, Preference, RangeBuf, ReportAsk, ReportCursor, State, TakeAsk, TakeStop, Zone,
 };
-
-/// One step. Numbers are reduced to what makes sense, so that any value is a valid action.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the method of the same name")]
-pub enum Action {
-    Allocate {
-        order: u8,
-        preference: u8,
-    },
-    AllocateRange {
-        count: u16,
-        align: u8,
-        preference: u8,
-    },
-    AllocateAt {
-        at: u32,
-        order: u8,
-    },
-    AllocateRangeAt {
-        at: u32,
-        count: u16,
-    },
-    /// Frees the n-th used block properly.
-    Free {
-        nth: u16,
-    },
-    /// Frees whatever is there, with any order.
-    FreeWild {
-        at: u32,
-        order: u8,
-    },
-    FreeRange {
-        at: u32,
-        count: u16,
-    },
-    FreeUnpopulated {
-        at: u32,
-        count: u16,
-    },
-    /// Splits the n-th used block.
-    Split {
-        nth: u16,
-        into: u8,
-    },
-    Reserve {
-        at: u32,
-        count: u16,
-    },
-    Unreserve {
-        at: u32,
-        count: u16,
-        backing: u8,
-    },
-    Add {
-        at: u32,
-        count: u16,
-        backing: u8,
-    },
-    Take {
-        wanted: u16,
-        ranges: u8,
-        unit: u8,
-        untouched: bool,
-        below: Option<u32>,
-    },
-    TakeAt {
-        at: u32,
-        count: u16,
-    },
-    Put {
-        nth: u16,
-        backing: u8,
-    },
-    PutUnchanged {
-        nth: u16,
-    },
-    Store {
-        nth: u16,
-        bulk: bool,
-    },
-    Recall {
-        wanted: u16,
-        ranges: u8,
-        bulk: bool,
-    },
-    Isolate {
-        order: u8,
-        populated: u16,
-    },
-    IsolateAt {
-        at: u32,
-        order: u8,
-    },
-    Unisolate {
-        nth: u16,
-        backing: u8,
-    },
-}
-
-/// A zone and what to do with it.
-#[derive(Clone, Debug)]
-pub struct Program {
-    /// Frames of the span.
-    pub span: FrameRange,
-    /// Settings of the zone.
-    pub config: Config,
-    /// Whether all of the span is added first, and as what.
-    pub added: Option<Backing>,
-    /// What to do.
-    pub actions: Vec<Action>,
-}
 
 /// Runs a program on a new zone and compares every answer and the final state with the oracle.
 ///
@@ -166,27 +56,6 @@ struct Machine {
     oracle: Oracle,
     cursor: ReportCursor,
     breakable: bool,
-}
-
-const PREFERENCES: [Preference; 3] = [
-    Preference::Populated,
-    Preference::Untouched,
-    Preference::Any,
-];
-const BACKINGS: [Backing; 3] = [Backing::Populated, Backing::Untouched, Backing::Unknown];
-
-fn order_of(number: u8) -> Order {
-    Order::new(number % 20).unwrap_or(Order::MAX)
-}
-
-#[expect(clippy::indexing_slicing, reason = "reduced")]
-fn preference_of(number: u8) -> Preference {
-    PREFERENCES[usize::from(number) % 3]
-}
-
-#[expect(clippy::indexing_slicing, reason = "reduced")]
-fn backing_of(number: u8) -> Backing {
-    BACKINGS[usize::from(number) % 3]
 }
 
 impl Machine {
@@ -385,6 +254,16 @@ impl Machine {
                     Isolated::Again | Isolated::Done => {}
                 }
             }
+            Action::AllocateBatch {
+                wanted,
+                ranges,
+                unit,
+                preference,
+            } => {
+                let (unit, preference) = (order_of(unit % 12), preference_of(preference));
+                self.allocate_batch(zone, unit, preference, wanted, ranges);
+            }
+            Action::FreeBatch { nth, ranges, at } => self.free_batch(zone, nth, ranges, at),
             Action::IsolateAt { at, order } => {
                 let (frame, order) = (self.frame(at), order_of(order));
                 let range = FrameRange::block(Frame::new(frame), order);
@@ -570,6 +449,55 @@ impl Machine {
         }
         if stop != TakeStop::Enough {
             assert_eq!(self.oracle.count(state), 0, "frames left behind");
+        }
+    }
+
+    fn allocate_batch(
+        &mut self,
+        zone: &mut Zone<'_>,
+        unit: Order,
+        preference: Preference,
+        wanted: u16,
+        ranges: u8,
+    ) {
+        let wanted = u64::from(wanted) % 5000;
+        let mut places = vec![FrameRange::block(Frame::new(0), Order::FRAME); usize::from(ranges)];
+        let mut sink = RangeBuf::new(&mut places, FrameCount::new(wanted));
+        let stop = zone.allocate_batch(unit, preference, &mut sink);
+        let taken: u64 = sink.ranges().iter().map(|range| range.count().get()).sum();
+        let mut populated = 0;
+        for &range in sink.ranges() {
+            let odd = (range.start().get() | range.count().get()) & (unit.frames() - 1);
+            assert_eq!(odd, 0, "{range} is not made of blocks of {unit}");
+            populated += self.oracle.populated_in(range);
+            self.take_free(range, State::Used);
+            self.oracle.populate(range, true);
+        }
+        assert_eq!(sink.populated().get(), populated);
+        let full = sink.ranges().len() == usize::from(ranges) || taken == wanted;
+        assert_eq!(stop == TakeStop::Enough, full, "{taken} of {wanted}");
+        if !full && wanted - taken >= unit.frames() {
+            self.assert_no_block(unit);
+        }
+    }
+
+    fn free_batch(&mut self, zone: &mut Zone<'_>, nth: u16, ranges: u8, at: u32) {
+        let found = usize::from(ranges % 8);
+        let mut batch: Vec<_> = (0..found)
+            .filter_map(|more| self.nth_range(State::Used, nth.wrapping_add(more as u16 * 3)))
+            .collect();
+        batch.push(self.range(at, u16::from(ranges)));
+        let result = zone.free_batch(&batch);
+        let freed = result.map_or_else(|FreeBatchError { freed, .. }| freed, |()| batch.len());
+        for (number, &range) in batch.iter().enumerate() {
+            let good = self.oracle.all(range, State::Used);
+            assert!(
+                number > freed || good == (number < freed),
+                "{number} {result:?}"
+            );
+            if number < freed {
+                self.oracle.set(range, State::Free);
+            }
         }
     }
 }

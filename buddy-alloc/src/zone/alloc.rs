@@ -97,16 +97,10 @@ impl Zone<'_> {
         self.add_held(Kind::Used, 1 << order);
     }
 
-    pub(super) fn add_held(&mut self, kind: Kind, frames: u64) {
-        if let Some(held) = self.held.get_mut(kind as usize & (super::KINDS - 1)) {
-            *held += frames;
-        }
-    }
-
     /// Takes a block of exactly `order` out of the free frames. Says how many of its frames are
     /// populated.
     #[inline]
-    fn grab(&mut self, order: u32, preference: Preference) -> Option<(u64, u64)> {
+    pub(super) fn grab(&mut self, order: u32, preference: Preference) -> Option<(u64, u64)> {
         let granule = self.regions.order();
         if self.breakable_limit == 0 || order >= granule {
             let (set, found, class) = self.find(0, order, preference)?;
@@ -137,7 +131,7 @@ impl Zone<'_> {
 
     /// The list to serve a demand from: list set, order and class (`None`: its very first block).
     #[inline]
-    fn find(
+    pub(super) fn find(
         &self,
         set: usize,
         order: u32,
@@ -227,65 +221,5 @@ impl Zone<'_> {
             }
         }
         (frame, hot)
-    }
-
-    /// The largest piece up to `most` that the next demand of `order` would be cut from and that is
-    /// alike in all of its parts, so that no other block would come first for any of them.
-    fn whole_piece(&self, from: (usize, u32, Option<bool>), order: u32, most: u32) -> u32 {
-        let (set, at, class) = from;
-        let piece = at.min(most).min(self.max_order);
-        let Some(bin) = self.bin(set, at).filter(|_| piece > order) else {
-            return order;
-        };
-        let pair = match class {
-            Some(false) => return piece,
-            Some(true) => bin.list.first_of(&self.nodes, true),
-            None => bin.list.first(),
-        };
-        let frame = self.frame_of(pair, at, false);
-        let populated = self.populated.count(frame, piece);
-        if populated == 1 << piece {
-            piece
-        } else {
-            order
-        }
-    }
-
-    /// As many blocks of one order as `found` has places, as if allocated one after the other, for a
-    /// cache: their bits are set.
-    ///
-    /// Where a larger block has to be broken anyway, its pieces are marked without being listed.
-    pub(crate) fn fill_cache(
-        &mut self,
-        order: Order,
-        preference: Preference,
-        found: &mut [u64],
-    ) -> usize {
-        let order = u32::from(order.get());
-        let mut done = 0;
-        while let Some(left) = found.len().checked_sub(done).and_then(usize::checked_ilog2) {
-            let exact = self.find(BREAKABLE, order, preference).or_else(|| {
-                self.find(0, order, preference)
-                    .filter(|_| self.breakable_limit == 0)
-            });
-            let larger = exact.map_or(order, |from| self.whole_piece(from, order, order + left));
-            let Some((frame, populated)) = self.grab(larger, preference) else {
-                break;
-            };
-            if populated != 1 << larger {
-                self.populated.fill(frame, larger, true);
-            }
-            self.add_held(Kind::Used, 1 << larger);
-            self.cached.put_pieces(frame, larger, order);
-            for piece in 0..1 << (larger - order) {
-                let frame = frame + (piece << order);
-                self.mark(frame, order, Kind::Used);
-                if let Some(place) = found.get_mut(done) {
-                    *place = frame;
-                    done += 1;
-                }
-            }
-        }
-        done
     }
 }

@@ -106,20 +106,6 @@ impl Zone<'_> {
         }
     }
 
-    /// Forgets the head of a held block.
-    #[inline]
-    pub(super) fn unhold(&mut self, frame: u64, order: u32, kind: Kind) {
-        self.mark(frame, order, Kind::None);
-        self.drop_held(kind, 1 << order);
-    }
-
-    #[inline]
-    pub(super) fn drop_held(&mut self, kind: Kind, frames: u64) {
-        if let Some(held) = self.held.get_mut(kind as usize & (super::KINDS - 1)) {
-            *held -= frames;
-        }
-    }
-
     /// Checks that every frame of a range is held as `kind`, and says where the first block starts
     /// and the last one ends; else the first frame that is not.
     fn check_held(&self, start: u64, end: u64, kind: Kind) -> Result<(u64, u64), u64> {

@@ -9,8 +9,7 @@ impl Zone<'_> {
     /// Regions without a free frame cost one word each, others one look per block.
     #[must_use]
     pub fn next_free(&self, within: FrameRange) -> Option<FrameRange> {
-        let free_in = |region| self.regions.counts(region).free > 0;
-        let next_region = |region| (region..self.regions.numbers().end).find(|&r| free_in(r));
+        let next_region = |region| self.regions.next_free(region);
         self.look(within, next_region, |state| {
             (state == State::Free).then_some(())
         })

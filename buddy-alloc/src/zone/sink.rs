@@ -4,7 +4,7 @@ use crate::frame::{FrameCount, FrameRange};
 #[cfg(doc)]
 use crate::zone::Zone;
 
-/// Where [`Zone::take`] and [`Zone::recall`] lay ranges.
+/// Where [`Zone::take`], [`Zone::allocate_batch`] and [`Zone::recall`] lay ranges.
 pub trait RangeSink {
     /// Most frames the next push may have; zero to stop.
     fn wanted(&self) -> FrameCount;

@@ -41,7 +41,7 @@ pub fn random_action(random: &mut Random) -> Action {
     let nth = skewed(random, 16);
     let wanted = skewed(random, 13);
     let ranges = u8::try_from(skewed(random, 7)).unwrap();
-    match random.below(40) {
+    match random.below(43) {
         0..=7 => Action::Allocate {
             order,
             preference: number,
@@ -100,6 +100,13 @@ pub fn random_action(random: &mut Random) -> Action {
             populated: count,
         },
         38 => Action::IsolateAt { at, order },
+        39 | 40 => Action::AllocateBatch {
+            wanted,
+            ranges,
+            unit: order,
+            preference: number,
+        },
+        41 => Action::FreeBatch { nth, ranges, at },
         _ => Action::Unisolate {
             nth,
             backing: number,
