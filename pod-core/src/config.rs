@@ -199,9 +199,9 @@ const fn len(n: u64) -> usize {
 impl Sizes {
     /// Enough for a guest of `config.max` frames that owns at most `owned`.
     ///
-    /// With these sizes no single frame below number 2^32 is ever refused, whatever the host's
-    /// memory looks like: each has at least a loose place. A superpage needs a block, and may be
-    /// refused where single frames from very many machine runs hold all of them.
+    /// With these sizes no frame below number 2^32 is ever refused, whatever the host's memory
+    /// looks like: every frame has at least a loose place. Above that (16 TiB) a frame needs a
+    /// block, and those suffice unless single frames come from very many machine runs.
     #[must_use]
     pub const fn for_guest(config: &Config, owned: FrameCount, vcpus: u16) -> Self {
         let size = config.geometry.size();

@@ -79,8 +79,8 @@ impl Pod<'_> {
     /// Populates the promise at `gfn`, with the largest leaf that is possible.
     ///
     /// `largest` caps the leaf, for a fault of which the host knows that a superpage would be
-    /// wrong. Work is bounded by the budget, or by the visit of one region (about six looks for
-    /// each of its pages) if that is more. Calling it for a frame that is RAM already, or again
+    /// wrong. Work is bounded by the budget, or by the visit of one region (four looks for each
+    /// of its pages, and a few) if that is more. Calling it for a frame that is RAM already, or again
     /// after any error, is harmless.
     ///
     /// # Errors
@@ -125,12 +125,16 @@ impl Pod<'_> {
         loop {
             self.check_alive(host)?;
             if self.st.cache.count() > 0 && (self.debt() == 0 || self.st.cache.count() > reserve) {
+                let enough = budget.covers(self.st.cfg.geometry.size() + 2);
+                if visited && !enough {
+                    return Ok(Demand::Retry(Wait::Sweeping));
+                }
                 return self.populate(host, gfn, vcpu, largest, budget);
             }
             if self.st.target.is_none() {
                 return Ok(Demand::Retry(Wait::NoTarget));
             }
-            if visited && (budget.left() < 2 * self.region_cost() || host.should_yield()) {
+            if visited && (!budget.covers(self.region_cost()) || host.should_yield()) {
                 return Ok(Demand::Retry(Wait::Sweeping));
             }
             visited = true;
@@ -162,7 +166,8 @@ impl Pod<'_> {
         budget: &mut Budget,
     ) -> bool {
         // A superpage at most: the touch needs one frame, and time is short.
-        let affordable = u64::from(budget.left().max(1));
+        let populating = self.st.cfg.geometry.size() + 2;
+        let affordable = u64::from(budget.left()).saturating_sub(populating).max(1);
         let wanted = frames
             .get()
             .min(self.st.cfg.geometry.size())
@@ -191,19 +196,32 @@ impl Pod<'_> {
         budget: &mut Budget,
     ) -> Result<Demand, DemandError> {
         budget.spend(1);
-        let leaf = host.lookup(gfn);
+        let mut leaf = host.lookup(gfn);
         let Entry::Promise(pattern) = leaf.entry else {
             return Ok(Demand::Present);
         };
         let index = self.regions().index_of(gfn);
-        let recycled = self.region(index).recycled;
-        let cap = host.max_order(gfn).min(largest).min(leaf.order);
+        let (recycled, wanted) = (
+            self.region(index).recycled,
+            host.max_order(gfn).min(largest),
+        );
+        // A merge that lacked the budget before is made up for if a superpage can follow.
+        let splintered = leaf.order < self.superpage() && wanted >= self.superpage();
+        if splintered
+            && self.st.cache.whole() > 0
+            && budget.covers(2 * self.st.cfg.geometry.size() + 4)
+            && self.merge_promises(host, index, budget)
+        {
+            budget.spend(1);
+            leaf = host.lookup(gfn);
+        }
+        let cap = wanted.min(leaf.order);
         let Some((order, frame)) = self.supply(host, gfn, &leaf, cap, largest, budget) else {
             debug_assert!(false, "a cache with frames gives one");
             return Ok(Demand::Retry(Wait::Sweeping));
         };
         let at = gfn.align_down(order);
-        let reached = self.map(host, at, order, frame, pattern);
+        let reached = self.map(host, at, frame, pattern, budget);
         if at.plus(reached).get() <= gfn.get() {
             return Err(DemandError::NoTableMemory);
         }
@@ -239,9 +257,11 @@ impl Pod<'_> {
     ) -> Option<(Order, Frame<Zeroed>)> {
         let (superpage, giga) = (self.superpage(), self.st.cfg.geometry.giga());
         let node = host.home(gfn);
-        // A giga page for one touch only where that cannot make the race closer.
+        // A giga page for one touch only where that cannot make the race closer, and takes no
+        // time to fill.
         if self.st.cfg.rules.giga
             && cap >= giga
+            && leaf.entry == Entry::Promise(Pattern::ZERO)
             && self.debt() == 0
             && let Some(frame) = self.cache().take(giga, node)
         {
@@ -300,7 +320,7 @@ impl Pod<'_> {
             return around.min(leaf.order);
         }
         let start = gfn.align_down(around);
-        let affordable = u64::from(budget.left()) >= around.frames().get();
+        let affordable = budget.covers(2 * around.frames().get());
         if !affordable || self.end_of(start, around.frames()).is_none() {
             return Order::FRAME;
         }
@@ -317,12 +337,13 @@ impl Pod<'_> {
         &mut self,
         host: &mut H,
         gfn: Gfn,
-        order: Order,
         frame: Frame<Zeroed>,
         pattern: Pattern,
+        budget: &mut Budget,
     ) -> u64 {
-        let (mfn, word) = (frame.mfn(), self.st.cfg.word(pattern));
+        let (mfn, order, word) = (frame.mfn(), frame.order(), self.st.cfg.word(pattern));
         if word != 0 {
+            budget.spend_on(order.frames());
             host.fill(mfn, order, word);
         }
         let (applied, complete) =
@@ -334,7 +355,7 @@ impl Pod<'_> {
                     Frame::from_cache(mfn, order)
                 } else {
                     match Frame::<crate::Dirty>::new(mfn, order) {
-                        Some(dirty) => dirty.cleared(host),
+                        Some(dirty) => dirty.cleared(host, budget),
                         None => continue,
                     }
                 };

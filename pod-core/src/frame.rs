@@ -13,7 +13,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 
-use crate::{Host, Mfn, Order};
+use crate::{Budget, Host, Mfn, Order};
 
 mod sealed {
     #[expect(unnameable_types, reason = "sealed: only this file implements it")]
@@ -102,8 +102,13 @@ impl Frame<Dirty> {
         Self::aligned(mfn, order)
     }
 
-    /// Clears the frame; the only way for unknown content to become known.
-    pub(crate) fn cleared<H: Host + ?Sized>(self, host: &mut H) -> Frame<Zeroed> {
+    /// Clears the frame, one look a page; the only way for unknown content to become known.
+    pub(crate) fn cleared<H: Host + ?Sized>(
+        self,
+        host: &mut H,
+        budget: &mut Budget,
+    ) -> Frame<Zeroed> {
+        budget.spend_on(self.order.frames());
         host.fill(self.mfn, self.order, 0);
         Frame::make(self.mfn, self.order)
     }
@@ -193,10 +198,14 @@ impl Backing {
         }
     }
 
-    pub(crate) fn into_zeroed<H: Host + ?Sized>(self, host: &mut H) -> Frame<Zeroed> {
+    pub(crate) fn into_zeroed<H: Host + ?Sized>(
+        self,
+        host: &mut H,
+        budget: &mut Budget,
+    ) -> Frame<Zeroed> {
         match self {
             Self::Zeroed(frame) => frame,
-            Self::Dirty(frame) => frame.cleared(host),
+            Self::Dirty(frame) => frame.cleared(host, budget),
         }
     }
 }

@@ -213,9 +213,10 @@ impl<'s> Pod<'s> {
         Ok(())
     }
 
-    /// Looks in a budget a visit to one region costs at most.
-    pub(crate) fn region_cost(&self) -> u32 {
-        u32::try_from(3 * self.st.cfg.geometry.size()).unwrap_or(u32::MAX) + 4
+    /// Looks in a budget that half of a visit to one region costs at most: a lookup, a peek, a
+    /// scan and a fill of each page.
+    pub(crate) const fn region_cost(&self) -> u64 {
+        4 * self.st.cfg.geometry.size() + 8
     }
 
     /// Writes one run of uniform entries and accounts the part that was applied; its length,
@@ -235,12 +236,8 @@ impl<'s> Pod<'s> {
         };
         let size = self.st.cfg.geometry.size();
         let leaf = complete && order >= self.superpage();
-        if order < self.superpage() {
-            // Even a write that failed may have split the leaf.
-            let mut regions = self.regions();
-            let index = regions.index_of(gfn);
-            regions.set_whole(index, false);
-        }
+        // Even a write that failed may have split the leaf.
+        self.split_noted(gfn, order);
         let mut done = 0;
         while done < applied {
             let at = gfn.plus(done);
@@ -274,6 +271,15 @@ impl<'s> Pod<'s> {
         (applied, complete)
     }
 
+    /// What is done to a part of a superpage leaf, even in vain, may have split it.
+    pub(crate) fn split_noted(&mut self, gfn: Gfn, order: Order) {
+        if order < self.superpage() {
+            let mut regions = self.regions();
+            let index = regions.index_of(gfn);
+            regions.set_whole(index, false);
+        }
+    }
+
     /// A region of which no page lies on its run any more gives the run up.
     pub(crate) fn settle_run(&mut self, index: u32) {
         let region = self.region(index);
@@ -286,8 +292,8 @@ impl<'s> Pod<'s> {
     }
 
     /// Puts a zeroed frame into the cache. `region` is where it was mapped, if anywhere. A
-    /// frame without a place goes back to the host; one that is in the cache already, by a
-    /// mistake of the host, stays there once.
+    /// frame without a place goes back to the host; one that is in a block already, by a
+    /// mistake of the host, stays there once (among the loose frames only the audit finds it).
     pub(crate) fn stash<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
@@ -298,7 +304,7 @@ impl<'s> Pod<'s> {
         let tied = self.st.cfg.rules.tie;
         let run = self.cache().run_of(frame.mfn());
         let owned = region.is_some_and(|i| tied && run.is_some() && self.region(i).run() == run);
-        if self.cache().touches(frame.mfn(), frame.order()) {
+        if self.cache().in_blocks(frame.mfn(), frame.order()) {
             self.st.totals.refused += frame.order().frames().get();
             return false;
         }

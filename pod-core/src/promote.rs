@@ -30,7 +30,7 @@ impl Pod<'_> {
         let mut visited = false;
         while self.st.coalesce_at < self.region_count() {
             self.check_alive(host)?;
-            if visited && (budget.left() < self.region_cost() || host.should_yield()) {
+            if visited && (!budget.covers(self.region_cost()) || host.should_yield()) {
                 return Ok(CoalesceStep::More);
             }
             visited = true;
@@ -38,12 +38,17 @@ impl Pod<'_> {
             let index = self.st.coalesce_at;
             self.st.coalesce_at += 1;
             let start = self.regions().start(index);
+            budget.spend(1);
             if self.region(index).whole && host.lookup(start).order < self.superpage() {
                 // The host split the leaf on its own.
                 self.regions().set_whole(index, false);
             }
             self.merge_promises(host, index, budget);
-            self.promote(host, index, budget);
+            self.promote_region(host, index, budget);
+            let fan = self.st.cfg.geometry.fan().frames().get();
+            if (u64::from(index) + 1).is_multiple_of(fan) {
+                self.promote_giga(host, index, budget);
+            }
             while budget.left() > 0 && self.merge_loose(host) {
                 budget.spend(1);
             }
@@ -53,7 +58,7 @@ impl Pod<'_> {
     }
 
     fn merge_loose<H: Host + ?Sized>(&mut self, host: &H) -> bool {
-        let Some(mfn) = self.cache().loose_frames().last() else {
+        let Some(mfn) = self.cache().last_loose() else {
             return false;
         };
         let node = host.node_of(mfn);
@@ -67,33 +72,43 @@ impl Pod<'_> {
         index: u32,
         budget: &mut Budget,
     ) {
-        if !self.st.cfg.rules.promote {
-            return;
-        }
+        self.promote_region(host, index, budget);
+        self.promote_giga(host, index, budget);
+    }
+
+    fn promote_region<H: Host + ?Sized>(&mut self, host: &mut H, index: u32, budget: &mut Budget) {
         let (start, size) = (self.regions().start(index), self.st.cfg.geometry.size());
         let (order, region) = (self.superpage(), self.region(index));
-        let candidate = u64::from(region.in_place) == size && host.max_order(start) >= order;
-        if candidate
+        if self.st.cfg.rules.promote
+            && u64::from(region.in_place) == size
             && !region.whole
-            && u64::from(budget.left()) >= size
+            && host.max_order(start) >= order
+            && budget.covers(size + 2)
             && let Some(ram) = self.uniform(host, start, size, 1, budget)
         {
-            self.join(host, start, order, ram);
+            self.join(host, start, order, ram, budget);
         }
-        let giga = self.st.cfg.geometry.giga();
+    }
+
+    fn promote_giga<H: Host + ?Sized>(&mut self, host: &mut H, index: u32, budget: &mut Budget) {
+        let (superpage, giga) = (self.superpage(), self.st.cfg.geometry.giga());
+        if !self.st.cfg.rules.promote || !self.st.cfg.rules.giga {
+            return;
+        }
         let Some((first, run)) = self.regions().giga_run(index) else {
             return;
         };
-        let fan = self.st.cfg.geometry.fan().frames().get();
-        let start = self.regions().start(first);
-        let aligned = Mfn::new(u64::from(run) << order.get()).is_aligned(giga);
-        let allowed = self.st.cfg.rules.giga && host.max_order(start) >= giga && aligned;
-        if allowed
-            && u64::from(budget.left()) >= fan
-            && host.lookup(start).order < giga
-            && let Some(ram) = self.uniform(host, start, fan, size, budget)
+        let (start, fan) = (self.regions().start(first), self.st.cfg.geometry.fan());
+        let aligned = Mfn::new(u64::from(run) << superpage.get()).is_aligned(giga);
+        let n = fan.frames().get();
+        if !aligned || host.max_order(start) < giga || !budget.covers(n + 3) {
+            return;
+        }
+        budget.spend(1);
+        if host.lookup(start).order < giga
+            && let Some(ram) = self.uniform(host, start, n, self.st.cfg.geometry.size(), budget)
         {
-            self.join(host, start, giga, ram);
+            self.join(host, start, giga, ram, budget);
         }
     }
 
@@ -106,10 +121,15 @@ impl Pod<'_> {
         step: u64,
         budget: &mut Budget,
     ) -> Option<(Mfn, Attr)> {
-        let Entry::Ram { mfn, attr } = host.lookup(start).at(start) else {
+        budget.spend(1);
+        let first = host.lookup(start);
+        let Entry::Ram { mfn, attr } = first.at(start) else {
             return None;
         };
-        (0..n)
+        if first.order.frames().get() < step {
+            return None;
+        }
+        (1..n)
             .all(|i| {
                 budget.spend(1);
                 let at = start.plus(i * step);
@@ -124,12 +144,20 @@ impl Pod<'_> {
             .then_some((mfn, attr))
     }
 
-    fn join<H: Host + ?Sized>(&mut self, host: &mut H, gfn: Gfn, order: Order, ram: (Mfn, Attr)) {
+    fn join<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        order: Order,
+        ram: (Mfn, Attr),
+        budget: &mut Budget,
+    ) {
         let entry = Entry::Ram {
             mfn: ram.0,
             attr: ram.1,
         };
         let complete = self.write(host, gfn, order, entry, entry).1;
+        budget.spend(1);
         if complete && host.lookup(gfn).order >= order {
             self.st.totals.promoted += 1;
             host.event(Event::Promoted { gfn, order });
@@ -137,26 +165,28 @@ impl Pod<'_> {
     }
 
     /// Makes one promise of a region whose pages all are promises of one pattern, so that it
-    /// can be populated by a superpage again.
+    /// can be populated by a superpage again; whether it did. Takes a look at each page.
     pub(crate) fn merge_promises<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
         index: u32,
         budget: &mut Budget,
-    ) {
+    ) -> bool {
         let (start, size) = (self.regions().start(index), self.st.cfg.geometry.size());
         let order = self.superpage();
-        if u64::from(self.region(index).promises) != size || u64::from(budget.left()) < size {
-            return;
+        if u64::from(self.region(index).promises) != size {
+            return false;
         }
+        budget.spend(1);
         let leaf = host.lookup(start);
         let Entry::Promise(pattern) = leaf.entry else {
-            return;
+            return false;
         };
-        if leaf.order < order && self.all_promised(host, start, size, pattern, budget) {
-            let entry = Entry::Promise(pattern);
-            self.write(host, start, order, entry, entry);
+        if leaf.order >= order || !self.all_promised(host, start, size, pattern, budget) {
+            return false;
         }
+        let entry = Entry::Promise(pattern);
+        self.write(host, start, order, entry, entry).1
     }
 
     fn all_promised<H: Host + ?Sized>(
@@ -167,7 +197,7 @@ impl Pod<'_> {
         pattern: Pattern,
         budget: &mut Budget,
     ) -> bool {
-        (0..size).all(|i| {
+        (1..size).all(|i| {
             budget.spend(1);
             host.lookup(start.plus(i)).entry == Entry::Promise(pattern)
         })

@@ -7,8 +7,9 @@
 use core::error::Error;
 use core::fmt;
 
+use crate::batch::{Batch, Job, Settled};
 use crate::pod::Dying;
-use crate::reclaim::{Batch, Job, Settled, Visit};
+use crate::reclaim::Visit;
 use crate::{Budget, Entry, FrameCount, Gfn, Host, Order, Pattern, Pod, Progress, Users};
 
 /// What is to be where the released pages were.
@@ -85,6 +86,8 @@ impl Pod<'_> {
         budget: &mut Budget,
     ) -> Result<Released, ReleaseError> {
         let end = self.end_of(gfn, count).ok_or(ReleaseError::OutOfRange)?;
+        let size = self.st.cfg.geometry.size();
+        let merges = matches!(leave, Leave::Promise(_));
         let now = match leave {
             Leave::Hole => Entry::Hole,
             Leave::Promise(p) if p.get() < self.st.cfg.patterns_used => Entry::Promise(p),
@@ -102,21 +105,24 @@ impl Pod<'_> {
                 self.settle(host, &mut batch, budget);
                 return Err(ReleaseError::Dying);
             }
-            if at != gfn && (budget.left() < self.region_cost() || host.should_yield()) {
+            let affordable = budget.covers(self.region_cost() + batch.to_clear());
+            if at != gfn && (!affordable || host.should_yield()) {
                 break;
             }
             budget.spend(1);
             let leaf = host.lookup(at);
             let room = leaf.room_from(at).min(end - at.get());
             let mut order = Order::fitting(at.get(), room, leaf.order);
-            if order > self.superpage() && order < self.st.cfg.geometry.giga() {
+            // Clearing a giga page is too long for one step.
+            let clears = self.clears(Job::Give(now)) && matches!(leaf.entry, Entry::Ram { .. });
+            if order > self.superpage() && (clears || order < self.st.cfg.geometry.giga()) {
                 order = self.superpage();
             }
             let index = self.regions().index_of(at);
             match leaf.at(at) {
                 Entry::Hole => {}
                 Entry::Special => special += order.frames().get(),
-                Entry::Promise(_) if matches!(leave, Leave::Promise(_)) => {}
+                Entry::Promise(_) if merges => {}
                 was @ Entry::Promise(_) => {
                     let (applied, complete) = self.write(host, at, order, was, Entry::Hole);
                     promises += applied;
@@ -145,23 +151,26 @@ impl Pod<'_> {
                     }
                     if used {
                         special += 1;
-                        at = at.plus(1);
-                        continue;
-                    }
-                    if !self.hold(host, &mut batch, at, order, (mfn, attr), Job::Give(now)) {
+                        order = Order::FRAME;
+                    } else if !self.hold(host, &mut batch, at, order, (mfn, attr), Job::Give(now)) {
                         failed = Some(at);
                         break;
-                    }
-                    if batch.is_full() {
-                        settled.add(self.settle(host, &mut batch, budget));
                     }
                 }
             }
             at = at.plus(order.frames().get());
+            let region_done = self.page_of(at) == 0;
+            if batch.is_full() || batch.to_clear() >= size || region_done && merges {
+                settled.add(self.settle(host, &mut batch, budget));
+            }
+            if region_done && merges {
+                self.merge_promises(host, index, budget);
+            }
         }
         settled.add(self.settle(host, &mut batch, budget));
         self.check_alive(host)?;
-        if let Leave::Promise(_) = leave {
+        if merges && self.page_of(at) != 0 {
+            // The end of the range may be what its region was waiting for.
             let last = self.regions().index_of(at);
             self.merge_promises(host, last, budget);
         }

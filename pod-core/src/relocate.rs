@@ -12,9 +12,9 @@
 use core::error::Error;
 use core::fmt;
 
+use crate::batch::{Batch, Job};
 use crate::frame::Flushed;
 use crate::pod::Dying;
-use crate::reclaim::{Batch, Job};
 use crate::{
     Backing, Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Mfn, NeedsFlush, Order, Pattern,
     Pod, Users, Zeroed,
@@ -110,25 +110,30 @@ impl Pod<'_> {
             }
             at = at.plus(leaf.room_from(at).max(1));
         }
+        budget.spend(1);
         let source = host.lookup(from);
         if source.order < order {
             return Err(RelocateError::NotMovable);
         }
         match source.at(from) {
             Entry::Hole | Entry::Special => Err(RelocateError::NotMovable),
-            promise @ Entry::Promise(_) => self.move_promise(host, from, to, order, promise),
+            promise @ Entry::Promise(_) => {
+                self.move_promise(host, (from, to, order), promise, budget)
+            }
             Entry::Ram { mfn, .. } if host.users(mfn, order) != Users::None => {
                 Err(RelocateError::InUse)
             }
             ram @ Entry::Ram { mfn, attr } => {
                 let runs = (from, to, order);
                 let result = match content {
-                    Content::Keep if host.moves_frames() => self.move_frame(host, runs, ram, mfn),
-                    Content::Keep => match self.any_frame(host, to, order) {
+                    Content::Keep if host.moves_frames() => {
+                        self.move_frame(host, runs, ram, mfn, budget)
+                    }
+                    Content::Keep => match self.any_frame(host, to, order, budget) {
                         Some(frame) => self.swap(host, runs, (mfn, attr), frame, content, budget),
                         None => Err(RelocateError::NoFrame),
                     },
-                    Content::Discard => match self.own_frame(host, to, order) {
+                    Content::Discard => match self.own_frame(host, to, order, budget) {
                         Some(frame) => self.swap(host, runs, (mfn, attr), frame, content, budget),
                         None => self.swap_promise(host, runs, (mfn, attr), budget),
                     },
@@ -144,20 +149,25 @@ impl Pod<'_> {
     fn move_promise<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
-        from: Gfn,
-        to: Gfn,
-        order: Order,
+        (from, to, order): (Gfn, Gfn, Order),
         promise: Entry,
+        budget: &mut Budget,
     ) -> Result<(), RelocateError> {
         let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
         if !complete {
-            self.undo(host, to, applied, promise, Entry::Hole);
+            self.undo(host, (to, applied), promise, Entry::Hole, budget);
             return Err(RelocateError::NoTableMemory);
         }
         let (applied, complete) = self.write(host, from, order, promise, Entry::Hole);
         if !complete {
-            self.undo(host, from, applied, Entry::Hole, promise);
-            self.undo(host, to, order.frames().get(), promise, Entry::Hole);
+            self.undo(host, (from, applied), Entry::Hole, promise, budget);
+            self.undo(
+                host,
+                (to, order.frames().get()),
+                promise,
+                Entry::Hole,
+                budget,
+            );
             return Err(RelocateError::NoTableMemory);
         }
         Ok(())
@@ -168,14 +178,15 @@ impl Pod<'_> {
     fn undo<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
-        gfn: Gfn,
-        count: u64,
+        (gfn, count): (Gfn, u64),
         was: Entry,
         now: Entry,
+        budget: &mut Budget,
     ) -> u64 {
         let mut done = 0;
         while done < count {
             let at = gfn.plus(done);
+            budget.spend(1);
             let room = host.lookup(at).room_from(at).min(count - done);
             let order = Order::fitting(at.get(), room, Order::MAX);
             let (applied, complete) =
@@ -194,6 +205,7 @@ impl Pod<'_> {
         host: &mut H,
         to: Gfn,
         order: Order,
+        budget: &mut Budget,
     ) -> Option<Frame<Zeroed>> {
         let index = self.regions().index_of(to);
         let run = self.region(index).run()?;
@@ -209,7 +221,7 @@ impl Pod<'_> {
             host.free(backing);
             return None;
         }
-        Some(backing.into_zeroed(host))
+        Some(backing.into_zeroed(host, budget))
     }
 
     /// A frame to copy to: its own, one of the cache, or, without debt, one more of the host.
@@ -218,9 +230,10 @@ impl Pod<'_> {
         host: &mut H,
         to: Gfn,
         order: Order,
+        budget: &mut Budget,
     ) -> Option<Frame<Zeroed>> {
         let node = host.home(to);
-        let own = self.own_frame(host, to, order);
+        let own = self.own_frame(host, to, order, budget);
         if let Some(frame) = own.or_else(|| self.cache().take(order, node)) {
             return Some(frame);
         }
@@ -233,7 +246,7 @@ impl Pod<'_> {
             host.free(backing);
             return None;
         }
-        Some(backing.into_zeroed(host))
+        Some(backing.into_zeroed(host, budget))
     }
 
     /// The destination gets `frame`, the source's own goes where released frames go.
@@ -250,16 +263,17 @@ impl Pod<'_> {
         let mfn = frame.mfn();
         let index = self.regions().index_of(to);
         if !self.hold(host, &mut batch, from, order, ram, Job::Give(Entry::Hole)) {
-            self.return_own(host, Backing::Zeroed(frame), index);
+            self.return_own(host, Backing::Zeroed(frame), index, budget);
             return Err(RelocateError::NoTableMemory);
         }
         let copied = content == Content::Keep;
         if copied {
             let writers_gone = Flushed::new(host);
+            budget.spend_on(order.frames());
             if !host.copy(ram.0, mfn, order) {
                 host.thaw(from, order);
                 let frame = Backing::Dirty(frame.exposed().flushed(&writers_gone));
-                self.return_own(host, frame, index);
+                self.return_own(host, frame, index, budget);
                 return Err(RelocateError::NotMovable);
             }
         }
@@ -267,13 +281,13 @@ impl Pod<'_> {
         let (applied, complete) = self.write(host, to, order, Entry::Hole, entry);
         if !complete {
             host.thaw(from, order);
-            self.undo(host, to, applied, entry, Entry::Hole);
+            self.undo(host, (to, applied), entry, Entry::Hole, budget);
             let frame = if copied || applied > 0 {
                 Backing::Dirty(frame.exposed().flushed(&Flushed::new(host)))
             } else {
                 Backing::Zeroed(frame)
             };
-            self.return_own(host, frame, index);
+            self.return_own(host, frame, index, budget);
             return Err(RelocateError::NoTableMemory);
         }
         host.event(Event::Populated {
@@ -310,21 +324,33 @@ impl Pod<'_> {
         let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
         if !complete {
             host.thaw(from, order);
-            self.undo(host, to, applied, promise, Entry::Hole);
+            self.undo(host, (to, applied), promise, Entry::Hole, budget);
             return Err(RelocateError::NoTableMemory);
         }
         let kept = self.settle(host, &mut batch, budget).kept;
         if kept > 0 {
-            self.undo(host, to, order.frames().get(), promise, Entry::Hole);
+            self.undo(
+                host,
+                (to, order.frames().get()),
+                promise,
+                Entry::Hole,
+                budget,
+            );
             self.check_alive(host)?;
             return Err(RelocateError::InUse);
         }
         Ok(())
     }
 
-    fn return_own<H: Host + ?Sized>(&mut self, host: &mut H, frame: Backing, index: u32) {
+    fn return_own<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        frame: Backing,
+        index: u32,
+        budget: &mut Budget,
+    ) {
         if self.debt() > 0 {
-            let zeroed = frame.into_zeroed(host);
+            let zeroed = frame.into_zeroed(host, budget);
             self.stash(host, zeroed, Some(index));
         } else {
             host.free(frame);
@@ -338,6 +364,7 @@ impl Pod<'_> {
         (from, to, order): (Gfn, Gfn, Order),
         ram: Entry,
         mfn: Mfn,
+        budget: &mut Budget,
     ) -> Result<(), RelocateError> {
         if host.freeze(from, order).is_err() {
             return Err(RelocateError::NoTableMemory);
@@ -351,7 +378,7 @@ impl Pod<'_> {
         }
         let (applied, complete) = self.write(host, from, order, ram, Entry::Hole);
         if !complete {
-            self.undo(host, from, applied, Entry::Hole, ram);
+            self.undo(host, (from, applied), Entry::Hole, ram, budget);
             host.thaw(from, order);
             return Err(RelocateError::NoTableMemory);
         }
@@ -374,11 +401,11 @@ impl Pod<'_> {
             });
             return Ok(());
         }
-        if self.undo(host, to, applied, ram, Entry::Hole) > 0 {
+        if self.undo(host, (to, applied), ram, Entry::Hole, budget) > 0 {
             // The guest may have used them there.
             flushed = Flushed::new(host);
         }
-        let back = self.undo(host, from, order.frames().get(), Entry::Hole, ram);
+        let back = self.undo(host, (from, order.frames().get()), Entry::Hole, ram, budget);
         if back == order.frames().get() {
             return Err(RelocateError::NoTableMemory);
         }
@@ -392,21 +419,12 @@ impl Pod<'_> {
         for (mfn, order) in Self::pieces(mfn.plus(back), lost) {
             let frame = Frame::<NeedsFlush>::unmapped(mfn, order).flushed(&flushed);
             if self.debt() > 0 {
-                let zeroed = frame.cleared(host);
+                let zeroed = frame.cleared(host, budget);
                 self.stash(host, zeroed, None);
             } else {
                 host.free(Backing::Dirty(frame));
             }
         }
         Err(RelocateError::BothHoles)
-    }
-
-    /// A freeze below superpage order may have split the leaf even if it was undone.
-    fn split_noted(&mut self, gfn: Gfn, order: Order) {
-        if order < self.superpage() {
-            let mut regions = self.regions();
-            let index = regions.index_of(gfn);
-            regions.set_whole(index, false);
-        }
     }
 }

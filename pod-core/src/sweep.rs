@@ -66,7 +66,10 @@ impl Pod<'_> {
         budget: &mut Budget,
     ) -> Result<ReclaimStep, DemandError> {
         self.check_alive(host)?;
-        self.trim(host, budget);
+        let trimmed = self.trim(host, budget);
+        if !trimmed || budget.used() > 0 && !budget.covers(self.region_cost()) {
+            return Ok(ReclaimStep::More);
+        }
         Ok(match self.sweep(host, budget)? {
             Swept::Found(frames) => ReclaimStep::Found(FrameCount::new(frames)),
             Swept::More => ReclaimStep::More,
@@ -99,7 +102,7 @@ impl Pod<'_> {
                 self.st.sweep.phase = Phase::Pages;
                 self.st.sweep.left = regions;
             }
-            if visited && (budget.left() < self.region_cost() || host.should_yield()) {
+            if visited && (!budget.covers(self.region_cost()) || host.should_yield()) {
                 return Ok(Swept::More);
             }
             visited = true;
@@ -156,7 +159,8 @@ impl Pod<'_> {
     ) -> Result<Visit, Dying> {
         let mut visit = self.reclaim_super(host, index, budget)?;
         let scattered = u64::from(self.region(index).in_place) < self.st.cfg.geometry.size();
-        if visit == Visit::Nothing && (hard || scattered) && !self.region(index).barren {
+        let worth = (hard || scattered) && !self.region(index).barren;
+        if visit == Visit::Nothing && worth && budget.covers(self.region_cost()) {
             visit = self.reclaim_pages(host, index, budget)?;
         }
         if let Visit::Got(_) = visit {

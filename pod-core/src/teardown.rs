@@ -3,7 +3,7 @@
 use crate::pod::Dying;
 use crate::{
     Backing, Budget, Demand, DemandError, Entry, FrameCount, Gfn, Host, Order, Pod, Progress,
-    Toucher,
+    Toucher, Wait,
 };
 
 /// How far [`Pod::drain`] got.
@@ -32,7 +32,7 @@ pub enum FrameFailed {
 pub enum PinError {
     /// A page could not be populated for an error.
     Demand(DemandError),
-    /// A page could not be populated yet, or not at all; what lies before it is pinned.
+    /// A page cannot be populated; what lies before it is pinned.
     Unavailable(Gfn, Demand),
 }
 
@@ -51,7 +51,8 @@ impl Pod<'_> {
     /// Populates a range and pins it, for a device that writes past the tables.
     ///
     /// From then on [`Host::users`] has to name a user for the frames, and the engine leaves
-    /// them alone. So passthrough restricts ranges, not the whole guest.
+    /// them alone. So passthrough restricts ranges, not the whole guest. Progress may be none if
+    /// the search for a frame used up the budget: call again.
     ///
     /// # Errors
     /// With the first frame that could not be populated.
@@ -67,12 +68,17 @@ impl Pod<'_> {
             .ok_or(PinError::Demand(DemandError::OutOfRange))?;
         let mut at = gfn;
         while at.get() < end {
-            if at != gfn && budget.left() == 0 {
+            // Enough for whatever populating this page may need.
+            let affordable = budget.covers(self.region_cost() + 4);
+            if at != gfn && (!affordable || host.should_yield()) {
                 break;
             }
             let answer = self
                 .demand(host, at, Toucher::Host, Order::MAX, budget)
                 .map_err(PinError::Demand)?;
+            if answer == Demand::Retry(Wait::Sweeping) {
+                break;
+            }
             budget.spend(1);
             let leaf = host.lookup(at);
             let Entry::Ram { mfn, .. } = leaf.at(at) else {
@@ -109,7 +115,7 @@ impl Pod<'_> {
         let Some(backing) = host.alloc(Order::FRAME, node) else {
             return Ok(FrameFailed::Short);
         };
-        let frame = backing.into_zeroed(host);
+        let frame = backing.into_zeroed(host, &mut Budget::default());
         Ok(if self.stash(host, frame, None) {
             FrameFailed::Replaced
         } else {

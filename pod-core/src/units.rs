@@ -216,7 +216,7 @@ impl Vcpu {
     }
 }
 
-/// How much one call may do, in page looks (a lookup, a peek or a scan of one page each).
+/// How much one call may do, in page looks: a lookup, a peek, a scan, a fill or a copy of one page.
 ///
 /// The host passes a fresh budget for each time slice. A call that runs out stops at a
 /// consistent point and says that there is more; what it used can be read here.
@@ -251,6 +251,16 @@ impl Budget {
     pub(crate) const fn spend(&mut self, looks: u32) {
         self.left = self.left.saturating_sub(looks);
         self.used = self.used.saturating_add(looks);
+    }
+
+    /// One look for each of these pages.
+    pub(crate) fn spend_on(&mut self, pages: FrameCount) {
+        self.spend(u32::try_from(pages.get()).unwrap_or(u32::MAX));
+    }
+
+    /// Whether there are looks left for so many pages.
+    pub(crate) const fn covers(&self, pages: u64) -> bool {
+        self.left as u64 >= pages
     }
 }
 

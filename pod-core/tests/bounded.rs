@@ -1,39 +1,135 @@
 //! Work per call against 1 TiB in which nothing can be reclaimed.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use pod_core::sim::{Content, Full, Memory, World};
 use pod_core::{
-    Budget, Config, Demand, FrameCount, Gfn, Leave, Order, Pattern, Pod, Policy, ReclaimStep,
-    Sizes, Toucher, Vcpu, Wait,
+    Budget, CoalesceStep, Config, Content as Moved, Demand, Entry, FrameCount, Gfn, Leave, Mfn,
+    Order, Pattern, PinError, Pod, Policy, Progress, ReclaimStep, Sizes, Toucher, Vcpu, Wait,
 };
 
 const TIB: u64 = 1 << 28;
+const SUPER: u64 = 512;
+/// Looks of the default budget, and what a call may do at most.
+const LIMIT: u64 = 4096;
 
-#[test]
-fn no_step_over_a_tebibyte_exceeds_its_budget() {
-    let config = Config::new(FrameCount::new(TIB));
-    let sizes = Sizes::for_guest(&config, FrameCount::new(1), 1);
+/// A guest whose cache has room for `cached` frames.
+fn full(max: u64, cached: u64, run: impl FnOnce(&mut Pod<'_>, &mut Full)) {
+    let mut config = Config::new(FrameCount::new(max));
+    config.patterns[1] = 0xaaaa;
+    config.patterns_used = 2;
+    let sizes = Sizes::for_guest(&config, FrameCount::new(cached), 1);
     let mut memory = Memory::new(&sizes);
     let mut pod = Pod::new(config, memory.storage()).unwrap();
     let mut host = Full::adopted(&mut pod, true);
-    let by = Toucher::Vcpu(Vcpu::new(0));
-    // The half that looks at superpages; the page by page half has steps of the same bound.
-    for _ in 0..2000 {
-        let mut budget = Budget::default();
-        let gfn = Gfn::new(TIB - 1);
-        let answer = pod
-            .demand(&mut host, gfn, by, Order::MAX, &mut budget)
-            .unwrap();
-        assert_eq!(answer, Demand::Retry(Wait::Sweeping));
-        assert!(budget.used() <= 4096, "{} looks in one step", budget.used());
+    run(&mut pod, &mut host);
+}
+
+/// One call with the default budget: neither what it says nor what it did exceeds that.
+fn step<R>(host: &mut Full, call: impl FnOnce(&mut Full, &mut Budget) -> R) -> R {
+    let (mut budget, before) = (Budget::default(), host.work());
+    let result = call(host, &mut budget);
+    let (used, work) = (u64::from(budget.used()), host.work() - before);
+    assert!(used <= LIMIT && work <= LIMIT, "{used} looks, {work} done");
+    result
+}
+
+/// Calls until the range is done.
+fn range(from: u64, to: u64, mut call: impl FnMut(Gfn, FrameCount) -> Progress) -> u64 {
+    let (mut at, mut calls) = (from, 0);
+    while at < to {
+        let progress = call(Gfn::new(at), FrameCount::new(to - at));
+        assert!(progress.done.get() > 0);
+        at += progress.done.get();
+        calls += 1;
     }
-    for tiny in [1, 100] {
-        let mut budget = Budget::new(tiny);
-        assert_eq!(
-            pod.reclaim_step(&mut host, &mut budget),
-            Ok(ReclaimStep::More)
-        );
-        assert!(budget.used() <= 6 * 512 + 16, "{} looks", budget.used());
-    }
+    calls
+}
+
+#[test]
+fn no_step_over_a_tebibyte_exceeds_its_budget() {
+    full(TIB, 1, |pod, host| {
+        let by = Toucher::Vcpu(Vcpu::new(0));
+        let last = Gfn::new(TIB - 1);
+        // The half that looks at superpages; the page by page half has steps of the same bound.
+        for _ in 0..2000 {
+            let answer = step(host, |h, b| pod.demand(h, last, by, Order::MAX, b));
+            assert_eq!(answer, Ok(Demand::Retry(Wait::Sweeping)));
+            // A pin that has to wait for a frame says so, and has done as much.
+            let pinned = step(host, |h, b| pod.pin(h, last, FrameCount::new(1), b));
+            assert_eq!(pinned.unwrap().done.get(), 0);
+        }
+        for tiny in [1, 100] {
+            let mut budget = Budget::new(tiny);
+            assert_eq!(pod.reclaim_step(host, &mut budget), Ok(ReclaimStep::More));
+            assert!(budget.used() <= 4 * 512 + 8, "{} looks", budget.used());
+        }
+    });
+}
+
+#[test]
+fn no_operation_on_a_range_of_a_tebibyte_exceeds_its_budget() {
+    full(TIB, 1 << 20, |pod, host| {
+        let poison = Pattern::new(1).unwrap();
+        let calls = range(0, TIB - SUPER, |gfn, count| {
+            step(host, |h, b| pod.pin(h, gfn, count, b)).unwrap()
+        });
+        assert!(calls > 200);
+        let calls = range(0, TIB, |gfn, count| {
+            step(host, |h, b| pod.set_pattern(h, gfn, count, poison, b)).unwrap()
+        });
+        assert!(calls > 100);
+        while step(host, |h, b| pod.coalesce_step(h, b)) == Ok(CoalesceStep::More) {}
+        // What pays the debt has to be cleared, what comes after goes to the host as it is.
+        let to_promises = Leave::Promise(Pattern::ZERO);
+        for (from, to, leave) in [
+            (1, 64 * SUPER + 1, to_promises),
+            (64 * SUPER + 1, 1 << 23, Leave::Hole),
+        ] {
+            range(from, to, |gfn, count| {
+                step(host, |h, b| pod.release(h, gfn, count, leave, b))
+                    .unwrap()
+                    .progress
+            });
+        }
+        let fill = [
+            Entry::Special,
+            Entry::Promise(poison),
+            Entry::ram(Mfn::new(TIB + 1)),
+            Entry::Hole,
+        ];
+        for (i, entry) in (0..).zip(fill) {
+            let from = (i + 1) << 16;
+            range(from, from + (1 << 16), |gfn, count| {
+                step(host, |h, b| pod.fill(h, gfn, count, entry, b)).unwrap()
+            });
+        }
+        range(1 << 20, 1 << 23, |gfn, count| {
+            step(host, |h, b| pod.mark(h, gfn, count, poison, b)).unwrap()
+        });
+    });
+}
+
+#[test]
+fn no_relocation_exceeds_its_budget() {
+    full(TIB, 1 << 20, |pod, host| {
+        let holes = FrameCount::new(8 * SUPER);
+        let given = step(host, |h, b| {
+            pod.release(h, Gfn::new(0), holes, Leave::Hole, b)
+        });
+        assert!(given.unwrap().stolen.get() >= SUPER);
+        let orders = [
+            Order::SUPERPAGE,
+            Order::FRAME,
+            Order::SUPERPAGE,
+            Order::FRAME,
+        ];
+        let contents = [Moved::Keep, Moved::Keep, Moved::Discard, Moved::Discard];
+        for (i, (order, content)) in (0..).zip(orders.into_iter().zip(contents)) {
+            let (from, to) = (Gfn::new((9 + i) * SUPER), Gfn::new(i * SUPER));
+            let moved = step(host, |h, b| pod.relocate(h, from, to, order, content, b));
+            assert_eq!(moved, Ok(()), "{order} {content:?}");
+        }
+    });
 }
 
 #[test]
@@ -64,52 +160,70 @@ fn a_second_pass_skips_what_was_seen_in_use_and_not_written() {
     assert!(looks[1] * 50 <= MAX, "{} looks of {MAX}", looks[1]);
 }
 
-/// The dearest guest there is: every page lies in a leaf of its own and looks empty without being
-/// so, hence each costs a lookup, a peek, a scan, and the search for a leaf to make whole.
+/// The dearest guest there is: every page lies in a leaf of its own and looks empty, or filled
+/// with a pattern, without being so; hence each costs a lookup, a peek, a scan, and the search for
+/// a leaf to make whole.
 #[test]
 fn pages_that_only_look_empty_keep_every_call_within_its_budget() {
-    const SUPER: u64 = 512;
     let mut config = Config::new(FrameCount::new(8 * SUPER));
     config.slack = FrameCount::ZERO;
-    let mut world = World::built(&config, 5 * SUPER, 16 * SUPER, 1);
-    world.sim.traits.max_order = Order::FRAME;
-    assert!((0..5 * SUPER).all(|gfn| world.write(0, Gfn::new(gfn), Content::Late(gfn))));
-    world.sim.traits.max_order = Order::MAX;
-    let mut worst = [0; 5];
-    let mut note = |kind: usize, budget: &Budget| worst[kind] = budget.used().max(worst[kind]);
+    config.patterns[1] = 0x5555;
+    config.patterns_used = 2;
+    let mut start = World::built(&config, 5 * SUPER, 16 * SUPER, 1);
+    start.sim.traits.max_order = Order::FRAME;
+    assert!((0..5 * SUPER).all(|gfn| start.write(0, Gfn::new(gfn), Content::Late(gfn))));
+    start.sim.traits.max_order = Order::MAX;
+    let poison = Pattern::new(1).unwrap();
+    let promises = (Gfn::new(5 * SUPER), FrameCount::new(3 * SUPER));
+    let set =
+        start.with(|p, s| p.set_pattern(s, promises.0, promises.1, poison, &mut Budget::default()));
+    assert!(set.unwrap().complete);
+    // With a few pages that are filled, so that a search may end with something to populate.
+    for filled in [0, 1, 511, 512, 1024] {
+        let mut world = start.clone();
+        for i in 0..filled {
+            let word = if i % 2 == 0 { 0 } else { 0x5555 };
+            assert!(world.write(0, Gfn::new(5 * SUPER - 1 - 2 * i), Content::Filled(word)));
+        }
+        whole_life(&mut world);
+    }
+}
+
+/// All operations; none does more than its budget says.
+fn whole_life(world: &mut World) {
+    fn step<R>(
+        world: &mut World,
+        call: impl FnOnce(&mut Pod<'_>, &mut pod_core::sim::Sim, &mut Budget) -> R,
+    ) -> R {
+        let (mut budget, before) = (Budget::default(), world.sim.page_work());
+        let result = world.with(|pod, sim| call(pod, sim, &mut budget));
+        let (used, work) = (u64::from(budget.used()), world.sim.page_work() - before);
+        assert!(used <= LIMIT && work <= LIMIT, "{used} looks, {work} done");
+        result
+    }
     let by = Toucher::Vcpu(Vcpu::new(0));
-    for _ in 0..8 {
-        let mut budget = Budget::default();
-        let touched = Gfn::new(7 * SUPER);
-        let answer = world.with(|p, s| p.demand(s, touched, by, Order::MAX, &mut budget));
-        note(0, &budget);
-        if answer == Ok(Demand::Exhausted(Policy::Pause)) {
-            break;
-        }
-        let mut budget = Budget::default();
-        assert!(world.with(|p, s| p.reclaim_step(s, &mut budget)).is_ok());
-        note(1, &budget);
-        let mut budget = Budget::default();
-        assert!(world.with(|p, s| p.coalesce_step(s, &mut budget)).is_ok());
-        note(2, &budget);
+    for i in 0..24 {
+        let touched = Gfn::new((5 + i % 3) * SUPER + i);
+        let largest = if i % 2 == 0 { Order::MAX } else { Order::FRAME };
+        let answer = step(world, |p, s, b| p.demand(s, touched, by, largest, b));
+        assert!(answer.is_ok());
+        let count = FrameCount::new(SUPER);
+        let pinned = step(world, |p, s, b| p.pin(s, Gfn::new(7 * SUPER), count, b));
+        let out_of_frames = Demand::Exhausted(Policy::Pause);
+        assert!(
+            pinned.is_ok_and(|p| p.done <= count)
+                || matches!(pinned, Err(PinError::Unavailable(_, d)) if d == out_of_frames)
+        );
+        assert!(step(world, |p, s, b| p.reclaim_step(s, b)).is_ok());
+        assert!(step(world, |p, s, b| p.coalesce_step(s, b)).is_ok());
     }
+    let all = |at: u64| (Gfn::new(at), FrameCount::new(7 * SUPER - at));
     for leave in [Leave::Promise(Pattern::ZERO), Leave::Hole] {
-        let mut at = 1;
-        while at < 8 * SUPER {
-            let (gfn, rest) = (Gfn::new(at), FrameCount::new(8 * SUPER - at));
-            let mut budget = Budget::default();
-            let step = world.with(|p, s| p.release(s, gfn, rest, leave, &mut budget));
-            at += step.unwrap().progress.done.get();
-            note(3, &budget);
-        }
+        range(1, 7 * SUPER, |gfn, count| {
+            let given = step(world, |p, s, b| p.release(s, gfn, count, leave, b));
+            given.unwrap().progress
+        });
     }
-    let mut budget = Budget::default();
-    let all = FrameCount::new(8 * SUPER - 1);
-    let marked = world.with(|p, s| p.mark(s, Gfn::new(1), all, Pattern::ZERO, &mut budget));
-    assert!(marked.is_ok());
-    note(4, &budget);
-    assert!(
-        worst.iter().all(|looks| (1..=4096).contains(looks)),
-        "{worst:?}"
-    );
+    let (gfn, count) = all(1);
+    assert!(step(world, |p, s, b| p.mark(s, gfn, count, Pattern::ZERO, b)).is_ok());
 }

@@ -4,9 +4,10 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
+use super::table::Table;
 use crate::{
-    Backing, Budget, Entry, FrameCount, FreezeError, Gfn, Host, Leaf, Mfn, Node, Order, Pattern,
-    Pod, SetError, Users,
+    Backing, Budget, Config, Dirty, Entry, Frame, FrameCount, FreezeError, Gfn, Host, Leaf, Mfn,
+    Node, Order, Pattern, Pod, SetError, Users,
 };
 
 const SUPER: u64 = 512;
@@ -14,52 +15,45 @@ const SUPER: u64 = 512;
 /// All memory but the last superpage, a promise, lies in 2 MiB leaves, and every page is data.
 #[derive(Debug)]
 pub struct Full {
-    max: u64,
-    building: bool,
+    table: Table,
     peeks: u64,
     lookups: Cell<u64>,
+    pages: u64,
     tracks: bool,
     written: Vec<bool>,
+    next: u64,
 }
 
 impl Full {
     /// The host of a fresh engine, which is told that its memory is there.
     pub fn adopted(pod: &mut Pod<'_>, tracks: bool) -> Self {
-        let max = pod.config().max.get();
-        let written = vec![true; (max / SUPER) as usize];
+        let Config { max, geometry, .. } = *pod.config();
+        let max = max.get();
         let mut host = Self {
-            max,
-            building: true,
+            table: Table::new(geometry, max),
             peeks: 0,
             lookups: Cell::new(0),
+            pages: 0,
             tracks,
-            written,
+            written: vec![true; (max / SUPER) as usize],
+            next: max,
         };
+        let (memory, last) = (max - SUPER, FrameCount::new(SUPER));
         let mut done = 0;
-        while done < max - SUPER {
-            let left = FrameCount::new(max - SUPER - done);
+        while done < memory {
+            let (gfn, left) = (Gfn::new(done), FrameCount::new(memory - done));
             let entry = Entry::ram(Mfn::new(done));
-            let step = pod.fill(
-                &mut host,
-                Gfn::new(done),
-                left,
-                entry,
-                &mut Budget::default(),
-            );
+            let step = pod.fill(&mut host, gfn, left, entry, &mut Budget::default());
             done += step.unwrap_or_else(|e| panic!("{e}")).done.get();
         }
-        let (last, count) = (Gfn::new(max - SUPER), FrameCount::new(SUPER));
-        let marked = pod.mark(
-            &mut host,
-            last,
-            count,
-            Pattern::ZERO,
-            &mut Budget::default(),
-        );
+        let (last, count) = (Gfn::new(memory), last);
+        let budget = &mut Budget::default();
+        let marked = pod.mark(&mut host, last, count, Pattern::ZERO, budget);
         assert!(marked.is_ok_and(|m| m.complete));
         let target = pod.set_target(&mut host, FrameCount::ZERO, &mut Budget::default());
         assert!(target.is_ok());
-        host.building = false;
+        (host.peeks, host.pages) = (0, 0);
+        host.lookups.set(0);
         host
     }
 
@@ -74,31 +68,36 @@ impl Full {
     pub const fn lookups(&self) -> u64 {
         self.lookups.get()
     }
+
+    /// All work: lookups, and pages peeked at, scanned, filled or copied.
+    #[must_use]
+    pub const fn work(&self) -> u64 {
+        self.lookups.get() + self.peeks + self.pages
+    }
 }
 
 impl Host for Full {
     fn lookup(&self, gfn: Gfn) -> Leaf {
         self.lookups.set(self.lookups.get() + 1);
-        let start = gfn.align_down(Order::SUPERPAGE);
-        let entry = if self.building {
-            Entry::Hole
-        } else if gfn.get() >= self.max - SUPER {
-            Entry::Promise(Pattern::ZERO)
-        } else {
-            Entry::ram(Mfn::new(start.get()))
-        };
-        Leaf {
-            start,
-            order: Order::SUPERPAGE,
-            entry,
-        }
+        self.table.lookup(gfn)
     }
 
-    fn set(&mut self, _: Gfn, _: Order, _: Entry) -> Result<(), SetError> {
+    fn set(&mut self, gfn: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
+        let piece = if order >= Order::SUPERPAGE {
+            Order::SUPERPAGE
+        } else {
+            Order::FRAME
+        };
+        for done in (0..order.frames().get()).step_by(1 << piece.get()) {
+            self.table.split_to(gfn.plus(done), piece);
+            self.table
+                .write(gfn.plus(done), piece, entry.advanced(done));
+        }
         Ok(())
     }
 
-    fn freeze(&mut self, _: Gfn, _: Order) -> Result<(), FreezeError> {
+    fn freeze(&mut self, gfn: Gfn, order: Order) -> Result<(), FreezeError> {
+        self.table.split_to(gfn, order);
         Ok(())
     }
 
@@ -116,19 +115,38 @@ impl Host for Full {
     }
 
     fn is_filled(&mut self, _: Mfn, _: u64) -> bool {
+        self.pages += 1;
         false
     }
 
-    fn fill(&mut self, _: Mfn, _: Order, _: u64) {}
+    fn fill(&mut self, _: Mfn, order: Order, _: u64) {
+        self.pages += order.frames().get();
+    }
 
-    fn alloc(&mut self, _: Order, _: Node) -> Option<Backing> {
-        None
+    fn copy(&mut self, _: Mfn, _: Mfn, order: Order) -> bool {
+        self.pages += order.frames().get();
+        true
+    }
+
+    fn moves_frames(&self) -> bool {
+        false
+    }
+
+    fn alloc(&mut self, order: Order, _: Node) -> Option<Backing> {
+        let mfn = self.next.next_multiple_of(order.frames().get());
+        self.next = mfn + order.frames().get();
+        Frame::<Dirty>::new(Mfn::new(mfn), order).map(Backing::Dirty)
     }
 
     fn free(&mut self, _: Backing) {}
 
     fn dying(&self) -> bool {
         false
+    }
+
+    // No leaf of 1 GiB: that would make everything cheaper.
+    fn max_order(&self, _: Gfn) -> Order {
+        Order::SUPERPAGE
     }
 
     fn written(&mut self, gfn: Gfn) -> bool {

@@ -357,6 +357,7 @@ impl Host for Sim {
             return false;
         }
         let count = order.frames().get();
+        self.work.fills += count;
         self.assert_unreachable(to.get(), count, "copied to");
         for i in 0..count {
             let gfn = self.reverse[(from.get() + i) as usize];

@@ -265,6 +265,12 @@ impl Sim {
         self.lookups.get()
     }
 
+    /// All work for the engine: lookups, and pages peeked at, scanned or filled.
+    #[must_use]
+    pub const fn page_work(&self) -> u64 {
+        self.lookups.get() + self.work.peeks + self.work.scans + self.work.fills
+    }
+
     /// Somebody else uses the frame now, or no longer does.
     pub fn set_pinned(&mut self, mfn: Mfn, pinned: bool) {
         self.pinned.put(mfn.get(), 1, pinned);
@@ -282,6 +288,12 @@ impl Sim {
             self.table
                 .write(gfn, Order::FRAME, Entry::Ram { mfn, attr });
         }
+    }
+
+    /// Maps a frame where the engine did not put it.
+    pub fn set_frame(&mut self, gfn: Gfn, mfn: Mfn) {
+        self.table.split_to(gfn, Order::FRAME);
+        self.table.write(gfn, Order::FRAME, Entry::ram(mfn));
     }
 
     /// Frames the host calls dirty for migration.

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 
 use super::{Content, Fault, World};
 use crate::{
-    Budget, Config, Content as Moved, Demand, Entry, FrameCount, Geometry, Gfn, Leave, Order,
-    Pattern, Toucher, Users, Vcpu,
+    Budget, Config, Content as Moved, Demand, Entry, FrameCount, FrameFailed, Geometry, Gfn, Leave,
+    Mfn, Order, Pattern, RangeError, Sizes, Toucher, Users, Vcpu,
 };
 
 const POISON: u64 = 0x5555_5555_5555_5555;
@@ -75,8 +75,14 @@ fn small_config() -> Config {
 pub fn run_program(setup: u8, steps: &[Step]) {
     let config = small_config();
     let max = config.max.get();
-    let target = 8 + u64::from(setup >> 3);
-    let mut world = World::new(&config, MACHINE, 2);
+    let target = 8 + u64::from(setup >> 3 & 15);
+    let mut sizes = Sizes::for_guest(&config, config.limit, 2);
+    let crowded = setup & 128 != 0;
+    if crowded {
+        sizes.blocks = 3;
+    }
+    let mut world = World::with_sizes(&config, MACHINE, 2, &sizes);
+    world.sim.traits.scattered = crowded;
     world.sim.traits.unmaps = setup & 1 == 0;
     world.sim.traits.logical = setup & 2 != 0;
     world.sim.traits.dirty_heap = setup & 4 != 0;
@@ -144,7 +150,7 @@ fn run_step(world: &mut World, model: &mut Model, step: Step) {
     let mut budget = Budget::new(if step.choice & 128 == 0 { 4096 } else { 7 });
     let filled = |p: Pattern| Some(Content::Filled(if p.get() == 0 { 0 } else { POISON }));
     match step.kind % 16 {
-        0..=3 => {
+        0..=2 => {
             let content = content_of(step.choice);
             if world.write(vcpu, at, content) {
                 land(world, model);
@@ -158,6 +164,7 @@ fn run_step(world: &mut World, model: &mut Model, step: Step) {
                 );
             }
         }
+        3 => foreign(world, model, (at, frames), step, &mut budget),
         4 => {
             let expected = model.memory[gfn as usize];
             match world.sim.guest_read(vcpu, at) {
@@ -315,6 +322,65 @@ fn run_step(world: &mut World, model: &mut Model, step: Step) {
         }
     }
     land(world, model);
+}
+
+/// What others do to the guest's memory: pins, entries filled from outside, broken frames.
+fn foreign(
+    world: &mut World,
+    model: &mut Model,
+    (at, frames): (Gfn, FrameCount),
+    step: Step,
+    budget: &mut Budget,
+) {
+    let pages = at.get()..at.get() + frames.get();
+    match step.choice & 7 {
+        0..=3 => {
+            let _ = world.with(|pod, sim| pod.pin(sim, at, frames, budget));
+        }
+        4 | 5 => {
+            let pattern = Pattern::new(step.choice >> 3 & 1).unwrap_or_default();
+            let entry = match step.choice >> 4 & 7 {
+                0 => Entry::Special,
+                1..=4 => Entry::Hole,
+                _ => Entry::Promise(pattern),
+            };
+            let answer = world.with(|pod, sim| pod.fill(sim, at, frames, entry, budget));
+            let occupied = |i: &u64| {
+                let entry = world.sim.leaf(Gfn::new(*i)).entry;
+                matches!(entry, Entry::Ram { .. } | Entry::Special)
+            };
+            let done = match answer {
+                Ok(progress) => progress.done.get(),
+                Err(RangeError::Occupied(gfn)) => gfn.get() - at.get(),
+                Err(e) => panic!("{e}"),
+            };
+            assert!(answer.is_ok() || pages.clone().any(|i| occupied(&i)));
+            let _ = world.with(|pod, sim| pod.reclaim_step(sim, &mut Budget::default()));
+            for i in pages.take(done as usize) {
+                let page = &mut model.memory[i as usize];
+                let promised = page.is_some();
+                *page = world.sim.visible(Gfn::new(i));
+                match (promised, page.is_some()) {
+                    (true, false) => model.pay(1),
+                    (false, true) => model.debt += 1,
+                    _ => {}
+                }
+            }
+        }
+        _ => {
+            let mfn = Mfn::new(u64::from(step.other) * 2 + at.get() % 2);
+            let cached = world.with(|pod, _| pod.is_cached(mfn));
+            world
+                .sim
+                .set_heap(if step.choice & 8 == 0 { 0 } else { MACHINE / 4 });
+            let answer = world.with(|pod, sim| pod.frame_failed(sim, mfn));
+            world.sim.set_heap(MACHINE / 4);
+            assert_eq!(cached, answer != Ok(FrameFailed::NotCached));
+            if answer == Ok(FrameFailed::Short) {
+                model.debt += 1;
+            }
+        }
+    }
 }
 
 /// Writes that went through a translation during the step happened before its effect.
