@@ -7,7 +7,7 @@
 
 #[cfg(any(test, feature = "test-utils"))]
 extern crate alloc;
-#[cfg(loom)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 #[cfg(feature = "balloon")]

@@ -56,6 +56,8 @@ impl<'m> Cells<'m> {
     #[cfg(target_pointer_width = "64")]
     #[inline]
     pub(crate) fn load(&self, index: usize) -> u64 {
+        #[cfg(test)]
+        accesses::count();
         match self.words.get(index) {
             Some(word) => word.load(Relaxed),
             None => 0,
@@ -68,6 +70,8 @@ impl<'m> Cells<'m> {
     pub(crate) fn store(&self, index: usize, value: u64) {
         #[cfg(loom)]
         self.touch();
+        #[cfg(test)]
+        accesses::count();
         if let Some(word) = self.words.get(index) {
             word.store(value, Relaxed);
         }
@@ -147,4 +151,24 @@ pub(crate) fn atomic_halves(memory: &mut [u64]) -> &[crate::sync::AtomicU32] {
         .map(|_| crate::sync::AtomicU32::new(0))
         .collect();
     halves.leak()
+}
+
+/// How often unit tests on this thread accessed a word of a node table.
+#[cfg(test)]
+pub(crate) mod accesses {
+    use core::cell::Cell;
+
+    std::thread_local! {
+        static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count() {
+        COUNT.set(COUNT.get() + 1);
+    }
+
+    pub(crate) fn during<R>(f: impl FnOnce() -> R) -> (R, u64) {
+        let before = COUNT.get();
+        let result = f();
+        (result, COUNT.get() - before)
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use buddy_alloc::{
     AllocError, Backing, CachedZone, Config, Cpu, Frame, FrameCount, FrameRange, FreeError, Lock,
-    Order, Preference, Zone,
+    Order, Preference, RangeBuf, TakeStop, Zone,
 };
 
 mod common;
@@ -157,6 +157,29 @@ fn a_leftover_entry_never_yields_a_block_of_another_order() {
         assert_eq!(front.free(CPUS[0], found, Order::FRAME), Ok(()));
         front.drain_all();
         front.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
+    });
+}
+
+#[test]
+fn a_batch_reaches_what_waits_in_caches() {
+    with_front(64, |front| {
+        let mut places = [FrameRange::block(Frame::new(0), Order::FRAME); 64];
+        let frames = [(); 40].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+        for frame in frames {
+            front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+        }
+        let mut sink = RangeBuf::new(&mut places, FrameCount::new(64));
+        let stop = front.allocate_batch(Order::FRAME, Preference::Populated, &mut sink);
+        assert_eq!(stop, TakeStop::Enough);
+        assert_eq!(
+            sink.populated(),
+            FrameCount::new(64),
+            "the cache was filled from all of it"
+        );
+        front.free_batch(sink.ranges()).unwrap();
+        let again = front.free_batch(sink.ranges()).unwrap_err();
+        assert_eq!((again.freed, again.reason), (0, FreeError::DoubleFree));
+        assert_eq!(front.with(|zone| zone.free_frames()), FrameCount::new(64));
     });
 }
 

@@ -482,9 +482,8 @@ impl Machine {
     }
 
     fn free_batch(&mut self, zone: &mut Zone<'_>, nth: u16, ranges: u8, at: u32) {
-        let found = usize::from(ranges % 8);
-        let mut batch: Vec<_> = (0..found)
-            .filter_map(|more| self.nth_range(State::Used, nth.wrapping_add(more as u16 * 3)))
+        let mut batch: Vec<_> = (0..u16::from(ranges % 8))
+            .filter_map(|more| self.nth_range(State::Used, nth.wrapping_add(more * 3)))
             .collect();
         batch.push(self.range(at, u16::from(ranges)));
         let result = zone.free_batch(&batch);

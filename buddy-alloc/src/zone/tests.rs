@@ -1,1 +1,151 @@
-//! Tests.
+//! Bounds, counted in accesses to nodes: a call costs what the documentation says.
+
+use ::alloc::vec;
+use ::alloc::vec::Vec;
+
+use super::*;
+use crate::frame::{Frame, FrameCount};
+use crate::storage::accesses;
+use crate::{AtError, FreeError};
+
+/// A few accesses for each order that a block passes through.
+const PER_ORDER: u64 = 14;
+const ALL_ORDERS: u64 = PER_ORDER * (Order::COUNT as u64 + 1);
+
+fn range(start: u64, count: u64) -> FrameRange {
+    FrameRange::new(Frame::new(start), FrameCount::new(count))
+}
+
+fn with_zone(frames: u64, test: impl FnOnce(&mut Zone<'_>)) {
+    let (span, config) = (range(0, frames), Config::new());
+    let mut memory = vec![0; config.metadata_words(span)];
+    let mut zone = Zone::new(span, config, &mut memory).unwrap();
+    zone.add_range(span, Backing::Untouched).unwrap();
+    test(&mut zone);
+}
+
+/// Frames of the zones below: one or two blocks of the largest order.
+const LARGE: u64 = if cfg!(miri) { 1 << 12 } else { 1 << 19 };
+
+/// Accesses of a call that has to succeed.
+fn cost<R, E: fmt::Debug>(call: impl FnOnce() -> Result<R, E>) -> (R, u64) {
+    let (result, accesses) = accesses::during(call);
+    (result.unwrap(), accesses)
+}
+
+#[test]
+fn splitting_and_merging_through_all_orders_costs_a_few_nodes_each() {
+    with_zone(LARGE, |zone| {
+        for _ in 0..3 {
+            let (frame, split) = cost(|| zone.allocate(Order::FRAME, Preference::Any));
+            let (_, merge) = cost(|| zone.free(frame, Order::FRAME));
+            assert!(
+                split <= ALL_ORDERS && merge <= ALL_ORDERS,
+                "{split} {merge}"
+            );
+            let middle = Frame::new(LARGE / 2 + 12_345 % LARGE / 2);
+            let (_, split) = cost(|| zone.allocate_at(middle, Order::FRAME));
+            let (_, merge) = cost(|| zone.free(middle, Order::FRAME));
+            assert!(
+                split <= 2 * ALL_ORDERS && merge <= ALL_ORDERS,
+                "{split} {merge}"
+            );
+        }
+    });
+}
+
+#[test]
+fn the_number_of_free_blocks_makes_no_difference() {
+    let worst = |frames: u64| {
+        let mut worst = 0;
+        with_zone(frames, |zone| {
+            zone.allocate_range_at(range(0, frames)).unwrap();
+            // Singles all over the zone in both classes, the order of freeing not that of address.
+            for step in 0..frames / 4 {
+                let single = range(step * 2 * 77 % frames, 1);
+                if step % 3 == 0 {
+                    zone.free_unpopulated(single).unwrap();
+                } else {
+                    zone.free_range(single).unwrap();
+                }
+            }
+            for preference in [
+                Preference::Any,
+                Preference::Populated,
+                Preference::Untouched,
+            ] {
+                for _ in 0..20 {
+                    let (frame, taken) = cost(|| zone.allocate(Order::FRAME, preference));
+                    let (_, freed) = cost(|| zone.free_range(range(frame.get(), 1)));
+                    let (_, again) = cost(|| zone.allocate_at(frame, Order::FRAME));
+                    worst = worst.max(taken).max(freed).max(again);
+                }
+            }
+        });
+        worst
+    };
+    let (small, large) = (
+        worst(1 << 10),
+        worst(if cfg!(miri) { 1 << 10 } else { 1 << 15 }),
+    );
+    assert!(
+        large <= small + 10,
+        "{small} with few blocks, {large} with many"
+    );
+}
+
+#[test]
+fn every_refusal_costs_a_look_per_order() {
+    with_zone(LARGE, |zone| {
+        let used = zone
+            .allocate(zone.max_order(), Preference::Any)
+            .map_or(0, Frame::get);
+        let refusals: Vec<(FreeError, u64)> =
+            [used + LARGE / 4 + 1, used ^ (LARGE / 2 + 77), LARGE]
+                .into_iter()
+                .map(|frame| {
+                    let call = || zone.free(Frame::new(frame), Order::FRAME);
+                    let (answer, accesses) = accesses::during(call);
+                    (answer.unwrap_err(), accesses)
+                })
+                .collect();
+        for (error, accesses) in refusals {
+            assert!(accesses <= ALL_ORDERS, "{error}: {accesses}");
+        }
+        let call = || zone.allocate_at(Frame::new(used + 3), Order::FRAME);
+        let (answer, accesses) = accesses::during(call);
+        assert_eq!(answer, Err(AtError::NotFree));
+        assert!(accesses <= ALL_ORDERS, "{accesses}");
+    });
+}
+
+/// Below a limit, in order of address: full regions cost no look at a node.
+#[test]
+fn a_take_below_a_limit_passes_over_full_regions() {
+    with_zone(LARGE, |zone| {
+        zone.allocate_range_at(range(0, LARGE)).unwrap();
+        let last = LARGE - 700;
+        for frame in [3, last] {
+            zone.free_unpopulated(range(frame, 1)).unwrap();
+        }
+        let mut places = [range(0, 1); 4];
+        let mut sink = RangeBuf::new(&mut places, FrameCount::new(2));
+        let ask = TakeAsk {
+            below: Frame::new(LARGE - 1),
+            ..TakeAsk::default()
+        };
+        let (stop, accesses) = accesses::during(|| zone.take(ask, &mut sink));
+        assert_eq!(stop, TakeStop::Enough);
+        assert_eq!(sink.ranges(), [range(3, 1), range(last, 1)]);
+        // Two regions are looked at, in which the used block of 1 GiB has left a block per order.
+        assert!(accesses <= 3 * ALL_ORDERS, "{accesses} accesses");
+        let ask = TakeAsk {
+            untouched: false,
+            ..ask
+        };
+        let (_, accesses) = accesses::during(|| {
+            zone.take(ask, &mut RangeBuf::new(&mut places, FrameCount::new(2)))
+        });
+        assert_eq!(accesses, 0, "nothing populated is free");
+    });
+}
