@@ -58,9 +58,14 @@ impl Ram {
             }
         };
         let ram = Self { memory, file, len };
-        if backing == Backing::Anon {
-            ram.advise(ram.whole()?, Advice::LinuxHugepage)?;
-        }
+        ram.advise(
+            ram.whole()?,
+            match backing {
+                Backing::Anon => Advice::LinuxHugepage,
+                // Else the host notes of each page that it was used, when it goes.
+                Backing::Memfd => Advice::Random,
+            },
+        )?;
         Ok(ram)
     }
 
