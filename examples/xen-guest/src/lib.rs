@@ -6,5 +6,7 @@
 extern crate alloc;
 
 mod console_ring;
+mod start_info;
 
 pub use console_ring::ConsoleRing;
+pub use start_info::{Ring, StartInfo};

@@ -12,6 +12,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// The first domain as a PVH guest.
 pub(super) const PVH: &str = "dom0=pvh dom0-iommu=none";
+/// As a PV guest, which is what Xen makes of it unasked.
+pub(super) const PV: &str = "dom0=pv";
 
 /// Boots it in `mode`; it gives half of its memory, trades, takes all back, and
 /// leaves. No store is no error.

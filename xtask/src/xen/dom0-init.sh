@@ -44,19 +44,37 @@ aim() {
     echo "@@aim"
     xenstore-write "$node" "$2"
 }
+# Finds a guest's console, as $console: `console_of NAME`. The tools take their
+# time, so it is looked up once; `xl restore` makes another one.
+console_of() {
+    if ! read -r console < "/run/console-$1"; then
+        console="$(xenstore-read "/local/domain/$(xl domid "$1")/console/tty")"
+        echo "$console" > "/run/console-$1"
+    fi 2> /dev/null
+}
 # Sends a line to a guest's console: `say NAME TEXT`.
 say() {
-    echo "$2" > "$(xenstore-read "/local/domain/$(xl domid "$1")/console/tty")"
+    console_of "$1"
+    echo "$2" > "$console"
 }
-# Changes a guest's target 60 times as fast as it goes: `storm NAME LAST_KIB`.
+# Changes a guest's target 60 times, each within a millisecond: `storm NAME LAST_KIB`.
 storm() {
     node="/local/domain/$(xl domid "$1")/memory/target"
+    writes=
     i=0
     while [ $i -lt 60 ]; do
-        xenstore-write "$node" $((24576 + (i * 7919 % 40) * 1024))
+        writes="$writes $node $((24576 + (i * 7919 % 40) * 1024))"
         i=$((i + 1))
     done
-    xenstore-write "$node" "$2"
+    xenstore-write $writes "$node" "$2"
+}
+# Lets a guest ask a store that does not answer for so long: `late NAME SECONDS`.
+late() {
+    console_of "$1"
+    kill -STOP "$(cat /run/xenstored.pid)"
+    echo ask > "$console"
+    sleep "$2"
+    kill -CONT "$(cat /run/xenstored.pid)"
 }
 
 stty -echo -onlcr < /dev/hvc0

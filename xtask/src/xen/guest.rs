@@ -42,6 +42,14 @@ impl Domain {
         }
     }
 
+    /// The same as a PV domain.
+    pub(super) fn pv(name: &str, mib: u64) -> Self {
+        Self {
+            kind: "pv",
+            ..Self::pvh(name, mib)
+        }
+    }
+
     /// Adds an argument.
     pub(super) fn with(mut self, argument: &str) -> Self {
         // Writing to a String cannot fail.

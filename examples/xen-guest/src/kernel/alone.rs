@@ -3,11 +3,12 @@
 
 use balloon_core::{FrameCount, Progress};
 use guest_rt::{interrupts, timer};
+use transport_xen::FrameMap;
 
 use super::Kernel;
-use super::balloon::Balloon;
+use super::balloon;
 
-impl Kernel {
+impl<F: FrameMap> Kernel<F> {
     /// Gives half of the memory, trades a part of that, and takes it all back;
     /// the data is checked after each.
     pub(super) fn alone(&mut self) {
@@ -26,7 +27,7 @@ impl Kernel {
             match self.balloon.status(&self.zone).progress {
                 Progress::Reached => return,
                 Progress::Blocked(reason) => panic!("the balloon is blocked: {reason}"),
-                _ => interrupts::idle_unless(|| Balloon::called() || timer::went_off()),
+                _ => interrupts::idle_unless(|| balloon::called() || timer::went_off()),
             };
         }
     }

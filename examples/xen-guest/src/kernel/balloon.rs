@@ -2,7 +2,7 @@
 
 use balloon_core::{
     Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Ledger as _, Migrate as _,
-    Migration, Nanos, Pfn, Policy, Progress, Report, Run, Shared, Status, Unit,
+    Migration, Nanos, Pfn, Policy, Progress, Report, Resume, Run, Shared, Status, Unit,
 };
 use buddy_alloc::Zone;
 use guest_rt::now;
@@ -11,15 +11,16 @@ use spin::{Mutex, MutexGuard};
 use transport_xen::hypercall::{Events as _, Woken};
 use transport_xen::store::{Client, Desk, DeskPolicy, Notice};
 use transport_xen::suspend::{Duty, Suspension};
-use transport_xen::{Counters, MappedPage, Reservation, Target, Translated, XenBalloon};
+use transport_xen::{Counters, FrameMap, MappedPage, Reservation, Target, XenBalloon};
 
 use super::xen::{self, Ties, Xen, XenError};
 
 /// Hypercalls answer at once: more would never be in flight.
 const REQUESTS: usize = 2;
 
-/// Of one step.
-const BUDGET: Budget = Budget::LARGE;
+/// So long the balloon may take to reach its target before a save. The toolstack
+/// waits for a minute.
+const BEFORE_SAVE: Nanos = Nanos::from_secs(5);
 
 /// Room for the plan of a compaction, in 2 MiB: domains of up to 4 GiB.
 const WORDS: usize = 2048;
@@ -40,14 +41,31 @@ const POLICY: Policy = {
 /// Too large for a stack; locked once, for the kernel's whole life.
 static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, POLICY));
 
+/// The way to a save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Save {
+    Unasked,
+    /// The balloon may still reach its target, until then.
+    Asked {
+        by: Nanos,
+        told: bool,
+    },
+    /// Nothing new starts; frames on their way arrive.
+    Settling,
+}
+
 /// A running balloon.
-pub(super) struct Balloon {
+pub(super) struct Balloon<F> {
     engine: MutexGuard<'static, Engine<REQUESTS>>,
-    transport: XenBalloon<Xen, Translated>,
+    transport: XenBalloon<Xen, F>,
     desk: Option<Desk<MappedPage>>,
     managed: FrameCount,
     ties: Ties,
     suspension: Suspension,
+    save: Save,
+    /// Between two steps, to be caught in the middle; and when the next is due.
+    pace: Nanos,
+    next: Nanos,
     compactor: Option<Compactor<[u32; WORDS]>>,
     compacting: bool,
     /// When the last target was heard.
@@ -70,8 +88,17 @@ pub(super) enum News {
     Compacted(Report),
     /// Nothing moves any more.
     Blocked { reason: Blocked, actual: FrameCount },
-    /// Back from a suspend.
-    Woken(Woken),
+    /// About to be saved, with a balloon of this size on its way to another.
+    Saving {
+        actual: FrameCount,
+        target: FrameCount,
+    },
+    /// Back from a suspend, with a balloon of this size on its way to another.
+    Woken {
+        how: Woken,
+        actual: FrameCount,
+        target: FrameCount,
+    },
     /// The store says nonsense.
     BadTarget,
     /// The store is gone for good.
@@ -90,17 +117,39 @@ pub(super) fn time() -> Nanos {
     Nanos::new(now().as_nanos())
 }
 
-impl Balloon {
+/// Whether the store has called.
+pub(super) fn called() -> bool {
+    xen::store_called() || SHARED.signal().pending()
+}
+
+/// Ballooned frames, at most as many as one trade takes.
+pub(super) fn some_held(zone: &mut Zone<'_>) -> Option<FrameRange> {
+    let all = FrameRange::new(Pfn::new(0), FrameCount::new(Pfn::LIMIT.get()))?;
+    let (held, _) = zone.next_held(all)?;
+    held.split_at(FrameCount::new(TRADE)).0
+}
+
+impl<F: FrameMap> Balloon<F> {
     /// Opens the store and starts with an empty balloon.
-    pub(super) fn start(xen: Xen, ties: Ties, managed: FrameCount) -> Result<Self, XenError> {
+    pub(super) fn start(
+        xen: Xen,
+        map: F,
+        ties: Ties,
+        managed: FrameCount,
+    ) -> Result<Self, XenError> {
         let desk = match ties.store() {
             Some(store) => {
                 let client = Client::new(xen::page(store.frame)?);
-                Some(Desk::new(client, DeskPolicy::DEFAULT))
+                let policy = DeskPolicy {
+                    // A PV guest's page tables are full of machine frames.
+                    offer_suspend: F::TRANSLATED,
+                    ..DeskPolicy::DEFAULT
+                };
+                Some(Desk::new(client, policy))
             }
             None => None,
         };
-        let reservation = Reservation::new(xen, Translated);
+        let reservation = Reservation::new(xen, map);
         Ok(Self {
             engine: ENGINE.lock(),
             transport: XenBalloon::new(reservation, Target::new(managed)),
@@ -108,6 +157,9 @@ impl Balloon {
             managed,
             ties,
             suspension: Suspension::new(),
+            save: Save::Unasked,
+            pace: Nanos::ZERO,
+            next: Nanos::ZERO,
             compactor: None,
             compacting: false,
             heard: Nanos::ZERO,
@@ -153,24 +205,33 @@ impl Balloon {
         self.transport.reservation_mut().memory_mut()
     }
 
-    /// Whether the store has called.
-    pub(super) fn called() -> bool {
-        xen::store_called() || SHARED.signal().pending()
-    }
-
     /// Does a bounded piece of work; what there is to tell goes to `tell`.
     pub(super) fn step(&mut self, zone: &mut Zone<'_>, mut tell: impl FnMut(News)) -> Left {
         xen::take_store_called();
         let now = time();
         self.read_store(now, &mut tell);
+        let asked = self.prepare_save(zone, now, &mut tell);
+        if now < self.next && self.save != Save::Settling {
+            return Left {
+                more: false,
+                wake_at: [Some(self.next), asked].into_iter().flatten().min(),
+            };
+        }
+        let budget = if self.pace == Nanos::ZERO {
+            Budget::LARGE
+        } else {
+            self.next = now.saturating_add(self.pace);
+            // To find no whole block, to give single frames, to note them.
+            Budget::requests(3)
+        };
         let mut source = Watch::new(zone, &mut self.log);
         let step = self
             .engine
-            .step(&mut self.transport, &mut source, now, BUDGET);
+            .step(&mut self.transport, &mut source, now, budget);
         let (mut more, mut wake_at) = (step.more, step.wake_at);
         if let Some(compactor) = &mut self.compactor {
             let engine = &mut self.engine;
-            let step = compactor.step(engine, &mut self.transport, &mut source, now, BUDGET);
+            let step = compactor.step(engine, &mut self.transport, &mut source, now, budget);
             more |= step.more;
             wake_at = [wake_at, step.wake_at].into_iter().flatten().min();
             if self.compacting && !compactor.is_running() {
@@ -183,7 +244,18 @@ impl Balloon {
             desk.publish_downgrades(self.transport.reservation().counters().downgrades);
             wake_at = [wake_at, desk.wake_at()].into_iter().flatten().min();
         }
-        if let Some(news) = self.news(zone) {
+        wake_at = [wake_at, asked].into_iter().flatten().min();
+        if self.save == Save::Settling && self.engine.is_drained() {
+            more = true;
+            if let Some(how) = self.suspend() {
+                let status = self.status(zone);
+                tell(News::Woken {
+                    how,
+                    actual: status.size,
+                    target: status.target.unwrap_or(status.size),
+                });
+            }
+        } else if let Some(news) = self.news(zone) {
             tell(news);
         }
         Left { more, wake_at }
@@ -234,18 +306,47 @@ impl Balloon {
                 }
                 Some(Duty::Stop(_)) => guest_rt::exit_success(),
                 Some(Duty::Suspend) => {
-                    if let Some(woken) = self.suspend() {
-                        tell(News::Woken(woken));
-                    }
+                    let by = now.saturating_add(BEFORE_SAVE);
+                    self.save = Save::Asked { by, told: false };
                 }
                 None => {}
             }
         }
     }
 
+    /// Stops the balloon at its target, or when that takes too long: a domain
+    /// that owns more than its target is saved, but `xl` cannot restore it.
+    /// Returns when to look again.
+    fn prepare_save(
+        &mut self,
+        zone: &Zone<'_>,
+        now: Nanos,
+        tell: &mut impl FnMut(News),
+    ) -> Option<Nanos> {
+        let Save::Asked { by, told } = self.save else {
+            return None;
+        };
+        let status = self.status(zone);
+        if !told {
+            self.save = Save::Asked { by, told: true };
+            tell(News::Saving {
+                actual: status.size,
+                target: status.target.unwrap_or(status.size),
+            });
+            // Before that is said nothing stops.
+            return Some(now);
+        }
+        if status.progress != Progress::Working || now >= by {
+            self.engine.quiesce();
+            self.save = Save::Settling;
+        }
+        Some(by)
+    }
+
     /// Down and up again. Nothing interrupts while the ties are not rebuilt.
     fn suspend(&mut self) -> Option<Woken> {
-        critical_section::with(|_| {
+        self.save = Save::Unasked;
+        let woken = critical_section::with(|_| {
             let xen = self.transport.reservation_mut().memory_mut();
             let woken = self.suspension.suspend(xen).ok()?;
             let desk = self.desk.as_mut()?;
@@ -259,14 +360,23 @@ impl Balloon {
                 Woken::Cancelled => desk.cancelled(),
             }
             Some(woken)
-        })
+        });
+        // Xen remembers what it was given; also if it would not stop.
+        self.engine.resume(Resume::Kept);
+        woken
     }
 
-    /// Ballooned frames, at most as many as one trade takes.
-    pub(super) fn some_held(zone: &mut Zone<'_>) -> Option<FrameRange> {
-        let all = FrameRange::new(Pfn::new(0), FrameCount::new(Pfn::LIMIT.get()))?;
-        let (held, _) = zone.next_held(all)?;
-        held.split_at(FrameCount::new(TRADE)).0
+    /// Takes so long between two steps from now on; zero for no time at all.
+    pub(super) const fn set_pace(&mut self, pace: Nanos) {
+        self.pace = pace;
+        self.next = Nanos::ZERO;
+    }
+
+    /// Reads the store's nodes again.
+    pub(super) fn ask_again(&mut self) {
+        if let Some(desk) = &mut self.desk {
+            desk.cancelled();
+        }
     }
 
     /// Makes `olds` hold what `news` held, and holes of those; whether all went.
@@ -315,6 +425,11 @@ impl Balloon {
     /// What passed between the allocator and the balloon.
     pub(super) const fn log(&mut self) -> &mut WatchLog {
         &mut self.log
+    }
+
+    /// Requests that the store has not answered in time.
+    pub(super) fn unanswered(&self) -> u32 {
+        self.desk.as_ref().map_or(0, Desk::timeouts)
     }
 
     /// What moving memory has cost.

@@ -1,15 +1,15 @@
 //! Commands for benches: what hypercalls cost without any driver, trades against
 //! copies, memory in pieces.
 
-use balloon_core::{FrameRange, Order, Pfn};
+use balloon_core::{FrameCount, FrameRange, Nanos, Order, Pfn};
 use buddy_alloc::{Frame, Preference};
 use guest_rt::{PhysAddr, println, ram};
 use heapless::Vec;
 use qemu_guest::{Ram as _, word_of};
-use transport_xen::Gmfn;
 use transport_xen::hypercall::Memory as _;
+use transport_xen::{FrameMap, Gmfn};
 
-use super::balloon::{Balloon, time};
+use super::balloon::{some_held, time};
 use super::{Kernel, must};
 
 /// 1 GiB in one hypercall: the least there can be.
@@ -20,30 +20,37 @@ const PAIRS: usize = 64;
 /// Superpages given to the host past the balloon.
 pub(super) type Bare = Vec<Gmfn, SUPERPAGES>;
 
-impl Kernel {
+impl<F: FrameMap> Kernel<F> {
     /// Obeys a command that the other guests do not know.
     pub(super) fn obey_bench(&mut self, line: &str) {
+        let pace = line.strip_prefix("pace ").map(str::parse);
         match line {
             "move" => self.move_holes(),
-            "copy" => self.copy_holes(),
             "scatter" => self.scatter(),
             "compact" => self.balloon.compact(),
-            "bare give" => self.bare_give(),
-            "bare take" => self.bare_take(),
-            _ => println!("unknown command `{line}`"),
+            "ask" => self.balloon.ask_again(),
+            // These name frames past the frame map.
+            "copy" if F::TRANSLATED => self.copy_holes(),
+            "bare give" if F::TRANSLATED => self.bare_give(),
+            "bare take" if F::TRANSLATED => self.bare_take(),
+            _ => match pace {
+                Some(Ok(millis)) => {
+                    self.balloon.set_pace(Nanos::from_millis(millis));
+                    println!("@pace millis={millis}");
+                }
+                _ => println!("unknown command `{line}`"),
+            },
         }
     }
 
     /// As many free frames as balloon frames, both in one piece, the free ones
     /// with their pattern.
     fn pair(&mut self) -> Option<(FrameRange, FrameRange)> {
-        let holes = Balloon::some_held(&mut self.zone)?;
+        let holes = some_held(&mut self.zone)?;
         let order = buddy_alloc::Order::MIB_2;
         let start = self.zone.allocate(order, Preference::Any).ok()?;
         let ours = FrameRange::new(Pfn::new(start.get()), holes.count())?;
-        for frame in ours.frames() {
-            self.ram.fill(frame_of(frame), word_of(frame_of(frame)));
-        }
+        self.fill_as(ours, ours);
         Some((holes, ours))
     }
 
@@ -52,6 +59,13 @@ impl Kernel {
         at.frames()
             .zip(of.frames())
             .all(|(at, of)| self.ram.holds(frame_of(at), word_of(frame_of(of))))
+    }
+
+    /// Fills `at` with the pattern of `of`.
+    fn fill_as(&mut self, at: FrameRange, of: FrameRange) {
+        for (at, of) in at.frames().zip(of.frames()) {
+            self.ram.fill(frame_of(at), word_of(frame_of(of)));
+        }
     }
 
     /// Trades free frames for ballooned ones and back again: the content has to
@@ -67,17 +81,30 @@ impl Kernel {
         let nanos = time().saturating_sub(begun).get();
         let calls = self.balloon.counters().hypercalls - calls;
         // The holes are memory now, and nobody else's until they are holes again.
-        let came = !self.balloon.keeps_content() || (there && self.is_content(holes, ours));
-        let back = self.balloon.trade(ours, holes);
-        let whole = !self.balloon.keeps_content() || self.is_content(ours, ours);
+        // Where no content comes along, at least they can be used.
+        let keeps = self.balloon.keeps_content();
+        if there && !keeps {
+            self.fill_as(holes, ours);
+        }
+        let came = there && self.is_content(holes, ours);
+        let back = there && self.balloon.trade(ours, holes);
+        if back && !keeps {
+            self.fill_as(ours, ours);
+        }
+        let whole = back && self.is_content(ours, ours);
         if !(there && came && back && whole) {
             println!("@verify FAIL moved there={there} came={came} back={back} whole={whole}");
             return;
         }
         let freed = self.free_pair(ours);
+        let xen = self.balloon.hypercalls();
+        let (owned, limit) = (xen.current_reservation(), xen.maximum_reservation());
         println!(
-            "@moved frames={} came={came} freed={freed} nanos={nanos} hypercalls={calls}",
-            ours.count().get()
+            "@moved frames={} came={came} freed={freed} nanos={nanos} hypercalls={calls} \
+             owned={} limit={}",
+            ours.count().get(),
+            owned.map_or(0, FrameCount::get),
+            limit.map_or(0, FrameCount::get),
         );
     }
 

@@ -6,6 +6,8 @@ mod balloon;
 mod bench;
 #[path = "../../../qemu-guest/src/kernel/memory.rs"]
 mod memory;
+#[expect(unsafe_code, reason = "is what Xen enters, in place of the CPU")]
+mod pv;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 #[path = "../../../qemu-guest/src/kernel/ram.rs"]
 mod ram;
@@ -17,6 +19,7 @@ use buddy_alloc::Zone;
 use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
 use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
 use transport_xen::pod::Promise;
+use transport_xen::{FrameMap, Translated};
 
 use balloon::{Balloon, Left, News, time};
 use bench::Bare;
@@ -30,11 +33,11 @@ const LINE: usize = 64;
 /// Until then a balloon that owes memory has to have given it.
 const BOOT_DEADLINE: Nanos = Nanos::from_secs(60);
 
-struct Kernel {
+struct Kernel<F> {
     zone: Zone<'static>,
     workload: Workload<'static>,
     ram: PhysicalRam,
-    balloon: Balloon,
+    balloon: Balloon<F>,
     /// Halts that the store's event or the timer ended.
     balloon_wakeups: u64,
     /// Nothing is verified before memory may be touched.
@@ -42,7 +45,14 @@ struct Kernel {
     bare: Bare,
 }
 
-fn main(mut boot: BootInfo) -> ! {
+fn main(boot: BootInfo) -> ! {
+    match pv::take_p2m() {
+        Some(p2m) => start(boot, p2m),
+        None => start::<Translated>(boot, Translated),
+    }
+}
+
+fn start<F: FrameMap>(mut boot: BootInfo, map: F) -> ! {
     let mut xen = match xen::hypercalls() {
         Ok(xen) => xen,
         Err(error) => panic!("{error}"),
@@ -58,13 +68,19 @@ fn main(mut boot: BootInfo) -> ! {
     };
     let ram_bytes = boot.ram().bytes();
     let frames = FrameCount::new(ram_bytes / 4096);
-    let mut balloon = match Balloon::start(xen, ties, frames) {
+    let mut balloon = match Balloon::start(xen, map, ties, frames) {
         Ok(balloon) => balloon,
         Err(error) => panic!("balloon: {error}"),
     };
-    let promise = match Promise::at_boot(&mut xen, frames, BOOT_DEADLINE) {
-        Ok(promise) => promise,
-        Err(error) => panic!("reservation: {error}"),
+    // Only a translated guest can be promised memory. Without a store nobody
+    // did: the first domain starts full.
+    let promise = if F::TRANSLATED && balloon.has_store() {
+        match Promise::at_boot(&mut xen, frames, BOOT_DEADLINE) {
+            Ok(promise) => Some(promise),
+            Err(error) => panic!("reservation: {error}"),
+        }
+    } else {
+        None
     };
     let Memory { zone, held } = match memory::take_over(&mut boot) {
         Ok(memory) => memory,
@@ -85,13 +101,14 @@ fn main(mut boot: BootInfo) -> ! {
     };
     println!(
         "@owed frames={} managed={}",
-        promise.owed().get(),
+        promise
+            .map_or(FrameCount::ZERO, |promise| promise.owed())
+            .get(),
         kernel.zone.stats().managed.get()
     );
-    // Without a store nobody promised anything: the first domain starts full.
-    kernel.touching |= !kernel.balloon.has_store();
-    if !kernel.touching {
-        kernel.keep(&promise);
+    match promise {
+        Some(promise) if !kernel.touching => kernel.keep(&promise),
+        _ => kernel.touching = true,
     }
     println!(
         "@ready ram={} managed={}",
@@ -109,7 +126,7 @@ fn main(mut boot: BootInfo) -> ! {
     kernel.run(options.token)
 }
 
-impl Kernel {
+impl<F: FrameMap> Kernel<F> {
     /// Gives what the domain owes before any memory is touched.
     fn keep(&mut self, promise: &Promise) {
         loop {
@@ -120,7 +137,7 @@ impl Kernel {
                 Err(error) => panic!("{error}"),
             }
             if !self.step_balloon() {
-                interrupts::idle_unless(|| Balloon::called() || timer::went_off());
+                interrupts::idle_unless(|| balloon::called() || timer::went_off());
             }
         }
         self.touching = true;
@@ -141,7 +158,7 @@ impl Kernel {
             if self.step_balloon() {
                 continue;
             }
-            let balloon_calls = || Balloon::called() || timer::went_off();
+            let balloon_calls = || balloon::called() || timer::went_off();
             if interrupts::idle_unless(|| console::has_input() || balloon_calls())
                 && balloon_calls()
             {
@@ -188,7 +205,21 @@ impl Kernel {
             News::Blocked { reason, actual } => {
                 println!("@status blocked: {reason}; actual={}", actual.get());
             }
-            News::Woken(woken) => println!("@woken {woken:?}"),
+            News::Saving { actual, target } => {
+                println!("@saving actual={} target={}", actual.get(), target.get());
+                return;
+            }
+            News::Woken {
+                how,
+                actual,
+                target,
+            } => {
+                println!(
+                    "@woken {how:?} actual={} target={}",
+                    actual.get(),
+                    target.get()
+                );
+            }
             News::BadTarget => {
                 println!("@status the target is no number");
                 return;
@@ -270,10 +301,10 @@ impl Kernel {
         println!(
             "@stats wakeups={} balloon_wakeups={} interrupts={} free={} ballooned={size} lost={} \
              hypercalls={} given_2m={} given_64k={} given_4k={} taken_2m={} taken_64k={} \
-             taken_4k={} downgrades={} short={} holes={}",
+             taken_4k={} downgrades={} short={} holes={} unanswered={}",
             interrupts::wakeups(),
             self.balloon_wakeups,
-            interrupts::taken(),
+            interrupts::taken() + pv::upcalls(),
             self.zone.free_frames().get(),
             self.lost(),
             counters.hypercalls,
@@ -286,6 +317,7 @@ impl Kernel {
             counters.downgrades,
             counters.short_counts,
             counters.holes_found,
+            self.balloon.unanswered(),
         );
     }
 }

@@ -7,16 +7,18 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use balloon_core::Pfn;
 use critical_section::Mutex;
 use guest_rt::platform::{self, Platform as RtPlatform};
-use guest_rt::{BootInfo, EVENT_VECTOR, PhysAddr, PhysRange, console, interrupts, mmio};
+use guest_rt::{BootInfo, EVENT_VECTOR, PhysAddr, PhysRange, console, interrupts, mmio, timer};
 use spin::Once;
 use thiserror::Error;
 use transport_xen::events::EventPage;
 use transport_xen::hypercall::gate::{Cpuid, HypercallPage};
-use transport_xen::hypercall::{Domain as _, Events as _, Guest, ShutdownReason};
+use transport_xen::hypercall::{Domain as _, Events as _, Guest, ShutdownReason, Virq};
 use transport_xen::platform::{Channel, Platform, PlatformError};
-use transport_xen::{MappedPage, Port, Vector};
+use transport_xen::{Errno, MappedPage, Port, Vcpu, Vector};
 use x86_64::instructions::port::PortWriteOnly;
 use xen_guest::ConsoleRing;
+
+use super::pv;
 
 /// This domain's hypercalls.
 pub(super) type Xen = Guest<HypercallPage>;
@@ -54,6 +56,9 @@ pub(super) enum XenError {
     /// Xen refused something.
     #[error("{0}")]
     Platform(#[from] PlatformError),
+    /// There is no timer.
+    #[error("timer: {0}")]
+    Timer(#[from] Errno),
 }
 
 /// What interrupts and the console touch.
@@ -61,6 +66,7 @@ struct State {
     events: EventPage<MappedPage>,
     console: Option<(ConsoleRing<MappedPage>, Port)>,
     store: Option<Port>,
+    timer: Option<Port>,
 }
 
 static XEN: Once<Xen> = Once::new();
@@ -83,17 +89,38 @@ pub(super) fn hypercalls() -> Result<Xen, XenError> {
     let page = &raw const xen_hypercall_page;
     // SAFETY: ring 0, and the page is set aside for this.
     unsafe { cpuid.install(PhysAddr::of(page).get()) };
-    // SAFETY: just installed; mapped executable for good.
-    let gate = unsafe { HypercallPage::new(page) };
+    // SAFETY: just installed.
+    Ok(unsafe { begin() })
+}
+
+/// Makes hypercalls and the console known.
+///
+/// # Safety
+/// The hypercall page is filled.
+pub(super) unsafe fn begin() -> Xen {
+    // SAFETY: filled, as the caller vouches, and mapped executable for good.
+    let gate = unsafe { HypercallPage::new(&raw const xen_hypercall_page) };
     // SAFETY: on Xen, with memory mapped one to one; frames passed on come from
     // the allocator.
     let xen = unsafe { Guest::new(gate) };
     platform::install(RtPlatform { write, exit });
-    Ok(*XEN.call_once(|| xen))
+    *XEN.call_once(|| xen)
 }
 
 /// Connects to the domain's rings and interrupts.
 pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
+    if let Some(pv::Domain {
+        platform,
+        shared_info,
+    }) = pv::domain()
+    {
+        let ties = Ties {
+            shared_info,
+            platform,
+        };
+        ties.listen(EventPage::new(page(shared_info)?))?;
+        return Ok(ties);
+    }
     let mut xen = hypercalls()?;
     // A frame that never was RAM: mapping over it costs none.
     let end = boot.ram().iter().last().ok_or(XenError::NoFrame)?.end();
@@ -133,15 +160,21 @@ impl Ties {
         };
         let store = self.platform.store.map(|store| store.port);
         let console_port = console.as_ref().map(|(_, port)| *port);
+        let mut xen = hypercalls()?;
+        // Others have a local APIC.
+        let timer = match pv::domain() {
+            Some(_) => Some(xen.bind_virq(Virq::Timer, Vcpu::BOOT)?),
+            None => None,
+        };
         critical_section::with(|cs| {
             STATE.borrow_ref_mut(cs).replace(State {
                 events,
                 console,
                 store,
+                timer,
             });
         });
-        let mut xen = hypercalls()?;
-        for port in [store, console_port].into_iter().flatten() {
+        for port in [store, console_port, timer].into_iter().flatten() {
             // A port that is gone will be silent; the desk asks by the clock.
             let _ = xen.unmask(port);
         }
@@ -153,7 +186,11 @@ impl Ties {
 /// A page shared with the domain or the hypervisor.
 pub(super) fn page(pfn: Pfn) -> Result<MappedPage, XenError> {
     let range = PhysRange::sized(PhysAddr::new(pfn.address()), FRAME);
-    let address = mmio::map_shared(range)?;
+    let address = match pv::domain() {
+        // The builder puts them among the domain's memory.
+        Some(_) => pv::pointer(pfn.address()),
+        None => mmio::map_shared(range)?,
+    };
     // SAFETY: mapped for good; each caller takes a page of its own.
     Ok(unsafe { MappedPage::new(address) })
 }
@@ -168,13 +205,15 @@ pub(super) fn store_called() -> bool {
     STORE_CALLED.load(Ordering::Relaxed)
 }
 
-fn on_event() {
+/// Events are pending: called with interrupts off.
+pub(super) fn on_event() {
     critical_section::with(|cs| {
         let mut state = STATE.borrow_ref_mut(cs);
         let Some(State {
             events,
             console,
             store,
+            timer,
         }) = state.as_mut()
         else {
             return;
@@ -182,6 +221,9 @@ fn on_event() {
         events.take_pending(|port| {
             if Some(port) == *store {
                 STORE_CALLED.store(true, Ordering::Relaxed);
+            }
+            if Some(port) == *timer {
+                timer::go_off();
             }
             if let Some((ring, ours)) = console
                 && port == *ours
@@ -223,6 +265,10 @@ fn early(bytes: &[u8]) {
     if let Some(&(mut xen)) = XEN.get()
         && xen.print(bytes).is_ok()
     {
+        return;
+    }
+    if pv::domain().is_some() {
+        // Ports are not a PV guest's.
         return;
     }
     let mut port = PortWriteOnly::<u8>::new(DEBUG_PORT);

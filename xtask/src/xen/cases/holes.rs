@@ -1,0 +1,84 @@
+//! Frames traded for others: one by one, and for superpages' sake.
+
+use anyhow::{Result, ensure};
+
+use super::{LIMIT, MIB, ask, create, number, quit, reached, scatter};
+use crate::xen::host::Host;
+
+/// By move, on a PVH domain: the content comes along.
+pub(super) fn moves(host: &mut Host) -> Result<()> {
+    trades(host, "move")
+}
+
+/// By exchange, on a PV domain: what comes can be used.
+pub(super) fn exchanges(host: &mut Host) -> Result<()> {
+    trades(host, "exchange")
+}
+
+/// Frames are traded while the domain owns less than it may, all it may, and
+/// more than it may.
+fn trades(host: &mut Host, name: &str) -> Result<()> {
+    create(host, name)?;
+    host.must(&format!("xl mem-set {name} 32m"), LIMIT)?;
+    reached(host, name, 32 * MIB)?;
+    let trade = |host: &mut Host| -> Result<(u64, u64)> {
+        let moved = ask(host, name, "move", "moved")?;
+        ensure!(
+            moved.starts_with("frames=512 came=true freed=true"),
+            "@moved {moved}"
+        );
+        Ok((number(&moved, "owned")?, number(&moved, "limit")?))
+    };
+    let (owned, limit) = trade(host)?;
+    ensure!(owned < limit, "{owned} frames owned, {limit} allowed");
+    // `xl` sets the limit so far above the target. The guest takes its time.
+    let slack = limit - 32 * MIB;
+    ask(host, name, "'pace 600000'", "pace")?;
+    for wanted in [owned, owned - 8 * MIB] {
+        let kib = (wanted - slack) * 4;
+        host.must(&format!("xl mem-set {name} {kib}k"), LIMIT)?;
+        let now = trade(host)?;
+        ensure!(
+            now == (owned, wanted),
+            "{now:?} frames owned and allowed, not {:?}",
+            (owned, wanted)
+        );
+    }
+    host.must(
+        &format!("say {name} 'pace 0'; xl mem-set {name} 64m"),
+        LIMIT,
+    )?;
+    reached(host, name, 0)?;
+    quit(host, name)
+}
+
+/// By move.
+pub(super) fn compact(host: &mut Host) -> Result<()> {
+    gather(host, "compact")
+}
+
+/// By exchange.
+pub(super) fn pv_compact(host: &mut Host) -> Result<()> {
+    gather(host, "pv-compact")
+}
+
+/// A balloon of single frames is gathered: every superpage that can be
+/// made of free memory is, and the data in use stays what it was.
+fn gather(host: &mut Host, name: &str) -> Result<()> {
+    create(host, name)?;
+    scatter(host, name)?;
+    host.must(&format!("xl mem-set {name} 48m"), LIMIT)?;
+    reached(host, name, 16 * MIB)?;
+    ask(host, name, "free", "freed")?;
+    let report = ask(host, name, "compact", "compacted")?;
+    host.event(name, "verify", LIMIT, |text| text.starts_with("ok"))?;
+    let count = |key| number(&report, key);
+    ensure!(count("moves")? > 0, "nothing was moved: {report}");
+    ensure!(
+        count("blocks_before")? < count("blocks")? && count("blocks")? == count("possible")?,
+        "not all superpages that are possible: {report}"
+    );
+    host.must(&format!("xl mem-set {name} 64m"), LIMIT)?;
+    reached(host, name, 0)?;
+    quit(host, name)
+}
