@@ -221,8 +221,9 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         let in_flight = self.in_flight();
         let early = submitted && in_flight > 0 && io.engine.kick(1, io.transport, io.now);
         self.book(io.engine);
+        let for_engine = io.engine.shared().signal().pending();
         Step {
-            more: early || (io.budget.is_spent() && self.may_start(&io)),
+            more: early || for_engine || (io.budget.is_spent() && self.may_start(&io)),
             wake_at: self.wake_at(&io),
         }
     }
@@ -277,6 +278,10 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                     }
                     Advance::Over(tally) => {
                         self.counters.add(tally);
+                        if tally.given != tally.taken || io.engine.is_forgetting() {
+                            // The balloon is not as large as the engine made it.
+                            io.engine.shared().signal().used();
+                        }
                         let migrated = tally.given.min(tally.taken);
                         if lane.client == Client::Plan {
                             self.plan.count_move(migrated);

@@ -4,24 +4,28 @@ use super::Engine;
 use crate::backoff::Backoff;
 use crate::units::FrameCount;
 
-/// Whether frames move.
+/// Whether frames move, and which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    Running,
+pub(super) struct Mode {
     /// Nothing new starts; what is in flight is settled.
-    Quiesced,
+    quiesced: bool,
     /// The device was reset: it has forgotten what it was given, so all of it
     /// comes back without a request, and only then the target counts.
-    Forgetting,
+    forgetting: bool,
 }
 
 impl Mode {
+    pub(super) const RUNNING: Self = Self {
+        quiesced: false,
+        forgetting: false,
+    };
+
     pub(super) const fn is_quiesced(self) -> bool {
-        matches!(self, Self::Quiesced)
+        self.quiesced
     }
 
     pub(super) const fn is_forgetting(self) -> bool {
-        matches!(self, Self::Forgetting)
+        self.forgetting
     }
 }
 
@@ -75,18 +79,16 @@ impl<const N: usize> Engine<N> {
     /// while engine.step(&mut host, &mut source, now, Budget::LARGE).more {}
     /// assert_eq!(engine.status(&source).size, host.target);
     /// ```
-    pub fn quiesce(&mut self) {
-        if self.mode == Mode::Running {
-            self.mode = Mode::Quiesced;
-        }
+    pub const fn quiesce(&mut self) {
+        self.mode.quiesced = true;
     }
 
-    /// Whether no frame is between the guest and its host.
+    /// Whether no frame is between the guest and its host, and no request either:
+    /// of one whose frames were used early the host is still to be heard.
     #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.inflating.frames().is_zero()
-            && self.deflating.frames().is_zero()
-            && self.migrating.drained
+    pub const fn is_drained(&self) -> bool {
+        let settling = self.inflating.settling() + self.deflating.settling();
+        self.in_flight() + settling == 0 && self.migrating.drained
     }
 
     /// Goes on, reading the target anew.
@@ -97,27 +99,23 @@ impl<const N: usize> Engine<N> {
         self.unit.expect_new_host();
         self.give = Backoff::Ready;
         self.host = Backoff::Ready;
-        match how {
-            Resume::Kept => {
-                if self.mode == Mode::Quiesced {
-                    self.mode = Mode::Running;
-                }
-            }
-            Resume::Reset => {
-                self.broken = false;
-                self.unseen = false;
-                self.mode = Mode::Forgetting;
-                // Requests in flight are void: their frames are the guest's.
-                self.inflating.revoke_all(FrameCount::ZERO);
-                self.deflating.revoke_all(FrameCount::MAX);
-            }
+        self.mode.quiesced = false;
+        if how == Resume::Reset {
+            self.broken = false;
+            self.unseen = false;
+            self.mode.forgetting = true;
+            // Requests in flight are void: their frames are the guest's.
+            self.inflating.revoke_all(FrameCount::ZERO);
+            self.deflating.revoke_all(FrameCount::MAX);
         }
     }
 
     /// Ends forgetting once nothing of the old balloon is left.
     pub(super) fn finish_forgetting(&mut self) {
-        if self.mode == Mode::Forgetting && self.is_drained() {
-            self.mode = Mode::Running;
+        if self.mode.forgetting && self.is_drained() {
+            self.mode.forgetting = false;
+            // The next step goes for the target.
+            self.shared.signal().used();
         }
     }
 }

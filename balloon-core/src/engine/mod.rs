@@ -109,6 +109,8 @@ struct Standing {
     held: FrameCount,
     inflating: FrameCount,
     deflating: FrameCount,
+    /// Requests to be settled: those whose frames were used early have none left.
+    settling: usize,
     refused: usize,
     whole_below: Pfn,
 }
@@ -123,7 +125,7 @@ impl<const N: usize> Engine<N> {
         Self {
             shared,
             policy,
-            mode: Mode::Running,
+            mode: Mode::RUNNING,
             target: None,
             stale: true,
             next_read: Nanos::ZERO,
@@ -381,6 +383,7 @@ impl<const N: usize> Engine<N> {
             held: held(ledger),
             inflating: self.inflating.frames(),
             deflating: self.deflating.frames(),
+            settling: self.inflating.settling() + self.deflating.settling(),
             refused: self.inflating.refused() + self.deflating.refused(),
             whole_below: self.unit.whole_below(),
         }

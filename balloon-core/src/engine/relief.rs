@@ -220,7 +220,8 @@ impl<const N: usize> Engine<N> {
         while let Some(range) = rest {
             let (head, tail) = range.split_at(piece);
             rest = tail;
-            let Some(head) = head.filter(|_| io.budget.spend()) else {
+            let goes_on = self.may_come_by(path) && io.budget.spend();
+            let Some(head) = head.filter(|_| goes_on) else {
                 return;
             };
             let Ok(claimed) = self.shared.slots().claim(Kind::Deflate) else {

@@ -64,7 +64,7 @@ impl<const N: usize> Engine<N> {
                 from = slot.index() + 1;
             }
         }
-        if !self.inflating.is_settling() && !self.deflating.is_settling() {
+        if self.inflating.settling() + self.deflating.settling() == 0 {
             self.source.reset();
         } else if refused && !self.source.is_waiting(io.now) {
             self.source

@@ -210,9 +210,9 @@ impl<const N: usize> Table<N> {
         self.early > 0
     }
 
-    /// Whether answered requests are to be put in their places.
-    pub(crate) const fn is_settling(&self) -> bool {
-        self.settling > 0
+    /// Answered requests that are to be put in their places.
+    pub(crate) const fn settling(&self) -> usize {
+        self.settling
     }
 
     /// Requests whose frames the source did not take.

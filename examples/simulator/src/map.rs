@@ -55,6 +55,11 @@ impl FrameMap {
         any(self.flags.get(start..end).unwrap_or_default(), value)
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.flags.iter().map(|&flag| u64::from(flag)).sum()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.flags.fill(false);
     }

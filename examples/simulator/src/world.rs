@@ -2,35 +2,46 @@
 
 use anyhow::{Result, bail, ensure};
 use balloon_core::{
-    Budget, Compactor, Engine, FrameCount, FrameRange, Nanos, Need, Pfn, Policy, Progress, Resume,
-    Shared, Status, Unit, compactor_words,
+    Budget, Compactor, Engine, FrameCount, FrameRange, GivePath, Kind, Ledger as _, Nanos, Need,
+    Pfn, Policy, Progress, Resume, Shared, Step, Unit, compactor_words, page_table_reserve,
 };
-use buddy_alloc::{Backing, Config, Frame, Order, State, Zone};
+use buddy_alloc::{Backing, Config, Frame, Order, Zone};
 
+use crate::beside::Beside;
 use crate::guest::Guest;
 use crate::host::{Faults, Host, Model};
 use crate::map::FrameMap;
 use crate::rng::Rng;
 use crate::trace::Trace;
 
-const SLOTS: usize = 5;
+pub(crate) const SLOTS: usize = 5;
 /// 16 superpages, and an edge that is none.
-const FRAMES: u64 = 16 * 512 + 77;
-const FIRST: u64 = 0x1000;
+pub(crate) const FRAMES: u64 = 16 * 512 + 77;
+pub(crate) const FIRST: u64 = 0x1000;
 
 /// A guest, its allocator, its balloon, and its host.
 pub(crate) struct World<'m> {
-    zone: Zone<'m>,
-    engine: Box<Engine<SLOTS>>,
-    compactor: Compactor<Vec<u32>, 2>,
-    shared: &'static Shared<SLOTS>,
-    host: Host,
-    guest: Guest,
+    pub(crate) zone: Zone<'m>,
+    pub(crate) engine: Box<Engine<SLOTS>>,
+    pub(crate) compactor: Compactor<Vec<u32>, 2>,
+    pub(crate) beside: Beside,
+    pub(crate) shared: &'static Shared<SLOTS>,
+    pub(crate) host: Host,
+    pub(crate) guest: Guest,
     /// The oracle's own list of the frames in use.
-    used: FrameMap,
+    pub(crate) used: FrameMap,
+    /// The device has forgotten a balloon that the guest has not taken apart yet.
+    pub(crate) forgetting: bool,
+    /// A live migration is under way.
+    migrating: bool,
+    policy: Policy,
+    /// What a step may do at most.
+    most: usize,
     now: Nanos,
     rng: Rng,
-    pub(crate) trace: Trace,
+    deaths: u64,
+    migrations: u64,
+    pub(crate) trace: &'m mut Trace,
 }
 
 /// What runs did, to see that they did something.
@@ -42,6 +53,11 @@ pub(crate) struct Tally {
     pub(crate) migrated: u64,
     pub(crate) downgrades: u64,
     pub(crate) errors: u64,
+    pub(crate) hinted: u64,
+    pub(crate) reported: u64,
+    pub(crate) statistics: u64,
+    pub(crate) deaths: u64,
+    pub(crate) migrations: u64,
 }
 
 impl Tally {
@@ -52,6 +68,29 @@ impl Tally {
         self.migrated += other.migrated;
         self.downgrades += other.downgrades;
         self.errors += other.errors;
+        self.hinted += other.hinted;
+        self.reported += other.reported;
+        self.statistics += other.statistics;
+        self.deaths += other.deaths;
+        self.migrations += other.migrations;
+    }
+
+    /// Something that never happened, so that nothing is known of it.
+    pub(crate) fn never(&self) -> Option<&'static str> {
+        let all = [
+            (self.inflated, "an inflation"),
+            (self.deflated, "a deflation"),
+            (self.relieved, "relief"),
+            (self.migrated, "a moved frame"),
+            (self.downgrades, "a downgrade"),
+            (self.errors, "a failed call"),
+            (self.hinted, "a hint"),
+            (self.reported, "a report"),
+            (self.statistics, "statistics"),
+            (self.deaths, "a dead host"),
+            (self.migrations, "a live migration"),
+        ];
+        all.into_iter().find(|&(n, _)| n == 0).map(|(_, what)| what)
     }
 }
 
@@ -64,7 +103,7 @@ fn span() -> buddy_alloc::FrameRange {
     buddy_alloc::FrameRange::new(Frame::new(FIRST), buddy_alloc::FrameCount::new(FRAMES))
 }
 
-fn all() -> Result<FrameRange> {
+pub(crate) fn all() -> Result<FrameRange> {
     match FrameRange::new(Pfn::new(FIRST), FrameCount::new(FRAMES)) {
         Some(range) => Ok(range),
         None => bail!("the simulated memory is out of range"),
@@ -77,7 +116,7 @@ impl<'m> World<'m> {
         model: Model,
         metadata: &'m mut [u64],
         shared: &'static Shared<SLOTS>,
-        trace: Trace,
+        trace: &'m mut Trace,
     ) -> Result<Self> {
         let mut rng = Rng::new(seed);
         let mut zone = Zone::new(span(), Config::new(), metadata)?;
@@ -89,7 +128,11 @@ impl<'m> World<'m> {
             Unit::Frames
         };
         policy.reserve = FrameCount::new(rng.below(4));
-        policy.keep = FrameCount::new(rng.below(64));
+        policy.keep = match rng.below(3) {
+            0 => FrameCount::ZERO,
+            1 => page_table_reserve(FrameCount::new(FRAMES)),
+            _ => FrameCount::new(rng.below(1200)),
+        };
         if rng.chance(700) {
             policy.cool_down = Nanos::from_millis(rng.below(1500));
         } else {
@@ -97,16 +140,24 @@ impl<'m> World<'m> {
         }
         policy.min_read_interval = Nanos::from_millis(rng.below(20));
         let words = usize::try_from(compactor_words(all()?))?;
+        let most = 1 << rng.index(5);
         Ok(Self {
             zone,
             engine: Box::new(Engine::new(shared, policy)),
             compactor: Compactor::new(vec![0; words], all()?)?,
+            beside: Beside::new(),
             shared,
             host: Host::new(model, all()?, Rng::new(rng.next())),
             used: FrameMap::new(all()?),
             guest: Guest::new(),
+            forgetting: false,
+            migrating: false,
+            policy,
+            most,
             now: Nanos::ZERO,
             rng,
+            deaths: 0,
+            migrations: 0,
             trace,
         })
     }
@@ -123,23 +174,34 @@ impl<'m> World<'m> {
 
     /// One thing that happens.
     fn event(&mut self) -> Result<()> {
+        // Whoever looks after the guest notices at some time.
+        if self.host.is_dead() && self.rng.chance(100) {
+            return self.reset();
+        }
         match self.rng.below(100) {
-            0..28 => self.step(),
-            28..46 => self.answer(),
-            46..55 => self.allocate(),
-            55..64 => self.free()?,
-            64..72 => {
-                let target = self.rng.below(FRAMES + FRAMES / 8);
+            0..26 => _ = self.step()?,
+            26..43 => self.answer()?,
+            43..52 => self.allocate(),
+            52..61 => self.free()?,
+            61..68 => {
+                let target = if self.rng.chance(30) {
+                    u64::MAX
+                } else {
+                    self.rng.below(FRAMES + FRAMES / 8)
+                };
                 self.set_target(target);
             }
-            72..82 => self.pass_time(),
-            82..85 => self.change_faults(),
-            85..91 => self.compact(),
-            91..93 => self.run_short(),
-            93 => self.squeeze(),
-            94..96 => self.use_reserve(),
-            96 => self.suspend()?,
-            97 => self.reset(),
+            68..77 => self.pass_time(),
+            77..80 => self.change_faults(),
+            80..86 => self.compact()?,
+            86..88 => self.run_short(),
+            88 => self.squeeze()?,
+            89..91 => self.use_reserve(),
+            91 => self.suspend()?,
+            92 => self.reset()?,
+            93 => self.kill(),
+            94..97 => self.ask_beside()?,
+            97..99 => self.live_migration()?,
             _ => {
                 self.trace.say(|| "verify all content".into());
                 self.guest.verify(&mut self.host)?;
@@ -148,17 +210,19 @@ impl<'m> World<'m> {
         Ok(())
     }
 
-    fn step(&mut self) {
-        let budget = Budget::requests(1 + self.rng.index(16));
+    /// The guest's turn: whatever steps, and by how much.
+    fn step(&mut self) -> Result<Step> {
+        let budget = Budget::requests(1 + self.rng.index(self.most));
         if self.host.interrupt {
             self.host.interrupt = false;
             self.shared.signal().used();
         }
         let before = self.engine.status(&self.zone);
+        let free = self.zone.free_frames().get();
         let step = self
             .engine
             .step(&mut self.host, &mut self.zone, self.now, budget);
-        self.check_overshoot(before);
+        self.check_overshoot(before)?;
         let moved = self.compactor.step(
             &mut self.engine,
             &mut self.host,
@@ -166,7 +230,20 @@ impl<'m> World<'m> {
             self.now,
             budget,
         );
+        let left = self.zone.free_frames().get();
+        ensure!(
+            left >= free.min(self.policy.keep.get()),
+            "{left} frames are free, {} are to be kept",
+            self.policy.keep
+        );
+        self.beside.settle(&mut self.zone)?;
+        let held = GivePath::ALL.map(|path| self.zone.held(path));
+        let over = self.engine.is_drained() && self.compactor.is_drained();
+        self.forgetting &= !(over && held == [FrameCount::ZERO; 2]);
         let status = self.engine.status(&self.zone);
+        let trace = &mut *self.trace;
+        self.engine
+            .drain_events(|event| trace.say(|| format!("  {event}")));
         self.trace.say(|| {
             format!(
                 "step: {:?}, size {}, +{} -{}, more {}/{}, wake {:?}/{:?}",
@@ -180,33 +257,24 @@ impl<'m> World<'m> {
                 moved.wake_at.map(Nanos::get),
             )
         });
+        let wakes = [step.wake_at, moved.wake_at];
+        Ok(Step {
+            more: step.more || moved.more,
+            wake_at: wakes.into_iter().flatten().min(),
+        })
     }
 
-    /// What is on its way counts: no step goes beyond what the host wants.
-    fn check_overshoot(&mut self, before: Status) {
-        // Half of a pair counts, too, until the other half is answered.
-        if !self.compactor.is_drained() {
-            return;
-        }
-        let after = self.engine.status(&self.zone);
-        let reach = after.size.saturating_add(after.inflating);
-        // Frames on their way back stay the host's if it refuses.
-        let held = before.size.saturating_add(before.inflating);
-        let held = held.saturating_add(before.deflating);
-        if reach > held && after.goal.is_none_or(|goal| reach > goal) {
-            self.host.breaches.push(format!(
-                "{reach} are given or on their way, the host wants {:?}",
-                after.goal
-            ));
-        }
-    }
-
-    fn answer(&mut self) {
+    fn answer(&mut self) -> Result<()> {
         let count = 1 + self.rng.index(6);
         self.host.work(count, self.shared.slots().completer());
         let left = self.host.waiting();
         self.trace
             .say(|| format!("host works on up to {count} requests, {left} left"));
+        if self.rng.chance(self.host.faults.lie) {
+            self.trace.say(|| "an interrupt for nothing".into());
+            self.shared.signal().used();
+        }
+        self.beside.settle(&mut self.zone)
     }
 
     fn set_target(&mut self, target: u64) {
@@ -229,18 +297,72 @@ impl<'m> World<'m> {
                 refuse: self.rng.below(300),
                 partial: self.rng.below(500),
                 twice: self.rng.below(300),
-                invent: self.rng.below(300),
+                lie: self.rng.below(300),
                 silent: self.rng.chance(100),
+                dies_in: None,
             }
         };
         let faults = self.host.faults;
         self.trace.say(|| format!("{faults:?}"));
     }
 
-    fn compact(&mut self) {
+    fn compact(&mut self) -> Result<()> {
         let started = self.compactor.start();
         self.trace.say(|| format!("compaction starts: {started}"));
-        self.step();
+        self.step()?;
+        Ok(())
+    }
+
+    /// The host dies, now or in one of the next calls.
+    fn kill(&mut self) {
+        if self.host.is_dead() || self.host.faults.dies_in.is_some() {
+            return;
+        }
+        self.deaths += 1;
+        if self.rng.chance(300) {
+            self.trace.say(|| "the host dies".into());
+            self.host.die();
+        } else {
+            let calls = self.rng.below(12);
+            self.trace
+                .say(|| format!("the host dies in the call after {calls} more"));
+            self.host.faults.dies_in = Some(calls);
+        }
+    }
+
+    /// Something is asked or offered beside the balloon.
+    fn ask_beside(&mut self) -> Result<()> {
+        let kind = match self.rng.below(3) {
+            0 => Kind::Statistics,
+            _ => Kind::Report,
+        };
+        self.start_beside(kind)
+    }
+
+    fn start_beside(&mut self, kind: Kind) -> Result<()> {
+        self.trace.say(|| format!("a request beside: {kind:?}"));
+        let (zone, host) = (&mut self.zone, &mut self.host);
+        self.beside
+            .start(kind, self.shared, zone, host, &mut self.rng)
+    }
+
+    /// A live migration begins, goes on with hints, or ends.
+    fn live_migration(&mut self) -> Result<()> {
+        if self.host.is_dead() {
+            return Ok(());
+        }
+        if !self.migrating || self.rng.chance(700) {
+            self.migrating = true;
+            for _ in 0..=self.rng.below(3) {
+                self.start_beside(Kind::Hint)?;
+            }
+            return Ok(());
+        }
+        self.trace.say(|| "the guest goes on elsewhere".into());
+        self.migrating = false;
+        self.migrations += 1;
+        self.host.migrate(all()?);
+        self.guest.verify(&mut self.host)
     }
 
     /// The program allocates; when memory is short it asks the balloon.
@@ -299,16 +421,17 @@ impl<'m> World<'m> {
     }
 
     /// The host wants all there is, relief comes before it has answered.
-    fn squeeze(&mut self) {
+    fn squeeze(&mut self) -> Result<()> {
         self.set_target(FRAMES);
         for _ in 0..8 {
-            self.step();
-            self.answer();
+            self.step()?;
+            self.answer()?;
         }
         let frames = FrameCount::new(1 + self.rng.below(100));
         self.relieve(Need::frames(frames));
         self.pass_time();
-        self.step();
+        self.step()?;
+        Ok(())
     }
 
     fn relieve(&mut self, need: Need) {
@@ -334,21 +457,23 @@ impl<'m> World<'m> {
         }
     }
 
-    /// Stop, drain, and go on, as around a snapshot.
+    /// Stop, drain, freeze, and go on: a snapshot, a migration, another device.
     fn suspend(&mut self) -> Result<()> {
+        if self.host.is_dead() {
+            return self.reset();
+        }
         self.trace.say(|| "quiesce".into());
         self.engine.quiesce();
         self.compactor.stop();
         self.host.faults = Faults::NONE;
+        let requests = self.engine.status(&self.zone).counters.requests;
         for _ in 0..2000 {
-            self.answer();
+            self.answer()?;
             self.now = self.now.saturating_add(Nanos::from_millis(200));
-            self.step();
+            self.step()?;
             if self.engine.is_drained() && self.compactor.is_drained() {
-                self.guest.verify(&mut self.host)?;
-                self.engine.resume(Resume::Kept);
-                self.trace.say(|| "resume".into());
-                return Ok(());
+                self.check()?;
+                return self.frozen(requests);
             }
         }
         bail!(
@@ -357,37 +482,123 @@ impl<'m> World<'m> {
         )
     }
 
-    /// The device is reset under the guest.
-    fn reset(&mut self) {
+    /// Nothing moves until the guest is awake again.
+    fn frozen(&mut self, requests: u32) -> Result<()> {
+        let frozen = self.engine.status(&self.zone);
+        let target = self.rng.below(FRAMES);
+        self.set_target(target);
+        for _ in 0..3 {
+            self.pass_time();
+            self.step()?;
+        }
+        let status = self.engine.status(&self.zone);
+        ensure!(
+            status.counters.requests == requests && status.size == frozen.size,
+            "a frozen balloon moves: {frozen:?}, {status:?}"
+        );
+        let owned = self.host.told.count() + self.zone.held(GivePath::Bulk).get();
+        ensure!(
+            self.forgetting || status.size.get() == owned,
+            "the guest froze at {}, the host has {owned}",
+            status.size
+        );
+        match self.rng.below(3) {
+            0 => return self.reset(),
+            1 => {
+                self.trace.say(|| "resume elsewhere".into());
+                self.host.migrate(all()?);
+                self.host.unit = None;
+                self.migrations += 1;
+            }
+            _ => self.trace.say(|| "resume".into()),
+        }
+        self.guest.verify(&mut self.host)?;
+        self.engine.resume(Resume::Kept);
+        Ok(())
+    }
+
+    /// The device is reset under the guest, or comes back from the dead.
+    fn reset(&mut self) -> Result<()> {
         self.trace.say(|| "device reset".into());
         self.host.reset();
+        self.migrating = false;
+        self.forgetting = true;
         self.engine.resume(Resume::Reset);
+        self.beside.reset(&mut self.zone)
     }
 
     /// The host becomes reasonable: a reachable target must be reached.
     fn calm_down(&mut self) -> Result<()> {
+        if self.host.is_dead() {
+            self.reset()?;
+        }
         self.host.faults = Faults::NONE;
         self.compactor.stop();
-        let reachable = FRAMES.saturating_sub(self.guest.frames() + 100);
+        let kept = self.policy.keep.get() + self.guest.frames() + 40;
+        let reachable = FRAMES.saturating_sub(kept);
         let target = self.rng.below(reachable.max(1));
         self.set_target(target);
         self.trace
             .say(|| format!("the host calms down; {reachable} frames could be given"));
-        for _ in 0..4000 {
+        // Frames that are out with a request beside the balloon may be the last.
+        self.settle()?;
+        self.set_target(target);
+        self.settle()?;
+        let status = self.engine.status(&self.zone);
+        ensure!(
+            status.progress == Progress::Reached,
+            "target {target} is never reached: {status:?}"
+        );
+        self.check()?;
+        self.guest.verify(&mut self.host)?;
+        self.release_all()
+    }
+
+    /// Lets everything come to rest, and steps only when there is a reason to: an
+    /// interrupt, more to do, or the moment that a step named.
+    fn settle(&mut self) -> Result<()> {
+        let mut step = self.step()?;
+        for _ in 0..20_000 {
             self.host.work(100, self.shared.slots().completer());
-            self.now = self.now.saturating_add(Nanos::from_millis(500));
-            self.shared.signal().used();
-            self.step();
-            if self.is_settled() {
-                self.check()?;
-                self.guest.verify(&mut self.host)?;
-                return self.release_all();
+            self.beside.settle(&mut self.zone)?;
+            let awake = step.more || self.host.interrupt || self.shared.signal().pending();
+            if !awake {
+                let Some(at) = step.wake_at else {
+                    return self.at_rest();
+                };
+                self.now = at;
             }
+            step = self.step()?;
         }
         bail!(
-            "target {target} is never reached: {:?}",
-            self.engine.status(&self.zone)
+            "never at rest: {:?}, compaction {:?}",
+            self.engine.status(&self.zone),
+            self.compactor.report()
         )
+    }
+
+    /// Nobody will wake up any more: nothing may be under way.
+    fn at_rest(&mut self) -> Result<()> {
+        let status = self.engine.status(&self.zone);
+        let drained = self.compactor.is_drained() && self.beside.is_drained();
+        ensure!(
+            self.engine.is_drained() && drained && self.host.waiting() == 0,
+            "nobody wakes what is under way: {status:?}, {} requests wait",
+            self.host.waiting()
+        );
+        ensure!(
+            self.host.actual == status.size,
+            "the host was told {} last: {status:?}",
+            self.host.actual
+        );
+        ensure!(
+            self.host.unit.is_none_or(|told| told == status.unit)
+                && (status.counters.downgrades == status.counters.upgrades
+                    || self.host.unit.is_some()),
+            "the host was told of units of {:?} last: {status:?}",
+            self.host.unit
+        );
+        Ok(())
     }
 
     /// What this run did.
@@ -400,12 +611,12 @@ impl<'m> World<'m> {
             migrated: self.compactor.counters().migrated.get(),
             downgrades: counters.downgrades.into(),
             errors: counters.transport_errors.into(),
+            hinted: self.beside.hinted,
+            reported: self.beside.reported,
+            statistics: self.beside.statistics,
+            deaths: self.deaths,
+            migrations: self.migrations,
         }
-    }
-
-    fn is_settled(&self) -> bool {
-        let reached = self.engine.status(&self.zone).progress == Progress::Reached;
-        reached && self.compactor.is_drained() && self.host.waiting() == 0
     }
 
     /// The program ends, the host gives all back: nothing may be missing.
@@ -415,84 +626,13 @@ impl<'m> World<'m> {
                 .free(&mut self.rng, &mut self.zone, &mut self.host)?;
         }
         self.set_target(0);
-        for _ in 0..4000 {
-            self.host.work(100, self.shared.slots().completer());
-            self.now = self.now.saturating_add(Nanos::from_millis(500));
-            self.shared.signal().used();
-            self.step();
-            if self.is_settled() {
-                break;
-            }
-        }
+        self.settle()?;
         self.check()?;
         let free = self.zone.stats().free.get() + self.shared.reserved().get();
         ensure!(
             free == FRAMES,
             "{} frames are missing at the end",
             FRAMES - free
-        );
-        Ok(())
-    }
-
-    /// Each frame has one owner, and all books agree.
-    fn check(&mut self) -> Result<()> {
-        if let Some(breach) = self.host.breaches.first() {
-            bail!("{breach}");
-        }
-        self.used.clear();
-        for (start, end) in self.guest.used() {
-            ensure!(
-                self.used.add(start, end),
-                "a frame of {start:#x}..{end:#x} is in use twice"
-            );
-        }
-        let mut counts = [0u64; 4];
-        let mut frame = FIRST;
-        while frame < FIRST + FRAMES {
-            let Some(at) = self.zone.state(Frame::new(frame)) else {
-                bail!("the allocator does not know frame {frame:#x}");
-            };
-            let end = at.block.end().get().min(FIRST + FRAMES);
-            let place = match at.state {
-                State::Free => 0,
-                State::Used => 1,
-                State::InHand => 2,
-                State::Ballooned(_) => 3,
-                other => bail!("frame {frame:#x} is {other:?}, which nobody asked for"),
-            };
-            ensure!(
-                !self.used.any(frame, end, place != 1),
-                "the allocator says {:?} of {frame:#x}..{end:#x}",
-                at.state
-            );
-            if place < 2 && self.host.told.any(frame, end, true) {
-                // Told to return, and used before the host acknowledged it.
-                let early = |pfn| !self.host.must_tell && self.host.is_returning(pfn);
-                let mut told = (frame..end).map(Pfn::new);
-                if let Some(pfn) = told.find(|&pfn| self.host.told.contains(pfn) && !early(pfn)) {
-                    bail!("frame {:#x} is the host's and {:?}", pfn.get(), at.state);
-                }
-            }
-            if let Some(count) = counts.get_mut(place) {
-                *count += end - frame;
-            }
-            frame = end;
-        }
-        let [_, _, in_hand, ballooned] = counts;
-        let status = self.engine.status(&self.zone);
-        let moving = status.inflating.get() + status.deflating.get() + self.shared.reserved().get();
-        // The rest is the compactor's: half of a pair counts as ballooned.
-        let Some(trading) = in_hand.checked_sub(moving) else {
-            bail!("{moving} frames move, {in_hand} are in hand");
-        };
-        ensure!(
-            trading == 0 || !self.compactor.is_drained(),
-            "{trading} frames are in nobody's hand"
-        );
-        ensure!(
-            (ballooned..=ballooned + trading).contains(&status.size.get()),
-            "size {}, ballooned {ballooned}, trading {trading}",
-            status.size
         );
         Ok(())
     }

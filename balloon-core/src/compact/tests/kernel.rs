@@ -135,6 +135,8 @@ fn a_refusal_says_whose_the_frames_are() {
                 };
                 assert_eq!((rig.zone.at(old), rig.zone.at(new)), (old_at, new_at));
                 assert_eq!(rig.host.owned().get(), size);
+                let woken = rig.shared.signal().pending();
+                assert!(woken || size == BLOCK, "the engine is to mend the size");
                 let counters = rig.compactor.counters();
                 assert_eq!(counters.refusals, 1);
                 let sums = [

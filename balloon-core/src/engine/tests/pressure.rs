@@ -303,6 +303,50 @@ fn after_a_reset_everything_returns_and_the_target_counts_anew() {
 }
 
 #[test]
+fn what_a_reset_left_to_take_back_is_frozen_too() {
+    let mut rig = Rig::new(FakeHost::plain(), 2000);
+    rig.inflate_to(1500);
+    rig.host = FakeHost::plain();
+    rig.host.target = FrameCount::new(100);
+    rig.engine.resume(Resume::Reset);
+    rig.step(Budget::SMALL);
+    let left = rig.size();
+    assert!(left > 0 && left < 1500, "{left} are left");
+    rig.engine.quiesce();
+    rig.run();
+    assert!(rig.engine.is_drained());
+    assert_eq!(
+        (rig.size(), rig.status().progress),
+        (left, Progress::Quiesced)
+    );
+    assert_eq!(rig.host.requests(), 0);
+    rig.engine.resume(Resume::Kept);
+    rig.run();
+    rig.assert_reached(100);
+    assert_eq!(rig.host.requests(), 1, "one inflation, no deflation");
+}
+
+#[test]
+fn answered_requests_with_nothing_left_in_them_end_no_step() {
+    let mut host = oom_host(FakeHost::plain());
+    host.capabilities.must_tell_host = false;
+    let mut rig = Rig::new(host, 1000);
+    rig.inflate_to(600);
+    rig.host.answers = Answers::WhenTold;
+    // Used early, each by a request of its own.
+    for _ in 0..2 {
+        let need = Need::frames(FrameCount::new(5));
+        let (host, source) = (&mut rig.host, &mut rig.source);
+        rig.engine.relieve(host, source, need, rig.now);
+    }
+    assert!(!rig.engine.is_drained(), "the host has not answered");
+    rig.host = FakeHost::plain();
+    rig.engine.resume(Resume::Reset);
+    while rig.step(Budget::SMALL).more {}
+    assert_eq!(rig.size(), 0, "all is taken back");
+}
+
+#[test]
 fn a_reset_mends_a_broken_device() {
     let mut rig = Rig::new(FakeHost::plain(), 1000);
     rig.inflate_to(100);

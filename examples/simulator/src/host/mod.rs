@@ -1,8 +1,10 @@
-//! Hosts: transports with memory behind them and faults on the way.
+//! Hosts: memory behind a transport, and everything that goes wrong with them.
+
+mod calls;
 
 use balloon_core::{
-    Capabilities, Completer, FrameCount, FrameRange, GivePath, Kind, Limits, Migrate, Migration,
-    Order, Outcome, Pfn, Request, Run, SlotId, Trade, Transport, TransportErrorKind,
+    Completer, FrameCount, FrameRange, GivePath, Kind, Migration, Order, Outcome, Pfn, Run, SlotId,
+    TransportErrorKind,
 };
 
 use crate::map::FrameMap;
@@ -25,7 +27,7 @@ pub(crate) enum Model {
 impl Model {
     pub(crate) const ALL: [Self; 4] = [Self::Virtio, Self::Bulk, Self::Xen, Self::Pv];
 
-    const fn is_synchronous(self) -> bool {
+    pub(crate) const fn is_synchronous(self) -> bool {
         matches!(self, Self::Xen | Self::Pv)
     }
 
@@ -40,14 +42,19 @@ impl Model {
 }
 
 /// How often each fault happens, in thousandths.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faults {
+    /// Any call fails, nothing having happened.
     pub(crate) refuse: u64,
     pub(crate) partial: u64,
     pub(crate) twice: u64,
-    pub(crate) invent: u64,
+    /// Answers to what was not asked, more frames done than were asked for, targets
+    /// out of this world.
+    pub(crate) lie: u64,
     /// It answers nothing while this is set.
     pub(crate) silent: bool,
+    /// It dies in the call after so many.
+    pub(crate) dies_in: Option<u64>,
 }
 
 impl Faults {
@@ -55,8 +62,9 @@ impl Faults {
         refuse: 0,
         partial: 0,
         twice: 0,
-        invent: 0,
+        lie: 0,
         silent: false,
+        dies_in: None,
     };
 }
 
@@ -68,6 +76,20 @@ struct Job {
     slot: SlotId,
     returned: Vec<Pfn>,
     given: Vec<Pfn>,
+    /// Frames that stay the guest's: hinted or reported.
+    unused: Vec<Pfn>,
+    /// The guest kicked since.
+    seen: bool,
+}
+
+/// Whether it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Alive,
+    /// It does nothing any more, and every call fails.
+    Dead,
+    /// The balloon was told so.
+    KnownDead,
 }
 
 /// The host's end.
@@ -75,15 +97,21 @@ struct Job {
 pub(crate) struct Host {
     model: Model,
     pub(crate) target: FrameCount,
+    /// The size it was told last.
     pub(crate) actual: FrameCount,
+    /// The unit it was told last.
+    pub(crate) unit: Option<Order>,
     pub(crate) faults: Faults,
+    life: Life,
     /// Whether frames may be used again only once it answered.
     pub(crate) must_tell: bool,
     migration: Migration,
     /// Frames the guest gave by name.
     pub(crate) told: FrameMap,
     /// Frames the guest gave in bulk and has not touched since.
-    bulk: FrameMap,
+    pub(crate) bulk: FrameMap,
+    /// Frames a live migration does not copy unless they are written to.
+    hinted: FrameMap,
     pub(crate) memory: Memory,
     /// Rules the guest broke, and answers it believed that were none.
     pub(crate) breaches: Vec<String>,
@@ -106,9 +134,12 @@ impl Host {
             },
             target: FrameCount::ZERO,
             actual: FrameCount::ZERO,
+            unit: None,
             faults: Faults::NONE,
+            life: Life::Alive,
             told: FrameMap::new(all),
             bulk: FrameMap::new(all),
+            hinted: FrameMap::new(all),
             memory: Memory::new(all),
             breaches: Vec::new(),
             interrupt: false,
@@ -122,17 +153,54 @@ impl Host {
         self.queue.len()
     }
 
-    /// The device forgets everything, requests included.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.life != Life::Alive
+    }
+
+    /// The device forgets everything, requests included, and lives.
     pub(crate) fn reset(&mut self) {
+        self.life = Life::Alive;
+        self.faults = Faults::NONE;
         self.queue.clear();
         self.told.clear();
         self.bulk.clear();
+        self.hinted.clear();
         self.actual = FrameCount::ZERO;
+        self.unit = None;
+    }
+
+    /// It dies: of what it was asked it did some, and says so to nobody.
+    pub(crate) fn die(&mut self) {
+        self.life = Life::Dead;
+        for job in core::mem::take(&mut self.queue) {
+            if self.rng.chance(500) {
+                self.apply(&job, usize::MAX);
+            } else if !self.must_tell {
+                // Announced, and so the guest's whether it was heard or not.
+                for &old in &job.returned {
+                    self.told.set(old, false);
+                }
+            }
+        }
+    }
+
+    /// The guest goes on at another host, which gets only what is worth copying.
+    ///
+    /// The balloon and what was hinted stay behind, requests come along.
+    pub(crate) fn migrate(&mut self, all: FrameRange) {
+        for pfn in all.frames() {
+            // One on its way back may be in use already.
+            let told = self.told.contains(pfn) && !self.is_returning(pfn);
+            if self.hinted.set(pfn, false) || told || self.bulk.contains(pfn) {
+                self.memory.wipe(pfn);
+            }
+        }
     }
 
     /// The guest uses a frame: fine unless the host still has it by name.
     pub(crate) fn touch(&mut self, pfn: Pfn) {
         self.bulk.set(pfn, false);
+        self.hinted.set(pfn, false);
         // Told on the way back, but not acknowledged: the guest's already.
         if self.told.contains(pfn) && !self.is_returning(pfn) {
             self.breaches
@@ -148,11 +216,18 @@ impl Host {
     /// Carries out up to `count` requests in an order of its own choice.
     pub(crate) fn work(&mut self, count: usize, done: Completer<'_>) {
         for _ in 0..count {
-            if self.queue.is_empty() || self.faults.silent {
+            if self.faults.silent || self.is_dead() {
                 return;
             }
-            let index = self.rng.index(self.queue.len());
-            let job = self.queue.swap_remove(index);
+            let places = self.queue.iter().enumerate();
+            let seen: Vec<usize> = places
+                .filter(|(_, job)| job.seen)
+                .map(|(at, _)| at)
+                .collect();
+            let Some(&at) = seen.get(self.rng.index(seen.len())) else {
+                return;
+            };
+            let job = self.queue.swap_remove(at);
             self.carry_out(&job, done);
             self.interrupt = true;
         }
@@ -167,7 +242,35 @@ impl Host {
         } else {
             frames
         };
-        for index in 0..carried {
+        self.apply(job, carried);
+        let lies = self.rng.chance(self.faults.lie);
+        let outcome = match carried == frames {
+            true if lies => Outcome::Partial(FrameCount::new(frames as u64 + self.rng.next() % 99)),
+            true => Outcome::Whole,
+            false => Outcome::Partial(FrameCount::new(carried as u64)),
+        };
+        if self.rng.chance(self.faults.lie) {
+            self.invent(job, done);
+        }
+        if done.complete(job.kind, job.slot, outcome).is_err() {
+            self.breaches.push(format!(
+                "{:?} slot {} was not in flight",
+                job.kind,
+                job.slot.get()
+            ));
+        }
+        if self.rng.chance(self.faults.twice)
+            && done.complete(job.kind, job.slot, Outcome::Whole).is_ok()
+        {
+            self.breaches
+                .push(format!("{:?} took two answers", job.kind));
+        }
+    }
+
+    /// Does the first so many frames of a request.
+    fn apply(&mut self, job: &Job, carried: usize) {
+        let frames = job.returned.len().max(job.given.len());
+        for index in 0..carried.min(frames) {
             let (old, new) = (job.returned.get(index), job.given.get(index));
             if let (Some(&old), Some(&new), Model::Xen) = (old, new, self.model) {
                 self.memory.relocate(new, old);
@@ -188,26 +291,16 @@ impl Host {
                 }
             }
         }
-        let outcome = if carried == frames {
-            Outcome::Whole
-        } else {
-            Outcome::Partial(FrameCount::new(carried as u64))
-        };
-        if self.rng.chance(self.faults.invent) {
-            self.invent(job, done);
-        }
-        if done.complete(job.kind, job.slot, outcome).is_err() {
-            self.breaches.push(format!(
-                "{:?} slot {} was not in flight",
-                job.kind,
-                job.slot.get()
-            ));
-        }
-        if self.rng.chance(self.faults.twice)
-            && done.complete(job.kind, job.slot, Outcome::Whole).is_ok()
-        {
-            self.breaches
-                .push(format!("{:?} took two answers", job.kind));
+        for &pfn in &job.unused {
+            if self.told.contains(pfn) && !self.is_returning(pfn) {
+                self.breaches
+                    .push(format!("frame {:#x} unused and given", pfn.get()));
+            }
+            if job.kind == Kind::Hint {
+                self.hinted.set(pfn, true);
+            } else {
+                self.memory.wipe(pfn);
+            }
         }
     }
 
@@ -229,9 +322,6 @@ impl Host {
     }
 
     fn accept(&mut self, job: Job, done: Completer<'_>) -> Result<(), TransportErrorKind> {
-        if self.rng.chance(self.faults.refuse) {
-            return Err(TransportErrorKind::Refused);
-        }
         if self.queue.iter().filter(|q| q.kind == job.kind).count() >= IN_FLIGHT {
             return Err(TransportErrorKind::Full);
         }
@@ -249,108 +339,4 @@ const IN_FLIGHT: usize = 6;
 
 fn frames(runs: &[Run]) -> Vec<Pfn> {
     runs.iter().flat_map(|run| run.range().frames()).collect()
-}
-
-impl Transport for Host {
-    type Error = TransportErrorKind;
-
-    fn capabilities(&self) -> Capabilities {
-        let plain = Limits {
-            frames: FrameCount::new(256),
-            runs: 256,
-            run: FrameCount::new(256),
-            in_flight: IN_FLIGHT,
-            below: Pfn::new(1 << 32),
-        };
-        let extents = Limits {
-            frames: FrameCount::new(64 * 512),
-            run: Run::MAX,
-            ..plain
-        };
-        let each = if self.model.is_synchronous() {
-            extents
-        } else {
-            plain
-        };
-        let mut caps = Capabilities::new(each, each);
-        if self.model == Model::Bulk {
-            caps.bulk = Some(Limits {
-                runs: 16,
-                in_flight: 2,
-                ..extents
-            });
-        }
-        if self.model.is_synchronous() {
-            caps.unit = Order::SUPERPAGE;
-        }
-        caps.must_tell_host = self.must_tell;
-        caps.deflate_on_oom = true;
-        caps
-    }
-
-    fn read_target(&mut self) -> Result<FrameCount, TransportErrorKind> {
-        if self.rng.chance(self.faults.refuse) {
-            return Err(TransportErrorKind::Unstable);
-        }
-        Ok(self.target)
-    }
-
-    fn write_actual(&mut self, size: FrameCount) -> Result<(), TransportErrorKind> {
-        self.actual = size;
-        Ok(())
-    }
-
-    fn submit(
-        &mut self,
-        request: Request<'_>,
-        done: Completer<'_>,
-    ) -> Result<(), TransportErrorKind> {
-        let listed = frames(request.runs);
-        let (returned, given) = match request.kind {
-            Kind::Inflate => (Vec::new(), listed),
-            _ => (listed, Vec::new()),
-        };
-        let (kind, path, slot) = (request.kind, request.path, request.slot);
-        self.accept(
-            Job {
-                kind,
-                path,
-                slot,
-                returned,
-                given,
-            },
-            done,
-        )
-    }
-
-    fn kick(&mut self, _: usize) -> Result<bool, TransportErrorKind> {
-        Ok(false)
-    }
-
-    fn reap(&mut self, _: Completer<'_>) -> Result<(), TransportErrorKind> {
-        // Answers come from `work`, as from another processor.
-        Ok(())
-    }
-}
-
-impl Migrate for Host {
-    fn migration(&self) -> Migration {
-        self.migration
-    }
-
-    fn submit_trade(
-        &mut self,
-        trade: Trade<'_>,
-        done: Completer<'_>,
-    ) -> Result<(), TransportErrorKind> {
-        let (returned, given) = (frames(trade.olds), frames(trade.news));
-        let job = Job {
-            kind: Kind::Migrate,
-            path: GivePath::Told,
-            slot: trade.slot,
-            returned,
-            given,
-        };
-        self.accept(job, done)
-    }
 }
