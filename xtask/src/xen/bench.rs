@@ -39,6 +39,16 @@ struct Row {
     leaves_2m: Option<u64>,
 }
 
+impl Row {
+    fn of_ours(op: &'static str) -> Self {
+        Self {
+            guest: "ours",
+            op,
+            ..Self::default()
+        }
+    }
+}
+
 /// A machine whose nested page tables can be read from outside.
 pub(super) struct Machine {
     pub(super) host: Host,
@@ -209,31 +219,35 @@ fn measure_ours(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Resu
 }
 
 /// Superpages of a balloon of single frames, before and after compaction, and
-/// when the balloon is empty again.
+/// when the balloon is empty again. Compaction moves frames in pairs that are no
+/// neighbours.
 fn compact(machine: &mut Machine, rows: &mut Vec<Row>) -> Result<()> {
-    let mut row = |machine: &Machine, op, wall_s| -> Result<()> {
-        rows.push(Row {
-            guest: "ours",
-            op,
-            wall_s,
-            leaves_2m: Some(machine.superpages()?),
-            ..Row::default()
-        });
-        Ok(())
-    };
     machine.say("ours", "fill", "filled")?;
     machine.say("ours", "scatter", "scattered")?;
-    let (wall_s, _) = machine.aim("ours", SCATTERED_MIB, |_| true)?;
+    let mut row = Row::of_ours("scatter");
+    (row.wall_s, _) = machine.aim("ours", SCATTERED_MIB, |_| true)?;
     machine.say("ours", "free", "freed")?;
-    row(machine, "scatter", wall_s)?;
+    row.leaves_2m = Some(machine.superpages()?);
+    rows.push(row);
+
+    let mut row = Row::of_ours("compact");
+    let (before, _) = machine.stats("ours")?;
     let begun = Instant::now();
-    machine.say("ours", "compact", "compacted")?;
-    let wall_s = begun.elapsed().as_secs_f64();
+    let text = machine.say("ours", "compact", "compacted")?;
+    row.wall_s = begun.elapsed().as_secs_f64();
     verified(machine)?;
-    row(machine, "compact", wall_s)?;
-    let (wall_s, _) = machine.aim("ours", MEMORY_MIB, |_| true)?;
+    row.guest_s = Some(seconds(&text)?);
+    row.hypercalls = Some(machine.stats("ours")?.0 - before);
+    row.extents = Some(number(&text, "moves")?);
+    row.leaves_2m = Some(machine.superpages()?);
+    rows.push(row);
+
+    let mut row = Row::of_ours("refill");
+    (row.wall_s, _) = machine.aim("ours", MEMORY_MIB, |_| true)?;
     verified(machine)?;
-    row(machine, "refill", wall_s)
+    row.leaves_2m = Some(machine.superpages()?);
+    rows.push(row);
+    Ok(())
 }
 
 fn verified(machine: &mut Machine) -> Result<()> {
@@ -314,6 +328,18 @@ fn verdicts(rows: &[Row]) {
     println!(
         "move: {:.2} of what a copy costs",
         median("ours", "move", own) / median("copy", "move", own)
+    );
+    let a_frame = |row: &Row| Some(row.guest_s? / row.extents? as f64);
+    println!(
+        "move of frames that are no neighbours: {:.2} of what a copy costs",
+        median("ours", "compact", a_frame) / median("copy", "move", a_frame)
+    );
+    let leaves = |op| median("ours", op, |row| row.leaves_2m.map(|leaves| leaves as f64));
+    println!(
+        "2 MiB leaves: {} with a balloon of single frames, {} after compaction, {} when it is empty",
+        leaves("scatter"),
+        leaves("compact"),
+        leaves("refill")
     );
 }
 

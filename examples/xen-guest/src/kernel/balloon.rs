@@ -67,7 +67,8 @@ pub(super) struct Balloon<F> {
     pace: Nanos,
     next: Nanos,
     compactor: Option<Compactor<[u32; WORDS]>>,
-    compacting: bool,
+    /// When the round of compaction under way began.
+    compacting: Option<Nanos>,
     /// When the last target was heard.
     heard: Nanos,
     log: WatchLog,
@@ -84,8 +85,8 @@ pub(super) enum News {
         target: FrameCount,
         nanos: Nanos,
     },
-    /// A round of compaction is over.
-    Compacted(Report),
+    /// A round of compaction is over, and took so long.
+    Compacted { report: Report, nanos: Nanos },
     /// Nothing moves any more.
     Blocked { reason: Blocked, actual: FrameCount },
     /// About to be saved, with a balloon of this size on its way to another.
@@ -161,7 +162,7 @@ impl<F: FrameMap> Balloon<F> {
             pace: Nanos::ZERO,
             next: Nanos::ZERO,
             compactor: None,
-            compacting: false,
+            compacting: None,
             heard: Nanos::ZERO,
             log: WatchLog::new(),
             told: None,
@@ -192,7 +193,8 @@ impl<F: FrameMap> Balloon<F> {
 
     /// Begins a round of compaction.
     pub(super) fn compact(&mut self) {
-        self.compacting = self.compactor.as_mut().is_some_and(Compactor::start);
+        let begun = self.compactor.as_mut().is_some_and(Compactor::start);
+        self.compacting = begun.then(time);
     }
 
     /// Whether a trade brings the content along.
@@ -234,9 +236,13 @@ impl<F: FrameMap> Balloon<F> {
             let step = compactor.step(engine, &mut self.transport, &mut source, now, budget);
             more |= step.more;
             wake_at = [wake_at, step.wake_at].into_iter().flatten().min();
-            if self.compacting && !compactor.is_running() {
-                self.compacting = false;
-                tell(News::Compacted(compactor.report()));
+            if !compactor.is_running()
+                && let Some(begun) = self.compacting.take()
+            {
+                tell(News::Compacted {
+                    report: compactor.report(),
+                    nanos: time().saturating_sub(begun),
+                });
             }
         }
         if let Some(desk) = &mut self.desk {

@@ -201,7 +201,7 @@ impl<F: FrameMap> Kernel<F> {
                     nanos.get()
                 );
             }
-            News::Compacted(report) => tell_compacted(&report),
+            News::Compacted { report, nanos } => tell_compacted(&report, nanos),
             News::Blocked { reason, actual } => {
                 println!("@status blocked: {reason}; actual={}", actual.get());
             }
@@ -322,14 +322,15 @@ impl<F: FrameMap> Kernel<F> {
     }
 }
 
-fn tell_compacted(report: &Report) {
+fn tell_compacted(report: &Report, nanos: Nanos) {
     println!(
-        "@compacted moves={} fewest={} blocks_before={} blocks={} possible={}",
+        "@compacted moves={} fewest={} blocks_before={} blocks={} possible={} nanos={}",
         report.moves.get(),
         report.fewest_moves.get(),
         report.before.blocks(),
         report.after.blocks(),
         report.before.possible_blocks(),
+        nanos.get(),
     );
 }
 
