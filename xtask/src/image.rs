@@ -10,14 +10,16 @@ use xshell::cmd;
 use crate::exec::Runner;
 use crate::setup;
 use crate::ui;
-use crate::vm::{Board, Machine};
-use crate::workspace::{GUEST_TARGET, Workspace};
+use crate::vm::{Architecture, Board, Machine};
+use crate::workspace::Workspace;
 
 /// The guests there are.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Guest {
     /// The balloon guest for a stock QEMU.
     Qemu,
+    /// The same for 64-bit Arm.
+    QemuAarch64,
     /// The balloon guest for a Xen domain.
     Xen,
 }
@@ -25,8 +27,23 @@ pub(crate) enum Guest {
 impl Guest {
     fn package(self) -> &'static str {
         match self {
-            Self::Qemu => "qemu-guest",
+            Self::Qemu | Self::QemuAarch64 => "qemu-guest",
             Self::Xen => "xen-guest",
+        }
+    }
+
+    fn architecture(self) -> Architecture {
+        match self {
+            Self::Qemu | Self::Xen => Architecture::X86_64,
+            Self::QemuAarch64 => Architecture::Aarch64,
+        }
+    }
+
+    /// A board it runs on.
+    fn board(self) -> Board {
+        match self.architecture() {
+            Architecture::X86_64 => Board::Pc,
+            Architecture::Aarch64 => Board::VirtMmio,
         }
     }
 }
@@ -35,16 +52,17 @@ impl Guest {
 ///
 /// The file keeps its symbols: the host needs them to decode the guest's `defmt` records.
 pub(crate) fn build(workspace: &Workspace, runner: &mut Runner, guest: Guest) -> Result<PathBuf> {
-    setup::target(workspace, runner, GUEST_TARGET)?;
+    let target = guest.architecture().target();
+    setup::target(workspace, runner, target)?;
     let package = guest.package();
     let shell = workspace.shell()?;
     runner.run(cmd!(
         shell,
-        "cargo build --release --package {package} --target {GUEST_TARGET}"
+        "cargo build --release --package {package} --target {target}"
     ))?;
     let elf = workspace
         .target()
-        .join(GUEST_TARGET)
+        .join(target)
         .join("release")
         .join(package);
     if !elf.is_file() {
@@ -74,18 +92,21 @@ pub(crate) fn run(workspace: &Workspace, guest: Guest) -> Result<()> {
         println!("\nAsk it for memory from a second terminal:\n\nxl mem-set balloon 128m");
         return Ok(());
     }
-    let qemu = setup::any(workspace, &mut runner)?;
+    let qemu = setup::any(workspace, &mut runner, guest.architecture())?;
     ui::finish(&bar, &format!("guest kernel: {}", elf.display()));
 
-    let machine = Machine::new(Board::Pc, 1024, &elf)
+    let machine = Machine::new(guest.board(), 1024, &elf)
         .append("token=by-hand")
         .append("fill=all")
         .reporting(true);
     let frames = elf.with_extension("defmt");
     println!("\nRun it, with its console on this terminal (type `stats`, `verify`, `quit`):\n");
     println!("{} \\", qemu.shown());
+    println!(
+        "  -chardev file,id=defmt,path={} -serial mon:stdio \\",
+        frames.display()
+    );
     println!("  {} \\", quoted(&machine.arguments()));
-    println!("  -serial mon:stdio -serial file:{} \\", frames.display());
     println!("  -qmp unix:/tmp/balloon.qmp,server=on,wait=off");
     println!("\nAsk it for memory from a second terminal (256 MiB are to remain; needs socat):\n");
     println!(

@@ -7,11 +7,29 @@ use core::cell::RefCell;
 use core::fmt;
 
 use critical_section::Mutex;
-use embedded_io::{Read, Write};
+use embedded_io::{ErrorKind, Read, Write};
 use heapless::Deque;
 
-use crate::arch::{CONSOLE_LINE, Serial};
+use crate::arch::{Serial, console_line};
 use crate::{interrupts, platform};
+
+/// The other side does not take what we send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stalled;
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("serial port takes no output")
+    }
+}
+
+impl core::error::Error for Stalled {}
+
+impl embedded_io::Error for Stalled {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::TimedOut
+    }
+}
 
 /// Bytes of input that may wait; further ones are lost.
 const INPUT_BYTES: usize = 256;
@@ -33,8 +51,7 @@ pub(crate) fn start(serial: Option<Serial>) {
 
 /// Turns on input.
 pub(crate) fn listen() {
-    let (line, trigger) = CONSOLE_LINE;
-    if let Some(line) = line
+    if let Some((line, trigger)) = console_line()
         && interrupts::on_line(line, trigger, receive).is_ok()
     {
         // What came before anybody listened raised no interrupt.

@@ -86,16 +86,19 @@ pub(crate) fn handle_message(index: u8) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 static EVENTS: Once<fn()> = Once::new();
 
 /// Calls `handler`, with interrupts off, for each interrupt of
 /// [`EVENT_VECTOR`](crate::EVENT_VECTOR), which a hypervisor raises by itself:
 /// no controller is told that it was served. The first handler stays.
+#[cfg(target_arch = "x86_64")]
 pub fn on_event(handler: fn()) {
     EVENTS.call_once(|| handler);
 }
 
 /// Called by the dispatch of interrupts.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn handle_event() {
     if let Some(handler) = EVENTS.get() {
         handler();

@@ -8,6 +8,7 @@ use core::fmt;
 use embedded_io::{ErrorKind, ErrorType, Write};
 use spin::Once;
 
+#[cfg(target_arch = "x86_64")]
 use crate::time::Instant;
 
 /// The hypervisor's console and way out.
@@ -32,6 +33,7 @@ pub(crate) fn get() -> Option<Platform> {
 
 /// What a hypervisor does for a guest that may not execute privileged
 /// instructions.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     /// Whether interrupts are taken.
@@ -47,14 +49,17 @@ pub struct Cpu {
     pub set_timer: fn(Option<Instant>),
 }
 
+#[cfg(target_arch = "x86_64")]
 static CPU: Once<Cpu> = Once::new();
 
 /// Makes this the CPU, once and for good; before anything else of this crate is
 /// called.
+#[cfg(target_arch = "x86_64")]
 pub fn install_cpu(cpu: Cpu) {
     CPU.call_once(|| cpu);
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn cpu() -> Option<&'static Cpu> {
     CPU.get()
 }

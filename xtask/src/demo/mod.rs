@@ -76,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
     let log = workspace.output("log/demo.log")?;
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(1800))?;
     let elf = image::build(workspace, &mut runner, Guest::Qemu)?;
-    let qemu = setup::any(workspace, &mut runner)?;
+    let qemu = setup::any(workspace, &mut runner, board.architecture())?;
 
     bar.set_message("trying KVM");
     let folder = workspace.output("demo")?;

@@ -10,10 +10,9 @@ use xshell::{Shell, cmd};
 
 use super::debian::{self, Suite};
 use crate::exec::Runner;
+use crate::vm::Architecture;
 use crate::workspace::Workspace;
 
-const NAME: &str = "qemu-system-x86_64";
-const PACKAGE: &str = "qemu-system-x86";
 /// Older ones were never tried.
 const OLDEST: Version = Version { major: 7, minor: 2 };
 /// From here on a QEMU counts as the new one of the pair that the tests run on.
@@ -21,6 +20,22 @@ const NEW: Version = Version {
     major: 10,
     minor: 0,
 };
+
+/// The program that emulates an architecture.
+fn program(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X86_64 => "qemu-system-x86_64",
+        Architecture::Aarch64 => "qemu-system-aarch64",
+    }
+}
+
+/// The Debian package it is in.
+fn package(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X86_64 => "qemu-system-x86",
+        Architecture::Aarch64 => "qemu-system-arm",
+    }
+}
 
 /// A QEMU that can be started.
 #[derive(Debug, Clone)]
@@ -107,10 +122,10 @@ fn parse_version(text: &str) -> Option<Version> {
 }
 
 /// The QEMU on the path, if there is one.
-fn on_path(shell: &Shell) -> Option<Qemu> {
+fn on_path(shell: &Shell, architecture: Architecture) -> Option<Qemu> {
     let path = shell.var_os("PATH")?;
     let program = std::env::split_paths(&path)
-        .map(|folder| folder.join(NAME))
+        .map(|folder| folder.join(program(architecture)))
         .find(|file| file.is_file())?;
     plain(program).ask().ok()
 }
@@ -125,32 +140,46 @@ fn plain(program: PathBuf) -> Qemu {
 }
 
 /// Any QEMU that is new enough: the one on the path, or else Debian's.
-pub(crate) fn any(workspace: &Workspace, runner: &mut Runner) -> Result<Qemu> {
+pub(crate) fn any(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    architecture: Architecture,
+) -> Result<Qemu> {
     let shell = workspace.shell()?;
-    if let Some(found) = on_path(&shell).filter(|found| found.version >= OLDEST) {
+    let on_path = || on_path(&shell, architecture);
+    if let Some(found) = on_path().filter(|found| found.version >= OLDEST) {
         return Ok(found);
     }
-    debian::packages(workspace, runner, Suite::Backports, &[PACKAGE])?;
-    match on_path(&shell) {
+    let package = package(architecture);
+    debian::packages(workspace, runner, Suite::Backports, &[package])?;
+    match on_path() {
         Some(found) if found.version >= OLDEST => Ok(found),
         Some(found) => bail!(
             "{} is older than {OLDEST}: remove it from the path",
             found.shown()
         ),
-        None => bail!("{PACKAGE} is installed, but {NAME} is not on the path"),
+        None => bail!(
+            "{package} is installed, but {} is not on the path",
+            program(architecture)
+        ),
     }
 }
 
 /// Both QEMUs the tests run on: a new one, and 7.2.
-pub(crate) fn emulators(workspace: &Workspace, runner: &mut Runner) -> Result<[Qemu; 2]> {
+pub(crate) fn emulators(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    architecture: Architecture,
+) -> Result<[Qemu; 2]> {
     let shell = workspace.shell()?;
-    let found = on_path(&shell);
+    let found = on_path(&shell, architecture);
     let new = match &found {
         Some(found) if found.version >= NEW => found.clone(),
         _ => {
-            debian::packages(workspace, runner, Suite::Backports, &[PACKAGE])?;
+            let packages = [package(architecture)];
+            debian::packages(workspace, runner, Suite::Backports, &packages)?;
             // A QEMU installed from elsewhere may come first on the path.
-            let debian = plain(Path::new("/usr/bin").join(NAME)).ask()?;
+            let debian = plain(Path::new("/usr/bin").join(program(architecture))).ask()?;
             if debian.version < NEW {
                 bail!(
                     "the tests need QEMU {NEW} or newer; {} is {}",
@@ -163,22 +192,29 @@ pub(crate) fn emulators(workspace: &Workspace, runner: &mut Runner) -> Result<[Q
     };
     let old = match found {
         Some(found) if found.version == OLDEST => found,
-        _ => unpacked(workspace, runner)?,
+        _ => unpacked(workspace, runner, architecture)?,
     };
     Ok([new, old])
 }
 
-/// Debian's 7.2, downloaded and unpacked under `target/xtask/qemu72`, never installed.
-fn unpacked(workspace: &Workspace, runner: &mut Runner) -> Result<Qemu> {
-    let folder = workspace.output("qemu72")?;
+/// Debian's 7.2, downloaded and unpacked under `target/xtask`, never installed.
+fn unpacked(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    architecture: Architecture,
+) -> Result<Qemu> {
+    let folder = workspace.output(match architecture {
+        Architecture::X86_64 => "qemu72",
+        Architecture::Aarch64 => "qemu72-arm",
+    })?;
     let root = folder.join("root");
     let ready = folder.join("ready");
     if !ready.exists() {
-        download(workspace, runner, &folder, &root)?;
+        download(workspace, runner, package(architecture), &folder, &root)?;
         std::fs::write(&ready, "")?;
     }
     let libraries = root.join("usr/lib/x86_64-linux-gnu");
-    let mut qemu = plain(root.join("usr/bin").join(NAME));
+    let mut qemu = plain(root.join("usr/bin").join(program(architecture)));
     qemu.environment = vec![
         ("QEMU_MODULE_DIR", libraries.join("qemu").into()),
         ("LD_LIBRARY_PATH", libraries.into()),
@@ -201,7 +237,13 @@ fn unpacked(workspace: &Workspace, runner: &mut Runner) -> Result<Qemu> {
     Ok(qemu)
 }
 
-fn download(workspace: &Workspace, runner: &mut Runner, folder: &Path, root: &Path) -> Result<()> {
+fn download(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    package: &str,
+    folder: &Path,
+    root: &Path,
+) -> Result<()> {
     let shell = workspace.shell()?;
     let wanted = OLDEST.to_string();
     if rustix::process::geteuid().is_root() {
@@ -216,7 +258,7 @@ fn download(workspace: &Workspace, runner: &mut Runner, folder: &Path, root: &Pa
 
     // The release's own packages first, then whatever they need and the machine does not have.
     let mut wait: Vec<String> = Vec::new();
-    for name in [PACKAGE, "qemu-system-common", "qemu-system-data"] {
+    for name in [package, "qemu-system-common", "qemu-system-data"] {
         let known = cmd!(shell, "apt-cache madison {name}").quiet().read()?;
         let version = known
             .lines()
@@ -230,7 +272,7 @@ fn download(workspace: &Workspace, runner: &mut Runner, folder: &Path, root: &Pa
         })?;
         wait.push(format!("{name}={version}"));
     }
-    let mut seen: BTreeSet<String> = [PACKAGE, "qemu-system-common", "qemu-system-data"]
+    let mut seen: BTreeSet<String> = [package, "qemu-system-common", "qemu-system-data"]
         .map(str::to_owned)
         .into();
     while let Some(next) = wait.pop() {

@@ -6,7 +6,11 @@ use xshell::cmd;
 use super::counts;
 use crate::exec::Runner;
 use crate::setup;
+use crate::vm::Architecture;
 use crate::workspace::{GUEST_TARGET, Package, Workspace};
+
+/// The guests that are built for Arm, too.
+const ARM_GUESTS: [&str; 4] = ["--package", "guest-rt", "--package", "qemu-guest"];
 
 /// Formatting of every package, and what a reader counts.
 pub(super) fn fmt(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
@@ -53,6 +57,12 @@ pub(super) fn clippy(workspace: &Workspace, runner: &mut Runner) -> Result<Strin
     runner.run(cmd!(
         shell,
         "cargo clippy {guests...} --target {GUEST_TARGET} -- -D warnings"
+    ))?;
+    let arm = Architecture::Aarch64.target();
+    setup::target(workspace, runner, arm)?;
+    runner.run(cmd!(
+        shell,
+        "cargo clippy {ARM_GUESTS...} --target {arm} -- -D warnings"
     ))?;
     runner.run(cmd!(
         shell,
@@ -107,6 +117,12 @@ pub(super) fn docs(workspace: &Workspace, runner: &mut Runner) -> Result<String>
     runner.run(cmd!(
         shell,
         "cargo doc --no-deps {guests...} --target {GUEST_TARGET} --document-private-items"
+    ))?;
+    let arm = Architecture::Aarch64.target();
+    setup::target(workspace, runner, arm)?;
+    runner.run(cmd!(
+        shell,
+        "cargo doc --no-deps {ARM_GUESTS...} --target {arm} --document-private-items"
     ))?;
     Ok("libraries, guests, xtask".to_owned())
 }

@@ -5,14 +5,11 @@
 //! included; their sum is under 45 minutes.
 
 mod bare;
-mod beside_cases;
 mod counts;
 mod downstream;
 mod fuzzing;
 mod guest;
-mod guest_cases;
 mod host;
-mod migration_cases;
 mod models;
 
 use std::time::{Duration, Instant};
@@ -40,6 +37,8 @@ counts stages.
   cargo xtask test --list
   cargo xtask test fmt clippy unit
   cargo xtask test qemu --case storm
+  cargo xtask test qemu --all-rows --case microvm
+  cargo xtask test qemu --case 'huge pages'
   cargo xtask test xen --case save")]
 pub(crate) struct Args {
     /// Stages to run, in this order.
@@ -51,6 +50,9 @@ pub(crate) struct Args {
     /// Of the stages `qemu` and `xen`, run only the cases with this in their name.
     #[arg(long, value_name = "NAME")]
     case: Option<String>,
+    /// Of the stage `qemu`, run every case on every board and every row of options: half an hour.
+    #[arg(long)]
+    all_rows: bool,
 }
 
 /// A part of the tests.
@@ -71,6 +73,8 @@ enum Run {
     Whole(fn(&Workspace, &mut Runner) -> Result<String>),
     /// Its cases, as far as their names contain a text.
     Cases(fn(&Workspace, &mut Runner, &str) -> Result<String>),
+    /// The same, or more of them than each time.
+    Rows(fn(&Workspace, &mut Runner, &str, bool) -> Result<String>),
 }
 
 const fn minutes(minutes: u64) -> Duration {
@@ -148,8 +152,8 @@ const STAGES: &[Stage] = &[
     Stage {
         name: "qemu",
         budget: minutes(4),
-        about: "guests on two QEMUs and two boards",
-        run: Run::Cases(guest::boot),
+        about: "guests on two QEMUs and five boards of two architectures",
+        run: Run::Rows(guest::boot),
     },
     Stage {
         name: "xen",
@@ -184,13 +188,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<bool> {
             bar.clone(),
             (stage.budget * PATIENCE).max(LEAST_PATIENCE),
         )?;
+        let case = args.case.as_deref().unwrap_or_default();
         let outcome = match stage.run {
             Run::Whole(run) => run(workspace, &mut runner),
-            Run::Cases(run) => run(
-                workspace,
-                &mut runner,
-                args.case.as_deref().unwrap_or_default(),
-            ),
+            Run::Cases(run) => run(workspace, &mut runner, case),
+            Run::Rows(run) => run(workspace, &mut runner, case, args.all_rows),
         };
         let time = ui::seconds(begun.elapsed());
         let (word, note) = match outcome {

@@ -36,14 +36,18 @@ impl Event {
         &self.text
     }
 
-    /// The number in `key=<n>`.
-    pub(crate) fn number(&self, key: &str) -> Result<u64> {
+    /// What stands behind `key=`.
+    pub(crate) fn word(&self, key: &str) -> Result<&str> {
         let value = self
             .text
             .split_whitespace()
             .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        let value =
-            value.with_context(|| format!("`@{} {}` has no `{key}=`", self.name, self.text))?;
+        value.with_context(|| format!("`@{} {}` has no `{key}=`", self.name, self.text))
+    }
+
+    /// The number in `key=<n>`.
+    pub(crate) fn number(&self, key: &str) -> Result<u64> {
+        let value = self.word(key)?;
         value
             .parse()
             .with_context(|| format!("`{key}={value}` in `@{}` is not a number", self.name))

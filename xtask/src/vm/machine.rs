@@ -2,24 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The two PC boards QEMU emulates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Board {
-    /// The i440FX board with plain PCI.
-    Pc,
-    /// The Q35 board with PCI Express.
-    Q35,
-}
-
-impl Board {
-    /// QEMU's name for it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Pc => "pc",
-            Self::Q35 => "q35",
-        }
-    }
-}
+use super::board::Board;
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +33,9 @@ pub(crate) struct Machine {
     kernel: PathBuf,
     /// Options of the balloon device; `None` for a machine without one.
     balloon: Option<Vec<&'static str>>,
-    objects: Vec<&'static str>,
+    objects: Vec<String>,
+    /// The object that is the guest's memory, if not QEMU's own choice.
+    memory: Option<&'static str>,
     incoming: Option<String>,
     reboots: bool,
     command_line: Vec<String>,
@@ -67,11 +52,12 @@ impl Machine {
         Self {
             board,
             accelerator: Accelerator::Tcg,
-            cpu: "max",
+            cpu: board.cpu(),
             mem_mib,
             kernel: kernel.to_path_buf(),
             balloon: Some(Vec::new()),
             objects: Vec::new(),
+            memory: None,
             incoming: None,
             reboots: false,
             command_line: Vec::new(),
@@ -103,8 +89,18 @@ impl Machine {
 
     /// With free page hints for a live migration.
     pub(crate) fn hinting(mut self) -> Self {
-        self.objects.push("iothread,id=hints");
+        self.objects.push("iothread,id=hints".to_owned());
         self.balloon_option("free-page-hint=on,iothread=hints")
+    }
+
+    /// With memory in huge pages of 2 MiB, which the host has set aside.
+    pub(crate) fn huge_pages(mut self) -> Self {
+        self.memory = Some("memory");
+        let size = self.mem_mib;
+        self.objects.push(format!(
+            "memory-backend-memfd,id=memory,size={size}M,hugetlb=on,hugetlbsize=2M"
+        ));
+        self
     }
 
     /// With this option of the balloon device.
@@ -160,12 +156,14 @@ impl Machine {
         &self.kernel
     }
 
-    /// QEMU's arguments, all but the serial ports and QMP.
+    /// QEMU's arguments, all but the guest's console, the channel `defmt` and QMP.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let mut words = Vec::new();
         let mut option =
             |name: &str, value: &str| words.extend([format!("-{name}"), value.to_owned()]);
-        option("machine", self.board.name());
+        let memory = self.memory.map(|id| format!(",memory-backend={id}"));
+        let machine = [self.board.machine(), &memory.unwrap_or_default()].concat();
+        option("machine", &machine);
         option("cpu", self.cpu);
         option("accel", self.accelerator.name());
         option("m", &self.mem_mib.to_string());
@@ -175,17 +173,21 @@ impl Machine {
             option("initrd", &file.to_string_lossy());
         }
         option("display", "none");
-        option("device", "isa-debug-exit,iobase=0xf4,iosize=4");
+        if !self.board.has_pci() {
+            // QEMU's default is the interface of before virtio 1.0.
+            option("global", "virtio-mmio.force-legacy=false");
+        }
         for object in &self.objects {
             option("object", object);
         }
         if let Some(options) = &self.balloon {
-            let device = [&["virtio-balloon-pci", "id=balloon"], &options[..]].concat();
+            let device = [&[self.board.balloon(), "id=balloon"], &options[..]].concat();
             option("device", &device.join(","));
         }
         if let Some(from) = &self.incoming {
             option("incoming", from);
         }
+        words.extend(self.board.fittings().iter().map(ToString::to_string));
         words.push("-nodefaults".to_owned());
         if !self.reboots {
             words.push("-no-reboot".to_owned());

@@ -3,6 +3,7 @@
 //! The protocol with the guest is in `examples/qemu-guest/README.md`. Nothing here outlives its [`Vm`]:
 //! dropping one kills QEMU.
 
+mod board;
 mod console;
 mod frames;
 mod machine;
@@ -10,7 +11,8 @@ mod process;
 mod qmp;
 mod usage;
 
+pub(crate) use board::{Architecture, Board};
 pub(crate) use console::Event;
-pub(crate) use machine::{Accelerator, Board, Machine};
+pub(crate) use machine::{Accelerator, Machine};
 pub(crate) use process::{Failure, Vm};
 pub(crate) use usage::{Usage, resident};

@@ -107,15 +107,17 @@ impl Vm {
         std::fs::write(&trace, "")?;
 
         let mut command = qemu.command();
-        command.args(machine.arguments());
         command.arg("-chardev").arg(format!(
             "socket,id=com1,path={}",
             sockets.path("com1").display()
         ));
         command.args(["-serial", "chardev:com1"]);
-        command
-            .arg("-serial")
-            .arg(format!("file:{}", folder.join("defmt.bin").display()));
+        command.arg("-chardev").arg(format!(
+            "file,id=defmt,path={}",
+            folder.join("defmt.bin").display()
+        ));
+        // The board's second serial port, if it has one, is in its arguments.
+        command.args(machine.arguments());
         command.arg("-chardev").arg(format!(
             "socket,id=qmp,path={}",
             sockets.path("qmp").display()

@@ -26,6 +26,7 @@ use crate::exec::Runner;
 use crate::image;
 use crate::setup::{self, Qemu};
 use crate::ui;
+use crate::vm::Architecture;
 use crate::workspace::Workspace;
 
 use guest::Domain;
@@ -108,7 +109,7 @@ struct Bench {
 impl Bench {
     fn prepare(workspace: &Workspace, runner: &mut Runner) -> Result<Self> {
         let lab = packages::lab(workspace, runner)?;
-        let [newest, qemu] = setup::emulators(workspace, runner)?;
+        let [newest, qemu] = setup::emulators(workspace, runner, Architecture::X86_64)?;
         let toolstack = initramfs::toolstack(workspace, runner, &lab)?;
         let elf = image::build(workspace, runner, image::Guest::Xen)?;
         Ok(Self {

@@ -120,7 +120,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(1800))?;
     let bench = Bench {
         elf: image::build(workspace, &mut runner, Guest::Qemu)?,
-        qemu: setup::any(workspace, &mut runner)?,
+        qemu: setup::any(workspace, &mut runner, Board::Q35.architecture())?,
         linux: linux::unpack(workspace, &mut runner)?,
         folder: workspace.output("bench-virtio")?,
         mem_mib: mem,

@@ -48,7 +48,7 @@ pub(crate) use idt::interrupts_taken;
 pub(crate) use paging::{map_device, map_shared};
 pub(crate) use pic::{LINES, unmask};
 pub(crate) use ram::{fill_frame, frame_holds};
-pub(crate) use serial::{CONSOLE_LINE, Serial, emergency_serial};
+pub(crate) use serial::{Serial, console_line, emergency_serial};
 
 pub use boot::{exit_failure, exit_success};
 pub use clock::now;

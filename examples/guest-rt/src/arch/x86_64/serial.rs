@@ -3,13 +3,12 @@
 //! Nothing here waits without end: a port whose reader has stalled drops output
 //! until it takes some again.
 
-use core::fmt;
-
-use embedded_io::{ErrorKind, ErrorType, Read, Write};
+use embedded_io::{ErrorType, Read, Write};
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
 use uart_16550::{BaudRate, Config, Uart16550};
 
+use crate::console::Stalled;
 use crate::interrupts::Trigger;
 use crate::pci::InterruptLine;
 
@@ -17,30 +16,16 @@ const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
 
 /// Where COM1 interrupts, and how.
-pub(crate) const CONSOLE_LINE: (Option<InterruptLine>, Trigger) =
-    (InterruptLine::new(4), Trigger::Edge);
+pub(crate) const fn console_line() -> Option<(InterruptLine, Trigger)> {
+    match InterruptLine::new(4) {
+        Some(line) => Some((line, Trigger::Edge)),
+        None => None,
+    }
+}
 
 /// Looks at a full transmitter before it counts as stalled: about a second on
 /// an emulated port, where each look leaves the guest.
 const PATIENCE: u32 = 1 << 20;
-
-/// The other side does not take what we send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stalled;
-
-impl fmt::Display for Stalled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("serial port takes no output")
-    }
-}
-
-impl core::error::Error for Stalled {}
-
-impl embedded_io::Error for Stalled {
-    fn kind(&self) -> ErrorKind {
-        ErrorKind::TimedOut
-    }
-}
 
 /// One serial port.
 #[derive(Debug)]

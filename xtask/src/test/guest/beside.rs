@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::guest_cases::{BOOT, MIB, Site, check_whole, resize, wait_for_fall};
+use super::case::{BOOT, MIB, Site, check_whole, resize, wait_for_fall};
 use crate::demo::{ask, stats};
 use crate::vm::{Machine, Vm, resident};
 
@@ -108,7 +108,7 @@ pub(super) fn reports(site: &Site<'_>) -> Result<()> {
 }
 
 /// Waits until the guest has so many bytes reported and answered, and returns how many it has.
-fn wait_for_reports(vm: &mut Vm, bytes: u64) -> Result<u64> {
+pub(super) fn wait_for_reports(vm: &mut Vm, bytes: u64) -> Result<u64> {
     let deadline = Instant::now() + ANSWER;
     loop {
         let reported = ask(vm, "beside")?.number("reported")? * 4096;
@@ -126,7 +126,7 @@ fn wait_for_reports(vm: &mut Vm, bytes: u64) -> Result<u64> {
 /// What QEMU itself needs, with room to spare.
 const OVERHEAD: u64 = 80 * MIB;
 
-fn wait_for_resident(vm: &Vm, bytes: u64) -> Result<()> {
+pub(super) fn wait_for_resident(vm: &Vm, bytes: u64) -> Result<()> {
     let deadline = Instant::now() + ANSWER;
     loop {
         let now = resident(vm.pid())?;

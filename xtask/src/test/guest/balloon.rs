@@ -1,163 +1,21 @@
-//! What a guest is put through. Each case boots a machine of its own and ends it.
+//! Cases about the balloon itself.
 
-use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{beside_cases, migration_cases};
-use crate::demo::{Path, Plan, measure, stats};
-use crate::setup::Qemu;
-use crate::sim::tour;
-use crate::vm::{Board, Failure, Machine, Vm, resident};
+use super::case::{
+    ANSWER, BOOT, INFLATE_QUEUE, MIB, Site, check_whole, resize, wait_for, wait_for_fall,
+};
+use crate::demo::{Path, Plan, measure};
+use crate::sim::tour as course;
+use crate::vm::{Board, Failure, Vm, resident};
 
-pub(super) const MIB: u64 = 1 << 20;
-pub(super) const BOOT: Duration = Duration::from_secs(60);
-const REACH: Duration = Duration::from_secs(60);
-const ANSWER: Duration = Duration::from_secs(20);
-
-/// Where a case runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Where {
-    /// On each QEMU and each board.
-    Everywhere,
-    /// On one board of each QEMU: it is about the balloon, not about the machine.
-    OneBoard,
-}
-
-/// A machine to try something on.
-#[derive(Debug)]
-pub(super) struct Site<'a> {
-    pub(super) qemu: &'a Qemu,
-    pub(super) board: Board,
-    pub(super) elf: &'a FilePath,
-    pub(super) folder: PathBuf,
-}
-
-/// Something to try.
-#[derive(Debug)]
-pub(super) struct Case {
-    pub(super) name: &'static str,
-    pub(super) about: &'static str,
-    pub(super) place: Where,
-    pub(super) run: fn(&Site<'_>) -> Result<()>,
-}
-
-/// All of them.
-pub(super) const CASES: &[Case] = &[
-    Case {
-        name: "bulk path",
-        about: "inflate, rest, deflate by bulk ranges",
-        place: Where::Everywhere,
-        run: bulk_path,
-    },
-    Case {
-        name: "PFN path",
-        about: "the same page by page",
-        place: Where::Everywhere,
-        run: pfn_path,
-    },
-    Case {
-        name: "panic",
-        about: "a guest that panics turns the run red",
-        place: Where::Everywhere,
-        run: panic,
-    },
-    Case {
-        name: "no device",
-        about: "no balloon device at all",
-        place: Where::Everywhere,
-        run: no_device,
-    },
-    Case {
-        name: "PFN by choice",
-        about: "reporting is offered and not used",
-        place: Where::OneBoard,
-        run: pfn_by_choice,
-    },
-    Case {
-        name: "odd targets",
-        about: "targets above memory, zero, one byte",
-        place: Where::OneBoard,
-        run: odd_targets,
-    },
-    Case {
-        name: "storm",
-        about: "a hundred targets a second",
-        place: Where::OneBoard,
-        run: storm,
-    },
-    Case {
-        name: "change of mind",
-        about: "a new target while requests are in flight",
-        place: Where::OneBoard,
-        run: change_of_mind,
-    },
-    Case {
-        name: "too little",
-        about: "more is asked than the guest can give",
-        place: Where::OneBoard,
-        run: too_little,
-    },
-    Case {
-        name: "statistics",
-        about: "the host asks what the guest knows",
-        place: Where::OneBoard,
-        run: beside_cases::statistics,
-    },
-    Case {
-        name: "reports",
-        about: "free memory goes to the host by itself",
-        place: Where::OneBoard,
-        run: beside_cases::reports,
-    },
-    Case {
-        name: "live migration",
-        about: "to another QEMU, with hints, while the balloon inflates",
-        place: Where::OneBoard,
-        run: migration_cases::live,
-    },
-    Case {
-        name: "save and restore",
-        about: "to a file and back with a full balloon",
-        place: Where::OneBoard,
-        run: migration_cases::saved,
-    },
-    Case {
-        name: "reset",
-        about: "the machine is reset with a full balloon",
-        place: Where::OneBoard,
-        run: migration_cases::reset,
-    },
-    Case {
-        name: "tour",
-        about: "the targets that simulated and Xen guests follow, too",
-        place: Where::OneBoard,
-        run: tour,
-    },
-];
-
-impl Site<'_> {
-    pub(super) fn machine(&self, mem_mib: u64) -> Machine {
-        Machine::new(self.board, mem_mib, self.elf)
-    }
-
-    /// Boots `machine`, lets `act` use it, and explains what went wrong with the guest's own log.
-    pub(super) fn with(
-        &self,
-        machine: Machine,
-        act: impl FnOnce(&mut Vm) -> Result<()>,
-    ) -> Result<()> {
-        let mut vm = Vm::start(self.qemu, machine, &self.folder)?;
-        act(&mut vm).map_err(|error| vm.explain(error))
-    }
-}
-
-fn bulk_path(site: &Site<'_>) -> Result<()> {
+pub(super) fn bulk_path(site: &Site<'_>) -> Result<()> {
     cycle(site, Path::Reporting)
 }
 
-fn pfn_path(site: &Site<'_>) -> Result<()> {
+pub(super) fn pfn_path(site: &Site<'_>) -> Result<()> {
     cycle(site, Path::Pfn)
 }
 
@@ -201,7 +59,7 @@ fn cycle(site: &Site<'_>, path: Path) -> Result<()> {
 }
 
 /// The host must see a panic as a failure, whatever else the run looked like.
-fn panic(site: &Site<'_>) -> Result<()> {
+pub(super) fn panic(site: &Site<'_>) -> Result<()> {
     site.with(site.machine(256), |vm| {
         vm.console.wait("ready", BOOT)?;
         vm.console.send("panic")?;
@@ -220,7 +78,7 @@ fn panic(site: &Site<'_>) -> Result<()> {
     })
 }
 
-fn no_device(site: &Site<'_>) -> Result<()> {
+pub(super) fn no_device(site: &Site<'_>) -> Result<()> {
     site.with(
         site.machine(256).without_balloon().append("fill=all"),
         |vm| {
@@ -236,7 +94,7 @@ fn no_device(site: &Site<'_>) -> Result<()> {
 }
 
 /// The guest obeys its command line: frames go page by page though the device offers reporting.
-fn pfn_by_choice(site: &Site<'_>) -> Result<()> {
+pub(super) fn pfn_by_choice(site: &Site<'_>) -> Result<()> {
     let machine = site
         .machine(512)
         .reporting(true)
@@ -244,9 +102,10 @@ fn pfn_by_choice(site: &Site<'_>) -> Result<()> {
         .append("fill=all");
     site.with(machine, |vm| {
         vm.console.wait("freed", BOOT)?;
+        let kicks = vm.kicks_of(INFLATE_QUEUE)?;
         resize(vm, 256 * MIB)?;
         ensure!(
-            vm.kicks_of(INFLATE_QUEUE)? > 0,
+            vm.kicks_of(INFLATE_QUEUE)? > kicks,
             "the inflate queue was not used"
         );
         resize(vm, 512 * MIB)?;
@@ -255,11 +114,8 @@ fn pfn_by_choice(site: &Site<'_>) -> Result<()> {
     })
 }
 
-/// The first queue of every balloon device.
-const INFLATE_QUEUE: u32 = 0;
-
 /// Nobody can ask for too much: the guest gives what it has, says where it stands, and runs on.
-fn odd_targets(site: &Site<'_>) -> Result<()> {
+pub(super) fn odd_targets(site: &Site<'_>) -> Result<()> {
     site.with(site.machine(256).reporting(true).append("fill=all"), |vm| {
         vm.console.wait("freed", BOOT)?;
         ensure!(
@@ -284,7 +140,7 @@ fn odd_targets(site: &Site<'_>) -> Result<()> {
     })
 }
 
-fn storm(site: &Site<'_>) -> Result<()> {
+pub(super) fn storm(site: &Site<'_>) -> Result<()> {
     site.with(
         site.machine(512)
             .reporting(site.board == Board::Pc)
@@ -309,7 +165,7 @@ fn storm(site: &Site<'_>) -> Result<()> {
 }
 
 /// A new target while frames of the old one are on their way: the PFN path is slow enough to be caught.
-fn change_of_mind(site: &Site<'_>) -> Result<()> {
+pub(super) fn change_of_mind(site: &Site<'_>) -> Result<()> {
     let machine = site.machine(1024).append("path=pfn").append("fill=all");
     site.with(machine, |vm| {
         vm.console.wait("freed", BOOT)?;
@@ -337,23 +193,7 @@ fn change_of_mind(site: &Site<'_>) -> Result<()> {
     })
 }
 
-/// Waits until host memory has fallen by `bytes`, and returns by how much it has.
-pub(super) fn wait_for_fall(vm: &Vm, before: u64, bytes: u64) -> Result<u64> {
-    let deadline = Instant::now() + REACH;
-    loop {
-        let fallen = before.saturating_sub(resident(vm.pid())?);
-        if fallen >= bytes {
-            return Ok(fallen);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "host memory fell by {fallen} bytes only"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn too_little(site: &Site<'_>) -> Result<()> {
+pub(super) fn too_little(site: &Site<'_>) -> Result<()> {
     site.with(
         site.machine(256)
             .reporting(true)
@@ -377,11 +217,11 @@ fn too_little(site: &Site<'_>) -> Result<()> {
 }
 
 /// Ends in the same sizes as every other guest on the same tour.
-fn tour(site: &Site<'_>) -> Result<()> {
+pub(super) fn tour(site: &Site<'_>) -> Result<()> {
     let machine = site.machine(256).reporting(true).append("fill=all");
     site.with(machine, |vm| {
         vm.console.wait("freed", BOOT)?;
-        for leg in tour::legs()? {
+        for leg in course::legs()? {
             vm.qmp.balloon((256 - leg.mib) * MIB)?;
             if leg.stands {
                 wait_for(vm, (256 - leg.mib) * MIB)?;
@@ -406,46 +246,4 @@ fn wait_for_shortage(vm: &mut Vm, memory: u64) -> Result<u64> {
     let left = memory - status.number("actual")? * 4096;
     wait_for(vm, left)?;
     Ok(left)
-}
-
-/// Asks for `bytes` and waits until `query-balloon` shows exactly that.
-pub(super) fn resize(vm: &mut Vm, bytes: u64) -> Result<()> {
-    vm.qmp.balloon(bytes)?;
-    wait_for(vm, bytes)
-}
-
-pub(super) fn wait_for(vm: &mut Vm, bytes: u64) -> Result<()> {
-    let deadline = Instant::now() + REACH;
-    loop {
-        let actual = vm.qmp.query_balloon()?;
-        if actual == bytes {
-            return Ok(());
-        }
-        vm.console.check_all()?;
-        ensure!(
-            Instant::now() < deadline,
-            "query-balloon stays at {actual}, {bytes} were asked\n{}",
-            vm.console.tail()
-        );
-        std::thread::sleep(Duration::from_millis(4));
-    }
-}
-
-/// The guest answers, its data is whole, and no frame is lost.
-pub(super) fn check_whole(vm: &mut Vm) -> Result<()> {
-    vm.console.drain()?;
-    vm.console.send("verify")?;
-    vm.console.wait("verify", ANSWER)?;
-    ensure!(
-        vm.console.data_ok(1),
-        "the guest's data was damaged\n{}",
-        vm.console.tail()
-    );
-    let answer = stats(vm)?;
-    ensure!(
-        answer.number("lost")? == 0,
-        "frames were lost: {}",
-        answer.text()
-    );
-    Ok(())
 }

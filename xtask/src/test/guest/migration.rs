@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::guest_cases::{BOOT, MIB, Site, check_whole, resize, wait_for, wait_for_fall};
+use super::case::{BOOT, MIB, Site, check_whole, resize, wait_for, wait_for_fall};
 use crate::demo::ask;
 use crate::vm::{Vm, resident};
 

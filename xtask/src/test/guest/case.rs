@@ -1,0 +1,110 @@
+//! What a case is, and what cases have in common.
+
+use std::path::{Path as FilePath, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::demo::stats;
+use crate::setup::Qemu;
+use crate::vm::{Board, Machine, Vm, resident};
+
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const BOOT: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(20);
+/// The first queue of every balloon device.
+pub(super) const INFLATE_QUEUE: u32 = 0;
+const REACH: Duration = Duration::from_secs(60);
+
+/// A machine to try something on.
+#[derive(Debug)]
+pub(super) struct Site<'a> {
+    pub(super) qemu: &'a Qemu,
+    pub(super) board: Board,
+    pub(super) elf: &'a FilePath,
+    pub(super) folder: PathBuf,
+}
+
+/// Something to try: it boots a machine of its own and ends it.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    /// Where it runs each time; on every board if all is asked for.
+    pub(super) boards: &'static [Board],
+    pub(super) run: fn(&Site<'_>) -> Result<()>,
+}
+
+impl Site<'_> {
+    pub(super) fn machine(&self, mem_mib: u64) -> Machine {
+        Machine::new(self.board, mem_mib, self.elf)
+    }
+
+    /// Boots `machine`, lets `act` use it, and explains what went wrong with the guest's own log.
+    pub(super) fn with(
+        &self,
+        machine: Machine,
+        act: impl FnOnce(&mut Vm) -> Result<()>,
+    ) -> Result<()> {
+        let mut vm = Vm::start(self.qemu, machine, &self.folder)?;
+        act(&mut vm).map_err(|error| vm.explain(error))
+    }
+}
+
+/// Waits until host memory has fallen by `bytes`, and returns by how much it has.
+pub(super) fn wait_for_fall(vm: &Vm, before: u64, bytes: u64) -> Result<u64> {
+    let deadline = Instant::now() + REACH;
+    loop {
+        let fallen = before.saturating_sub(resident(vm.pid())?);
+        if fallen >= bytes {
+            return Ok(fallen);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "host memory fell by {fallen} bytes only"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Asks for `bytes` and waits until `query-balloon` shows exactly that.
+pub(super) fn resize(vm: &mut Vm, bytes: u64) -> Result<()> {
+    vm.qmp.balloon(bytes)?;
+    wait_for(vm, bytes)
+}
+
+pub(super) fn wait_for(vm: &mut Vm, bytes: u64) -> Result<()> {
+    let deadline = Instant::now() + REACH;
+    loop {
+        let actual = vm.qmp.query_balloon()?;
+        if actual == bytes {
+            return Ok(());
+        }
+        vm.console.check_all()?;
+        ensure!(
+            Instant::now() < deadline,
+            "query-balloon stays at {actual}, {bytes} were asked\n{}",
+            vm.console.tail()
+        );
+        std::thread::sleep(Duration::from_millis(4));
+    }
+}
+
+/// The guest answers, its data is whole, and no frame is lost.
+pub(super) fn check_whole(vm: &mut Vm) -> Result<()> {
+    vm.console.drain()?;
+    vm.console.send("verify")?;
+    vm.console.wait("verify", ANSWER)?;
+    ensure!(
+        vm.console.data_ok(1),
+        "the guest's data was damaged\n{}",
+        vm.console.tail()
+    );
+    let answer = stats(vm)?;
+    ensure!(
+        answer.number("lost")? == 0,
+        "frames were lost: {}",
+        answer.text()
+    );
+    Ok(())
+}

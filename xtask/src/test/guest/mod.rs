@@ -1,0 +1,319 @@
+//! The QEMU stage: real guests on two QEMUs and five boards.
+//!
+//! [`CASES`] are what a guest is put through, [`rows`] are machines that differ in what their device offers.
+//! Some run each time, all of them by `--all`. Guests have at most 1 GiB, and run one after the other, when
+//! nothing compiles.
+
+mod balloon;
+mod beside;
+mod case;
+mod huge_pages;
+mod migration;
+mod rows;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail, ensure};
+
+use case::{Case, Site};
+use rows::Row;
+
+use crate::exec::Runner;
+use crate::image::{self, Guest};
+use crate::setup::{self, Qemu};
+use crate::vm::{Architecture, Board};
+use crate::workspace::Workspace;
+use Board::{Microvm, Pc, VirtMmio, VirtPci};
+
+/// What guests are put through.
+const CASES: &[Case] = &[
+    Case {
+        name: "bulk path",
+        about: "inflate, rest, deflate by bulk ranges",
+        boards: &Board::ALL,
+        run: balloon::bulk_path,
+    },
+    Case {
+        name: "PFN path",
+        about: "the same page by page",
+        boards: &Board::ALL,
+        run: balloon::pfn_path,
+    },
+    Case {
+        name: "panic",
+        about: "a guest that panics turns the run red",
+        boards: &[Pc, Microvm, VirtMmio],
+        run: balloon::panic,
+    },
+    Case {
+        name: "no device",
+        about: "no balloon device at all",
+        boards: &[Pc, Microvm, VirtPci],
+        run: balloon::no_device,
+    },
+    Case {
+        name: "PFN by choice",
+        about: "reporting is offered and not used",
+        boards: &[Pc],
+        run: balloon::pfn_by_choice,
+    },
+    Case {
+        name: "odd targets",
+        about: "targets above memory, zero, one byte",
+        boards: &[Pc],
+        run: balloon::odd_targets,
+    },
+    Case {
+        name: "storm",
+        about: "a hundred targets a second",
+        boards: &[Pc, Microvm, VirtMmio],
+        run: balloon::storm,
+    },
+    Case {
+        name: "change of mind",
+        about: "a new target while requests are in flight",
+        boards: &[Pc],
+        run: balloon::change_of_mind,
+    },
+    Case {
+        name: "too little",
+        about: "more is asked than the guest can give",
+        boards: &[Pc],
+        run: balloon::too_little,
+    },
+    Case {
+        name: "statistics",
+        about: "the host asks what the guest knows",
+        boards: &[Pc, VirtMmio],
+        run: beside::statistics,
+    },
+    Case {
+        name: "reports",
+        about: "free memory goes to the host by itself",
+        boards: &[Pc, VirtPci],
+        run: beside::reports,
+    },
+    Case {
+        name: "live migration",
+        about: "to another QEMU, with hints, while the balloon inflates",
+        boards: &[Pc],
+        run: migration::live,
+    },
+    Case {
+        name: "save and restore",
+        about: "to a file and back with a full balloon",
+        boards: &[Pc],
+        run: migration::saved,
+    },
+    Case {
+        name: "reset",
+        about: "the machine is reset with a full balloon",
+        boards: &[Pc, VirtMmio],
+        run: migration::reset,
+    },
+    Case {
+        name: "tour",
+        about: "the targets that simulated and Xen guests follow, too",
+        boards: &[Pc, Microvm, VirtPci],
+        run: balloon::tour,
+    },
+];
+
+/// What runs only if it is named: it takes more than a machine that can be had everywhere.
+const BY_NAME: &[Case] = &[Case {
+    name: "huge pages",
+    about: "memory in huge pages of the host: goes back by chains of two descriptors",
+    boards: &[Pc],
+    run: huge_pages::run,
+}];
+
+/// The QEMU that a boot runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    /// 10.0 or newer.
+    New,
+    /// 7.2.
+    Old,
+}
+
+impl Release {
+    const ALL: [Self; 2] = [Self::New, Self::Old];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::New => "new QEMU",
+            Self::Old => "QEMU 7.2",
+        }
+    }
+}
+
+/// One machine to boot.
+#[derive(Debug)]
+struct Boot {
+    name: String,
+    release: Release,
+    board: Board,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Case(&'static Case),
+    Row(Row),
+}
+
+impl What {
+    fn about(self) -> &'static str {
+        match self {
+            Self::Case(case) => case.about,
+            Self::Row(_) => "the features agreed on, and what they promise",
+        }
+    }
+
+    fn run(self, site: &Site<'_>) -> Result<()> {
+        match self {
+            Self::Case(case) => (case.run)(site),
+            Self::Row(row) => rows::run(site, row),
+        }
+    }
+}
+
+/// What there is to boot, as far as its name contains `filter`: what runs each time, or `all` of it.
+fn boots(all: bool, filter: &str) -> Vec<Boot> {
+    let named = BY_NAME
+        .iter()
+        .filter(|case| !filter.is_empty() && case.name.contains(filter));
+    let mut boots = Vec::new();
+    for release in Release::ALL {
+        for case in CASES.iter().chain(named.clone()) {
+            let boards = if all { &Board::ALL } else { case.boards };
+            boots.extend(boards.iter().map(|&board| Boot {
+                name: format!("{} on {} {}", case.name, release.name(), board.name()),
+                release,
+                board,
+                what: What::Case(case),
+            }));
+        }
+    }
+    let rows = if all {
+        rows::all()
+    } else {
+        rows::CHOSEN.to_vec()
+    };
+    boots.extend(rows.into_iter().map(|row| Boot {
+        name: format!("row: {row}"),
+        release: row.release,
+        board: row.board,
+        what: What::Row(row),
+    }));
+    boots.retain(|boot| boot.name.contains(filter));
+    boots
+}
+
+/// Boots what there is to boot, as far as its name contains `filter`.
+pub(super) fn boot(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    filter: &str,
+    all: bool,
+) -> Result<String> {
+    let boots = boots(all, filter);
+    if boots.is_empty() {
+        let known: Vec<&str> = CASES.iter().chain(BY_NAME).map(|case| case.name).collect();
+        bail!(
+            "nothing is called like `{filter}`; there are: row, {}",
+            known.join(", ")
+        );
+    }
+    let mut labs = Vec::new();
+    for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+        if boots
+            .iter()
+            .any(|boot| boot.board.architecture() == architecture)
+        {
+            labs.push(Lab::set_up(workspace, runner, architecture)?);
+        }
+    }
+    let folder = workspace.output("guests")?;
+    let mut failures = Vec::new();
+    for Boot {
+        name,
+        release,
+        board,
+        what,
+    } in &boots
+    {
+        let lab = labs
+            .iter()
+            .find(|lab| lab.architecture == board.architecture());
+        let Some(lab) = lab else { continue };
+        runner.bar().set_message(name.clone());
+        let site = Site {
+            qemu: lab.qemu(*release),
+            board: *board,
+            elf: &lab.elf,
+            folder: folder.join(name.replace([' ', ':', '+'], "-")),
+        };
+        let outcome = what.run(&site);
+        let word = if outcome.is_ok() {
+            "ok      "
+        } else {
+            "FAILED  "
+        };
+        runner.say(&format!("{word}{name}"))?;
+        if let Err(error) = outcome {
+            failures.push(format!("{name} ({}):\n{error:#}", what.about()));
+        }
+    }
+    ensure!(
+        failures.is_empty(),
+        "{} of {} boots failed\n{}",
+        failures.len(),
+        boots.len(),
+        failures.join("\n\n")
+    );
+    let rows = boots
+        .iter()
+        .filter(|boot| boot.name.starts_with("row"))
+        .count();
+    Ok(format!(
+        "{} boots, {rows} of them rows of options",
+        boots.len()
+    ))
+}
+
+/// What an architecture's guests need.
+struct Lab {
+    architecture: Architecture,
+    elf: PathBuf,
+    new: Qemu,
+    old: Qemu,
+}
+
+impl Lab {
+    fn set_up(
+        workspace: &Workspace,
+        runner: &mut Runner,
+        architecture: Architecture,
+    ) -> Result<Self> {
+        let guest = match architecture {
+            Architecture::X86_64 => Guest::Qemu,
+            Architecture::Aarch64 => Guest::QemuAarch64,
+        };
+        let elf = image::build(workspace, runner, guest)?;
+        let [new, old] = setup::emulators(workspace, runner, architecture)?;
+        Ok(Self {
+            architecture,
+            elf,
+            new,
+            old,
+        })
+    }
+
+    fn qemu(&self, release: Release) -> &Qemu {
+        match release {
+            Release::New => &self.new,
+            Release::Old => &self.old,
+        }
+    }
+}
