@@ -192,7 +192,9 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     ///
     /// `engine` must be the same one each time, and serve no other compactor;
     /// `transport` and `source` as for [`Engine::step`]. Step both whenever the
-    /// host signals.
+    /// host signals, this one first: what became of migrations is for the engine to
+    /// mend and to tell the host. The other way round,
+    /// [`Signal::pending`](crate::Signal::pending) says that it has something to do.
     pub fn step<T: Migrate, S: FrameSource + Ledger, const N: usize>(
         &mut self,
         engine: &mut Engine<N>,
@@ -221,9 +223,12 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         let in_flight = self.in_flight();
         let early = submitted && in_flight > 0 && io.engine.kick(1, io.transport, io.now);
         self.book(io.engine);
-        let for_engine = io.engine.shared().signal().pending();
+        if self.is_drained() && io.engine.unpublished(io.source, now).is_some() {
+            // It may have been told between two requests of a migration.
+            io.engine.shared().signal().used();
+        }
         Step {
-            more: early || for_engine || (io.budget.is_spent() && self.may_start(&io)),
+            more: early || (io.budget.is_spent() && self.may_start(&io)),
             wake_at: self.wake_at(&io),
         }
     }

@@ -75,21 +75,27 @@ impl<const N: usize> Engine<N> {
 
     /// Tells the host the size if it changed.
     pub(super) fn publish<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
+        let Some(size) = self.unpublished(io.source, io.now) else {
+            return;
+        };
+        let written = io.transport.write_actual(size);
+        if self.note(written, io.now).is_some() {
+            self.published = Some(size);
+        }
+    }
+
+    /// The size, if the host is to be told of it now.
+    pub(crate) fn unpublished(&self, ledger: &impl Ledger, now: Nanos) -> Option<FrameCount> {
         // Frames being deflated are the host's until it answers. After a reset it
         // has none, whatever is left to take back.
         let size = if self.mode.is_forgetting() {
             FrameCount::ZERO
         } else {
-            self.size(io.source)
+            self.size(ledger)
                 .saturating_add(self.deflating.in_flight_frames())
         };
-        if self.broken || self.published == Some(size) || self.host.is_waiting(io.now) {
-            return;
-        }
-        let written = io.transport.write_actual(size);
-        if self.note(written, io.now).is_some() {
-            self.published = Some(size);
-        }
+        let known = self.broken || self.published == Some(size) || self.host.is_waiting(now);
+        (!known).then_some(size)
     }
 
     /// Makes requests visible and asks for a signal after so many answers; true

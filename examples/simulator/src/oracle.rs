@@ -26,6 +26,30 @@ impl World<'_> {
         Ok(())
     }
 
+    /// The balloon rests: what there is to tell the host was told.
+    pub(crate) fn check_told(&self) -> Result<()> {
+        if self.forgetting || !self.engine.is_drained() || !self.compactor.is_drained() {
+            return Ok(());
+        }
+        let status = self.engine.status(&self.zone);
+        ensure!(
+            self.host.actual == status.size,
+            "the host was told {} last: {status:?}",
+            self.host.actual
+        );
+        // A host that knows nothing takes it that there was no downgrade.
+        let told = match self.host.unit {
+            Some(unit) => unit == status.unit,
+            None => status.counters.downgrades == status.counters.upgrades,
+        };
+        ensure!(
+            told,
+            "the host was told of units of {:?} last: {status:?}",
+            self.host.unit
+        );
+        Ok(())
+    }
+
     /// Each frame has one owner, and all books agree.
     pub(crate) fn check(&mut self) -> Result<()> {
         if let Some(breach) = self.host.breaches.first() {

@@ -40,7 +40,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The test stage: as many seeds as fit its budget.
+/// The test stage: as many seeds as fit its budget, and a sample of the planted bugs.
 pub(crate) fn stage(workspace: &Workspace, runner: &mut Runner) -> Result<String> {
     let shell = workspace.shell()?;
     let output = runner.run(cmd!(
@@ -55,5 +55,8 @@ pub(crate) fn stage(workspace: &Workspace, runner: &mut Runner) -> Result<String
         last.is_some(),
         "the simulator did not say that it found nothing"
     );
-    Ok("1000 seeds on 4 kinds of host, nothing found".into())
+    let found = mutants::sample(workspace, runner)?;
+    Ok(format!(
+        "1000 seeds on 4 kinds of host, nothing found; {found} planted bugs found"
+    ))
 }
