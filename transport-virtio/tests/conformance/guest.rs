@@ -1,8 +1,5 @@
 //! A guest that allocates and frees beside its balloon, on a judged device.
 
-use alloc::collections::BTreeSet;
-use std::sync::OnceLock;
-
 use balloon_core::testing::FakeSource;
 use balloon_core::{
     BitmapLedger, Budget, Engine, FrameCount, FrameRange, GivePath, Ledger, Nanos, Order, Pfn,
@@ -16,7 +13,6 @@ use transport_virtio::{
 pub(crate) const QUEUES: [QueueId; 5] = QueueId::ALL;
 pub(crate) const FIRST: u64 = 0x100;
 pub(crate) const FRAMES: u64 = 2048;
-pub(crate) const SUSPEND: Features = Features::from_bits_retain(1 << 43);
 
 /// A guest that allocates and frees beside its balloon, and its device.
 pub(crate) struct Guest {
@@ -62,12 +58,6 @@ impl Guest {
             budget: Budget::SMALL,
             random: 0x9e37_79b9_7f4a_7c15,
         }
-    }
-
-    /// The same guest with no two neighbouring frames free.
-    pub(crate) fn scattered(mut self) -> Self {
-        self.source = self.source.scattered();
-        self
     }
 
     pub(crate) fn device(&mut self) -> &mut FakeDevice {
@@ -140,55 +130,6 @@ impl Guest {
         }
     }
 
-    /// Runs with a target that moves, then until it is reached.
-    pub(crate) fn live(&mut self) {
-        for round in 0..300 {
-            if round % 20 == 0 {
-                let target = u32::try_from(self.below(FRAMES - 256)).unwrap();
-                self.device().set_target(target);
-                self.signal().config_changed();
-            }
-            if round % 30 == 0 && self.balloon.hint_limits().is_some() {
-                // Open a round, open another over it, stop it, finish it.
-                let command = match round / 30 % 4 {
-                    0 | 1 => 7 + round,
-                    2 => 0,
-                    _ => 1,
-                };
-                self.device().set_hint_command(command);
-            }
-            self.step();
-            self.serve_host();
-            self.churn();
-            self.serve();
-        }
-        self.end_services();
-        self.settle(1024);
-    }
-
-    /// The migration is done, reports come to an end.
-    pub(crate) fn end_services(&mut self) {
-        if self.balloon.hint_limits().is_some() {
-            self.device().set_hint_command(1);
-        }
-        let slots = self.shared.slots();
-        for _ in 0..500 {
-            self.reporting
-                .drain(&mut self.balloon, slots, &mut self.source)
-                .unwrap();
-            if self.balloon.hint_limits().is_some() {
-                let (source, held) = (&mut self.source, &mut self.hinted);
-                self.hinting
-                    .step(&mut self.balloon, slots, source, held)
-                    .unwrap();
-            }
-            self.serve();
-        }
-        assert!(self.reporting.is_idle());
-        assert_eq!(self.hinted.held(GivePath::Told), FrameCount::ZERO);
-        assert!(self.hinting.is_drained());
-    }
-
     pub(crate) fn settle(&mut self, target: u32) {
         self.device().set_target(target);
         self.signal().config_changed();
@@ -235,35 +176,6 @@ pub(crate) fn profiles() -> [Profile; 9] {
         Profile::crosvm(Features::STATS_VQ | Features::PAGE_REPORTING),
         Profile::libkrun(all),
     ]
-}
-
-/// Asserts that none of the rules is broken in lives on every device model, by
-/// every give path, with free memory in one piece or in many.
-pub(crate) fn never_broken(rules: &[&str]) {
-    static BROKEN: OnceLock<BTreeSet<&str>> = OnceLock::new();
-    let broken = BROKEN.get_or_init(|| {
-        let mut broken = BTreeSet::new();
-        for profile in profiles() {
-            let all = Policy::new()
-                .with_statistics()
-                .with_hints()
-                .with_reporting();
-            for policy in [Policy::new(), Policy::new().without_bulk(), all] {
-                for mut guest in [
-                    Guest::new(profile, policy),
-                    Guest::new(profile, policy).scattered(),
-                ] {
-                    guest.live();
-                    broken.extend(guest.broken());
-                }
-            }
-        }
-        broken
-    });
-    assert!(
-        rules.iter().all(|rule| !broken.contains(rule)),
-        "{broken:?}"
-    );
 }
 
 /// Every service, and frames by their numbers.

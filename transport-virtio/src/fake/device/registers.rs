@@ -1,0 +1,112 @@
+//! The registers, as the driver sees them.
+
+use super::{FakeDevice, Queue};
+use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
+use crate::dma::Dma;
+use crate::protocol::{ConfigIo, Features, QueueIndex};
+
+impl<M> ConfigIo for FakeDevice<M> {
+    fn config_len(&self) -> usize {
+        self.profile.config_len()
+    }
+
+    fn read_config(&mut self, offset: u16) -> u32 {
+        self.judge.reads(offset, self.profile.config_len());
+        self.config_reads += 1;
+        if usize::from(offset) + 4 > self.profile.config_len() {
+            return u32::MAX;
+        }
+        self.config
+            .get(usize::from(offset / 4))
+            .copied()
+            .unwrap_or(u32::MAX)
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32) {
+        self.judge.writes(offset);
+        if usize::from(offset) + 4 <= self.profile.config_len()
+            && let Some(word) = self.config.get_mut(usize::from(offset / 4))
+        {
+            *word = value;
+        }
+    }
+
+    fn generation(&mut self) -> u32 {
+        self.judge.looks_at_generation();
+        if self.restless {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.generation
+    }
+}
+
+impl<M: Dma> Device for FakeDevice<M> {
+    fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
+        self.profile.max_size(queue)
+    }
+
+    fn set_queue(
+        &mut self,
+        queue: QueueIndex,
+        size: u16,
+        at: RingAddresses,
+    ) -> Result<(), QueueRefused> {
+        let max = self.profile.max_size(queue);
+        self.judge.enables(self.profile.purpose(queue));
+        let place = self
+            .queues
+            .get_mut(usize::from(queue.get()))
+            .ok_or(QueueRefused)?;
+        if !size.is_power_of_two() || size > max || place.at.is_some() {
+            return Err(QueueRefused);
+        }
+        *place = Queue {
+            size,
+            at: Some(at),
+            ..Queue::default()
+        };
+        Ok(())
+    }
+
+    fn notify(&mut self, queue: QueueIndex) {
+        self.judge.notifies();
+        if let Some(queue) = self.queues.get_mut(usize::from(queue.get())) {
+            queue.notified += 1;
+        }
+    }
+}
+
+impl<M: Dma> Handshake for FakeDevice<M> {
+    fn status(&mut self) -> DeviceStatus {
+        self.status
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.history.push(status);
+        self.judge.status(status);
+        if self.stuck {
+            return;
+        }
+        if status.is_empty() {
+            self.queues = [Queue::default(); 8];
+            self.accepted = Features::empty();
+        }
+        let offered = self.profile.offered().contains(self.accepted);
+        let refused = self.picky || !offered;
+        let refused = if refused {
+            DeviceStatus::FEATURES_OK
+        } else {
+            DeviceStatus::empty()
+        };
+        self.status = status.difference(refused);
+    }
+
+    fn offered_features(&mut self) -> Features {
+        self.profile.offered()
+    }
+
+    fn accept_features(&mut self, accepted: Features) {
+        self.accepted = accepted;
+        self.judge.accepts(accepted);
+    }
+}

@@ -1,0 +1,171 @@
+//! This crate's driver, with its services and the engine, in the suite.
+
+use balloon_core::testing::FakeSource;
+use balloon_core::{
+    Ask, Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, GivePath,
+    Ledger, Nanos, Order, Pfn, Policy as Pace, RangeSink, Shared, Stop, Unit,
+};
+use transport_virtio::fake::conformance::{Driver, Kernel};
+use transport_virtio::fake::{FakeBalloon, FakeDevice, FakeMemory, NoDelay};
+use transport_virtio::pci::PciId;
+use transport_virtio::{
+    Features, Hinting, Policy, QueueId, ReportPace, Reporting, Rings, Statistics, Tag,
+};
+
+/// The kernel's frames; what comes back is filled, if it relies on that.
+struct Frames {
+    inner: FakeSource,
+    fills: bool,
+    filled: Vec<Pfn>,
+}
+
+impl FrameSource for Frames {
+    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+        self.inner.take(ask, out)
+    }
+
+    fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
+        self.inner.put(range, backing)?;
+        if self.fills {
+            self.filled.extend(range.frames());
+        }
+        Ok(())
+    }
+}
+
+impl Ledger for Frames {
+    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
+        self.inner.store(range, path)
+    }
+
+    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
+        self.inner.recall(path, out)
+    }
+
+    fn held(&self, path: GivePath) -> FrameCount {
+        self.inner.held(path)
+    }
+}
+
+/// With the bulk path, where the device has one, or without.
+pub(crate) struct Ours<const BULK: bool> {
+    balloon: FakeBalloon<16>,
+    engine: Engine<16>,
+    shared: &'static Shared<16>,
+    frames: Frames,
+    statistics: Statistics,
+    hinting: Hinting<4>,
+    hinted: BitmapLedger<Vec<u64>>,
+    reporting: Reporting,
+    now: u64,
+}
+
+fn policy(kernel: &Kernel, bulk: bool) -> Policy {
+    let mut policy = Policy::new();
+    if !bulk {
+        policy = policy.without_bulk();
+    }
+    if kernel.services.contains(Features::STATS_VQ) {
+        policy = policy.with_statistics();
+    }
+    if kernel.services.contains(Features::FREE_PAGE_HINT) {
+        policy = policy.with_hints();
+    }
+    if kernel.services.contains(Features::PAGE_REPORTING) {
+        policy = policy.with_reporting();
+    }
+    if let Some(value) = kernel.poison {
+        policy = policy.with_poison(value);
+    }
+    if kernel.superpages {
+        policy = policy.with_host_superpages();
+    }
+    policy
+}
+
+impl<const BULK: bool> Driver for Ours<BULK> {
+    const DMA_BYTES: usize = Rings::<FakeDevice, FakeMemory, 16>::DMA_BYTES;
+
+    fn binds_to(device_type: u16) -> bool {
+        let modern = PciId {
+            vendor: 0x1af4,
+            device: 0x1040 + device_type,
+        };
+        modern.is_balloon()
+    }
+
+    fn bring_up(device: FakeDevice, memory: FakeMemory, kernel: &Kernel) -> Option<Self> {
+        let policy = policy(kernel, BULK);
+        let balloon = FakeBalloon::bring_up(device, memory, &policy, &mut NoDelay).ok()?;
+        let shared: &'static Shared<16> = Box::leak(Box::default());
+        let words = usize::try_from(BitmapLedger::words(kernel.frames.count())).unwrap();
+        let mut inner = FakeSource::new(kernel.frames);
+        if kernel.scattered {
+            inner = inner.scattered();
+        }
+        inner.floor = kernel.floor;
+        let mut pace = Pace::DEFAULT;
+        if kernel.superpages {
+            pace.unit = Unit::Adaptive;
+        }
+        Some(Self {
+            balloon,
+            engine: Engine::new(shared, pace),
+            shared,
+            frames: Frames {
+                inner,
+                fills: kernel.poison.is_some(),
+                filled: Vec::new(),
+            },
+            statistics: Statistics::new(&[Tag::FREE, Tag::TOTAL, Tag::OOM_KILLS]),
+            hinting: Hinting::new(kernel.floor),
+            hinted: BitmapLedger::new(vec![0; words], &[kernel.frames]).unwrap(),
+            reporting: Reporting::new(ReportPace {
+                order: Order::FRAME,
+                gap: Nanos::from_millis(3),
+                keep: kernel.floor,
+                ..ReportPace::DEFAULT
+            }),
+            now: 0,
+        })
+    }
+
+    fn device(&mut self) -> &mut FakeDevice {
+        self.balloon.queues_mut().device_mut()
+    }
+
+    fn step(&mut self) {
+        self.now += 1;
+        let now = Nanos::from_millis(self.now);
+        let signal = self.shared.signal();
+        signal.used();
+        signal.config_changed();
+        let (balloon, frames) = (&mut self.balloon, &mut self.frames);
+        self.engine.step(balloon, frames, now, Budget::SMALL);
+        // A device may offer none of them, or change too often to be read.
+        let slots = self.shared.slots();
+        let _ = self.statistics.step(balloon, slots, |tag| tag.get().into());
+        let _ = self.hinting.step(balloon, slots, frames, &mut self.hinted);
+        let _ = self.reporting.step(balloon, slots, frames, now);
+    }
+
+    fn allocate(&mut self) -> Option<Pfn> {
+        self.frames.inner.allocate()
+    }
+
+    fn free(&mut self, frame: Pfn) {
+        self.frames.inner.free_allocated(frame);
+        if self.frames.fills {
+            self.frames.filled.push(frame);
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.balloon.in_flight(QueueId::Inflate) > 0
+            && !self.engine.status(&self.frames).inflating.is_zero()
+    }
+
+    fn take_filled(&mut self) -> Vec<Pfn> {
+        core::mem::take(&mut self.frames.filled)
+    }
+}
