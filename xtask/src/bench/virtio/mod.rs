@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::arguments::{parse_mib, parse_svg};
@@ -28,7 +29,13 @@ use run::{Ask, EVENTS, Took};
 /// Linux takes a while to settle before it has reported what was free at first.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Our QEMU guest beside Debian's Linux for clouds: inflate, deflate, free page reporting.
+/// How long a guest is watched doing nothing.
+const REST: Duration = Duration::from_secs(60);
+
+/// Our QEMU guest beside Debian's Linux for clouds: inflate, deflate, a minute at rest, free page reporting.
+///
+/// Takes some ten minutes and 9 GiB of memory; quote figures of a quiet machine only. Every phase has a limit,
+/// and each row is printed as soon as there is one.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench virtio")]
 struct Arguments {
@@ -54,6 +61,14 @@ impl Who {
         Self::Linux { zeroes: false },
     ];
 
+    /// Once each: ours, and Linux as Debian ships it.
+    fn rests(self, path: &str) -> bool {
+        match self {
+            Self::Ours => path == "reporting",
+            Self::Linux { zeroes } => zeroes,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
@@ -77,6 +92,8 @@ struct Row {
     t50_s: Option<f64>,
     t90_s: Option<f64>,
     t99_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wakeups: Option<u64>,
     #[serde(skip)]
     took: Took,
 }
@@ -97,8 +114,22 @@ impl Row {
             t50_s,
             t90_s,
             t99_s,
+            wakeups: took.wakeups,
             took,
         }
+    }
+
+    /// One line, for who waits.
+    fn news(&self) -> String {
+        let Self {
+            guest,
+            path,
+            op,
+            wall_s,
+            cpu_s,
+            ..
+        } = self;
+        format!("{guest}: {op}, {path} path: {wall_s:.3} s, {cpu_s:.2} s of CPU")
     }
 }
 
@@ -130,12 +161,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
         for path in ["reporting", "pfn"] {
             // Linux gives page by page, whatever the device offers.
             if who == Who::Ours || path == "pfn" {
-                bar.set_message(format!("{}: resize, {path} path", who.name()));
-                rows.extend(bench.resize(who, path)?);
+                rows.extend(bench.resize(who, path, &bar)?);
             }
         }
-        bar.set_message(format!("{}: free page reporting", who.name()));
-        rows.push(bench.report(who)?);
+        rows.push(bench.report(who, &bar)?);
     }
     ui::finish(
         &bar,
@@ -198,44 +227,44 @@ impl Bench {
         Vm::start(&self.qemu, machine, &self.folder.join(folder))
     }
 
-    fn resize(&self, who: Who, path: &'static str) -> Result<[Row; 2]> {
+    /// Inflates, deflates, and leaves alone who is compared at rest.
+    fn resize(&self, who: Who, path: &'static str, bar: &ProgressBar) -> Result<Vec<Row>> {
         let target = self.mem_mib / 8;
-        let fall = (self.mem_mib - target) << 20;
+        let (small, whole) = (target << 20, self.mem_mib << 20);
         let words: &[&str] = if path == "pfn" && who == Who::Ours {
             &["path=pfn"]
         } else {
             &[]
         };
+        let say = |what: &str| bar.set_message(format!("{}, {path} path: {what}", who.name()));
+        say("boots and fills its memory");
         let mut vm = self.start(who, path == "reporting", self.mem_mib - target, 5, words)?;
+        let mut rows = Vec::new();
         let mut measure = || {
             run::fill(&mut vm)?;
             run::free(&mut vm)?;
             std::thread::sleep(Duration::from_secs(1));
-            let inflate = run::run(
-                &mut vm,
-                Ask::Resize {
-                    to: target << 20,
-                    fall,
-                },
-            )?;
-            // The guest's own checks after an inflation are not the deflation's to pay.
-            std::thread::sleep(SETTLE);
-            let deflate = run::run(
-                &mut vm,
-                Ask::Resize {
-                    to: self.mem_mib << 20,
-                    fall: 0,
-                },
-            )?;
-            Ok([
-                Row::new(who, path, "inflate", inflate),
-                Row::new(who, path, "deflate", deflate),
-            ])
+            let steps = [("inflate", small, whole - small), ("deflate", whole, 0)];
+            for (op, to, fall) in steps {
+                say(op);
+                let took = run::run(&mut vm, Ask::Resize { to, fall }).context(op)?;
+                rows.push(told(bar, Row::new(who, path, op, took)));
+                // The guest's own checks after it are not for the next one to pay.
+                std::thread::sleep(SETTLE);
+            }
+            if who.rests(path) {
+                say("at rest");
+                let took = run::rest(&mut vm, REST, who == Who::Ours).context("resting")?;
+                rows.push(told(bar, Row::new(who, path, "rest", took)));
+            }
+            Ok(())
         };
-        measure().map_err(|error| vm.explain(error))
+        let measured: Result<()> = measure();
+        measured.map_err(|error| named(who, path, vm.explain(error)))?;
+        Ok(rows)
     }
 
-    fn report(&self, who: Who) -> Result<Row> {
+    fn report(&self, who: Who, bar: &ProgressBar) -> Result<Row> {
         // Three quarters of memory are freed at once.
         let freed = self.mem_mib / 4 * 3;
         let words: &[&str] = if who == Who::Ours {
@@ -243,15 +272,27 @@ impl Bench {
         } else {
             &[]
         };
+        bar.set_message(format!("{}: reports what it frees", who.name()));
         let mut vm = self.start(who, true, freed, 24, words)?;
         let mut measure = || {
             run::fill(&mut vm)?;
             std::thread::sleep(SETTLE);
-            let took = run::run(&mut vm, Ask::Free { fall: freed << 20 })?;
-            Ok(Row::new(who, "reporting", "report", took))
+            let ask = Ask::Free { fall: freed << 20 };
+            let took = run::run(&mut vm, ask).context("reporting")?;
+            Ok(told(bar, Row::new(who, "reporting", "report", took)))
         };
-        measure().map_err(|error| vm.explain(error))
+        measure().map_err(|error| named(who, "reporting", vm.explain(error)))
     }
+}
+
+fn named(who: Who, path: &str, error: anyhow::Error) -> anyhow::Error {
+    error.context(format!("{}, {path} path", who.name()))
+}
+
+/// Says what was measured while the rest goes on.
+fn told(bar: &ProgressBar, row: Row) -> Row {
+    bar.suspend(|| println!("{}", row.news()));
+    row
 }
 
 /// The rows, each beside Linux as Debian ships it.
@@ -269,7 +310,9 @@ fn table(rows: &[Row]) -> String {
         "config writes",
         "host memory",
         "50 %",
+        "90 %",
         "99 %",
+        "wake-ups",
     ]);
     for row in rows {
         let linux = Who::Linux { zeroes: true }.name();
@@ -296,7 +339,10 @@ fn table(rows: &[Row]) -> String {
             row.config_writes.to_string(),
             format!("{} MiB", row.rss_after_mib),
             seconds(row.t50_s),
+            seconds(row.t90_s),
             seconds(row.t99_s),
+            row.wakeups
+                .map_or_else(String::new, |count| count.to_string()),
         ]);
     }
     table.render()
