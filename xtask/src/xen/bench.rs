@@ -197,13 +197,17 @@ fn measure_ours(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Resu
     }
     machine.aim("ours", LOW_MIB, |_| true)?;
     for _ in 0..repeat {
-        for (guest, command, event) in [("ours", "move", "moved"), ("copy", "copy", "copied")] {
+        for (guest, op, command, event) in [
+            ("ours", "move", "move", "moved"),
+            ("ours", "move-pairs", "move pairs", "moved"),
+            ("copy", "move", "copy", "copied"),
+        ] {
             let text = machine.say("ours", command, event)?;
             let frames = number(&text, "frames")?;
             ensure!(frames > 0, "@{event} {text}");
             rows.push(Row {
                 guest,
-                op: "move",
+                op,
                 wall_s: seconds(&text)?,
                 guest_s: Some(seconds(&text)?),
                 hypercalls: number(&text, "hypercalls").ok(),
@@ -325,15 +329,15 @@ fn verdicts(rows: &[Row]) {
             median("ours", op, own) / median("bare-order9", op, own),
         );
     }
-    println!(
-        "move: {:.2} of what a copy costs",
-        median("ours", "move", own) / median("copy", "move", own)
-    );
-    let a_frame = |row: &Row| Some(row.guest_s? / row.extents? as f64);
-    println!(
-        "move of frames that are no neighbours: {:.2} of what a copy costs",
-        median("ours", "compact", a_frame) / median("copy", "move", a_frame)
-    );
+    for (op, what) in [
+        ("move", "a range"),
+        ("move-pairs", "pairs of no neighbours"),
+    ] {
+        println!(
+            "move of {what}: {:.2} of what a copy costs",
+            median("ours", op, own) / median("copy", "move", own)
+        );
+    }
     let leaves = |op| median("ours", op, |row| row.leaves_2m.map(|leaves| leaves as f64));
     println!(
         "2 MiB leaves: {} with a balloon of single frames, {} after compaction, {} when it is empty",

@@ -140,7 +140,8 @@ impl Host {
         Self::start(command, transcript)
     }
 
-    fn start(mut command: Command, transcript: &Path) -> Result<Self> {
+    /// Starts QEMU and listens to it.
+    pub(super) fn start(mut command: Command, transcript: &Path) -> Result<Self> {
         if let Some(folder) = transcript.parent() {
             std::fs::create_dir_all(folder)?;
         }
@@ -326,6 +327,11 @@ impl Host {
         if self.recent.len() > TAIL {
             self.recent.pop_front();
         }
+        // The emulated serial port of a domain that Xen started by itself.
+        let line = match line.strip_prefix("(XEN) DOM1: ") {
+            Some(said) => said.to_owned(),
+            None => line,
+        };
         if line == "@@aim" {
             self.aimed = Some(at);
             return Ok((at, String::new()));

@@ -5,9 +5,11 @@
 //! `examples/xen-guest` as domains.
 
 mod alone;
+mod arm64;
 mod bench;
 mod cases;
 mod demo;
+mod fdt;
 mod guest;
 mod host;
 mod initramfs;
@@ -53,6 +55,8 @@ pub(crate) enum Task {
         #[arg(long, default_value_t = 64)]
         mem: u64,
     },
+    /// Boot Xen for Arm with a domain that tries the hypercalls there.
+    Arm64,
 }
 
 /// Runs a task. `false` says that it ran and found something wrong.
@@ -60,11 +64,18 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
     let bar = ui::spinner("Xen");
     let log = workspace.output("log/xen.log")?;
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(3600))?;
-    let mut bench = Bench::prepare(workspace, &mut runner)?;
     match task {
-        Task::Demo(args) => demo::run(&bench, args, &workspace.output("xen-demo.json")?)?,
-        Task::Smoke { mem } => smoke::run(&bench, *mem)?,
+        Task::Arm64 => {
+            let said = arm64::run(workspace, &mut runner)?;
+            runner.say(&said)?;
+        }
+        Task::Demo(args) => {
+            let bench = Bench::prepare(workspace, &mut runner)?;
+            demo::run(&bench, args, &workspace.output("xen-demo.json")?)?;
+        }
+        Task::Smoke { mem } => smoke::run(&Bench::prepare(workspace, &mut runner)?, *mem)?,
         Task::Test { filter, newest } => {
+            let mut bench = Bench::prepare(workspace, &mut runner)?;
             if *newest {
                 bench.qemu = bench.newest.clone();
             }
@@ -84,6 +95,8 @@ pub(crate) fn bench(workspace: &Workspace, runner: &mut Runner, repeat: u32) -> 
 
 /// The stage of `cargo xtask test`: every case whose name contains `filter`.
 pub(crate) fn stage(workspace: &Workspace, runner: &mut Runner, filter: &str) -> Result<String> {
+    // Runs by command alone, but is to build.
+    arm64::build(workspace, runner)?;
     let mut bench = Bench::prepare(workspace, runner)?;
     let passed = cases::run(&bench, runner, |name| name.contains(filter))?;
     let both = |name: &str| cases::BOTH.contains(&name) && name.contains(filter);

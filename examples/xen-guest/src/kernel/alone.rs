@@ -13,7 +13,7 @@ impl<F: FrameMap> Kernel<F> {
     /// the data is checked after each.
     pub(super) fn alone(&mut self) {
         self.reach(FrameCount::new(self.zone.free_frames().get() / 2));
-        self.move_holes();
+        self.move_holes(false);
         self.reach(FrameCount::ZERO);
         self.stats();
     }

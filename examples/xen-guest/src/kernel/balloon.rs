@@ -1,11 +1,13 @@
 //! The balloon of this kernel: engine, transport, and the desk in the store.
 
 use balloon_core::{
-    Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Ledger as _, Migrate as _,
-    Migration, Nanos, Pfn, Policy, Progress, Report, Resume, Run, Shared, Status, Unit,
+    Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Ledger as _, MAX_RUNS,
+    Migrate as _, Migration, Nanos, Pfn, Policy, Progress, Report, Resume, Run, Shared, Status,
+    Unit,
 };
 use buddy_alloc::Zone;
 use guest_rt::now;
+use heapless::Vec;
 use qemu_guest::{Watch, WatchLog};
 use spin::{Mutex, MutexGuard};
 use transport_xen::hypercall::{Events as _, Woken};
@@ -385,13 +387,34 @@ impl<F: FrameMap> Balloon<F> {
         }
     }
 
-    /// Makes `olds` hold what `news` held, and holes of those; whether all went.
-    pub(super) fn trade(&mut self, olds: FrameRange, news: FrameRange) -> bool {
-        let (Some(old), Some(new)) = (Run::new(olds), Run::new(news)) else {
-            return false;
-        };
-        let moved = self.transport.reservation_mut().trade(&[old], &[new]);
-        moved.stopped.is_none() && moved.frames == olds.count()
+    /// Makes `olds` hold what `news` held, and holes of those, the last one for
+    /// the first if `apart`; whether all went.
+    pub(super) fn trade(&mut self, olds: FrameRange, news: FrameRange, apart: bool) -> bool {
+        let reservation = self.transport.reservation_mut();
+        if !apart {
+            let (Some(old), Some(new)) = (Run::new(olds), Run::new(news)) else {
+                return false;
+            };
+            return reservation.trade(&[old], &[new]).frames == olds.count();
+        }
+        let single = |n| FrameRange::new(Pfn::new(n), FrameCount::ONE).and_then(Run::new);
+        let mut olds = (olds.start().get()..olds.end().get()).filter_map(single);
+        let mut news = (news.start().get()..news.end().get())
+            .rev()
+            .filter_map(single);
+        loop {
+            let batch: [Vec<Run, MAX_RUNS>; 2] = [
+                olds.by_ref().take(MAX_RUNS).collect(),
+                news.by_ref().take(MAX_RUNS).collect(),
+            ];
+            let [olds, news] = &batch;
+            if olds.is_empty() {
+                return true;
+            }
+            if reservation.trade(olds, news).stopped.is_some() {
+                return false;
+            }
+        }
     }
 
     /// Where it stands.

@@ -25,7 +25,8 @@ impl<F: FrameMap> Kernel<F> {
     pub(super) fn obey_bench(&mut self, line: &str) {
         let pace = line.strip_prefix("pace ").map(str::parse);
         match line {
-            "move" => self.move_holes(),
+            "move" => self.move_holes(false),
+            "move pairs" => self.move_holes(true),
             "scatter" => self.scatter(),
             "compact" => self.balloon.compact(),
             "ask" => self.balloon.ask_again(),
@@ -54,11 +55,14 @@ impl<F: FrameMap> Kernel<F> {
         Some((holes, ours))
     }
 
-    /// Whether `at` holds what `of` was filled with.
-    fn is_content(&self, at: FrameRange, of: FrameRange) -> bool {
-        at.frames()
-            .zip(of.frames())
-            .all(|(at, of)| self.ram.holds(frame_of(at), word_of(frame_of(of))))
+    /// Whether `at` holds what `of` was filled with, or the same backwards.
+    fn is_content(&self, at: FrameRange, of: FrameRange, backwards: bool) -> bool {
+        let last = at.count().get().saturating_sub(1);
+        at.frames().zip(0..).all(|(at, n)| {
+            let n = if backwards { last - n } else { n };
+            let of = Frame::new(of.start().get() + n);
+            self.ram.holds(frame_of(at), word_of(of))
+        })
     }
 
     /// Fills `at` with the pattern of `of`.
@@ -69,15 +73,16 @@ impl<F: FrameMap> Kernel<F> {
     }
 
     /// Trades free frames for ballooned ones and back again: the content has to
-    /// come along both times.
-    pub(super) fn move_holes(&mut self) {
+    /// come along both times. In pairs of no neighbours, the last one for the
+    /// first, or as they lie.
+    pub(super) fn move_holes(&mut self, apart: bool) {
         let Some((holes, ours)) = self.pair() else {
             println!("@moved frames=0");
             return;
         };
         let calls = self.balloon.counters().hypercalls;
         let begun = time();
-        let there = self.balloon.trade(holes, ours);
+        let there = self.balloon.trade(holes, ours, apart);
         let nanos = time().saturating_sub(begun).get();
         let calls = self.balloon.counters().hypercalls - calls;
         // The holes are memory now, and nobody else's until they are holes again.
@@ -86,12 +91,12 @@ impl<F: FrameMap> Kernel<F> {
         if there && !keeps {
             self.fill_as(holes, ours);
         }
-        let came = there && self.is_content(holes, ours);
-        let back = there && self.balloon.trade(ours, holes);
+        let came = there && self.is_content(holes, ours, apart && keeps);
+        let back = there && self.balloon.trade(ours, holes, apart);
         if back && !keeps {
             self.fill_as(ours, ours);
         }
-        let whole = back && self.is_content(ours, ours);
+        let whole = back && self.is_content(ours, ours, false);
         if !(there && came && back && whole) {
             println!("@verify FAIL moved there={there} came={came} back={back} whole={whole}");
             return;
@@ -118,9 +123,9 @@ impl<F: FrameMap> Kernel<F> {
         let begun = time();
         let there = self.copy(holes, ours);
         let nanos = time().saturating_sub(begun).get();
-        let came = there && self.is_content(holes, ours);
+        let came = there && self.is_content(holes, ours, false);
         let back = self.copy(ours, holes);
-        if !(came && back && self.is_content(ours, ours)) {
+        if !(came && back && self.is_content(ours, ours, false)) {
             println!("@verify FAIL copied there={there} came={came} back={back}");
             return;
         }
