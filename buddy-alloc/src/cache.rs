@@ -12,8 +12,20 @@ const CLASSES: [(u32, u32); 5] = if cfg!(loom) {
     [(0, 128), (1, 64), (2, 32), (3, 16), (9, 8)]
 };
 
-/// Deepest stack.
-const SLOTS: usize = CLASSES[0].1 as usize;
+/// Where each stack starts among the slots, and behind the last one.
+#[expect(clippy::indexing_slicing, reason = "at compile time")]
+const STARTS: [u32; CLASSES.len() + 1] = {
+    let mut starts = [0; CLASSES.len() + 1];
+    let mut class = 0;
+    while class < CLASSES.len() {
+        starts[class + 1] = starts[class] + CLASSES[class].1;
+        class += 1;
+    }
+    starts
+};
+
+#[expect(clippy::indexing_slicing, reason = "at compile time")]
+const SLOTS: usize = STARTS[CLASSES.len()] as usize;
 
 /// The stack of an order.
 #[inline(always)]
@@ -30,27 +42,20 @@ pub(crate) fn orders() -> impl Iterator<Item = u32> {
     CLASSES.iter().map(|&(order, _)| order)
 }
 
-#[derive(Debug)]
-struct Stack {
-    len: AtomicU32,
-    slots: [AtomicU32; SLOTS],
-}
-
-/// The caches of one CPU. Two lines apart from the next CPU's.
+/// The caches of one CPU, 1 KiB. Two lines apart from the next CPU's.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct CpuCache {
-    stacks: [Stack; CLASSES.len()],
+    lens: [AtomicU32; CLASSES.len()],
+    /// One stack behind the other.
+    slots: [AtomicU32; SLOTS],
 }
 
 impl CpuCache {
     pub(crate) fn new() -> Self {
-        let stack = || Stack {
-            len: AtomicU32::new(0),
-            slots: core::array::from_fn(|_| AtomicU32::new(0)),
-        };
         Self {
-            stacks: core::array::from_fn(|_| stack()),
+            lens: core::array::from_fn(|_| AtomicU32::new(0)),
+            slots: core::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
 
@@ -67,40 +72,41 @@ impl CpuCache {
 
     #[inline]
     pub(crate) fn len(&self, class: usize) -> u32 {
-        self.stacks
-            .get(class)
-            .map_or(0, |stack| stack.len.load(Relaxed))
+        self.lens.get(class).map_or(0, |len| len.load(Relaxed))
+    }
+
+    /// The slot of an entry counted from the oldest; `None` beyond the limit of the stack.
+    #[inline(always)]
+    fn slot(&self, class: usize, index: u32) -> Option<&AtomicU32> {
+        let start = STARTS.get(class).filter(|_| index < Self::limit(class))?;
+        self.slots.get((start + index) as usize)
     }
 
     /// Entry `index` counted from the oldest.
     #[inline]
     pub(crate) fn get(&self, class: usize, index: u32) -> Option<usize> {
-        let slot = self.stacks.get(class)?.slots.get(index as usize)?;
-        Some(slot.load(Relaxed) as usize)
+        Some(self.slot(class, index)?.load(Relaxed) as usize)
     }
 
     /// Takes the newest entry off. Owner only.
     #[inline(always)]
     pub(crate) fn pop(&self, class: usize) -> Option<usize> {
-        let stack = self.stacks.get(class)?;
-        let top = stack.len.load(Relaxed).wrapping_sub(1);
+        let len = self.lens.get(class)?;
+        let top = len.load(Relaxed).wrapping_sub(1);
         // Also how an empty stack is told.
-        let slot = stack.slots.get(top as usize)?;
-        stack.len.store(top, Relaxed);
+        let slot = self.slot(class, top)?;
+        len.store(top, Relaxed);
         Some(slot.load(Relaxed) as usize)
     }
 
     /// Adds an entry; false if the stack is full. Owner only.
     #[inline(always)]
     pub(crate) fn push(&self, class: usize, entry: usize) -> bool {
-        let Some(stack) = self.stacks.get(class) else {
+        let Some(len) = self.lens.get(class) else {
             return false;
         };
-        let len = stack.len.load(Relaxed);
-        if len >= Self::limit(class) {
-            return false;
-        }
-        let Some(slot) = stack.slots.get(len as usize) else {
+        let top = len.load(Relaxed);
+        let Some(slot) = self.slot(class, top) else {
             return false;
         };
         #[expect(
@@ -108,23 +114,23 @@ impl CpuCache {
             reason = "a span has at most 2^29 frames"
         )]
         slot.store(entry as u32, Relaxed);
-        stack.len.store(len + 1, Relaxed);
+        len.store(top + 1, Relaxed);
         true
     }
 
     /// Forgets the oldest `count` entries. Owner only.
     pub(crate) fn drop_oldest(&self, class: usize, count: u32) {
-        let Some(stack) = self.stacks.get(class) else {
+        let Some(len) = self.lens.get(class) else {
             return;
         };
-        let left = stack.len.load(Relaxed).saturating_sub(count);
-        for (to, from) in stack
-            .slots
-            .iter()
-            .zip(stack.slots.iter().skip(count as usize))
-        {
-            to.store(from.load(Relaxed), Relaxed);
+        let left = len.load(Relaxed).saturating_sub(count);
+        for index in 0..left {
+            if let (Some(to), Some(from)) =
+                (self.slot(class, index), self.slot(class, index + count))
+            {
+                to.store(from.load(Relaxed), Relaxed);
+            }
         }
-        stack.len.store(left, Relaxed);
+        len.store(left, Relaxed);
     }
 }

@@ -160,13 +160,15 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         let bit = self.bits.bit(entry)?;
         // Both tables are looked up at once; the locked operation waits for the other.
         bit.prefetch();
-        if !self.nodes.is_used_head(entry, order) {
+        let peek = self.nodes.peek(entry)?;
+        let node = peek.get();
+        if !node.is_used_head(entry % 2 == 1, order) {
             return None;
         }
         if !bit.put() {
             return Some(Err(FreeError::DoubleFree));
         }
-        if !self.nodes.is_used_head(entry, order) {
+        if peek.get() != node && !self.nodes.is_used_head(entry, order) {
             return Some(self.refused(entry, order));
         }
         if !cache.push(class, entry) {
@@ -270,11 +272,12 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     /// Makes an entry of a cache the caller's, if it still can be and is what the cache says.
     #[inline(always)]
     fn claim(&self, entry: usize, order: u32) -> Option<Frame> {
+        // Found before the locked operation, read after it.
+        let (peek, number) = (self.nodes.peek(entry)?, self.nodes.frame(entry));
         if !self.bits.bit(entry)?.claim() {
             return None;
         }
-        let number = self.nodes.frame(entry);
-        if self.nodes.is_used_head(entry, order) {
+        if peek.get().is_used_head(entry % 2 == 1, order) {
             return Some(Frame::new(number));
         }
         self.release_claimed(number);

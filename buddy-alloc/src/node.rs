@@ -15,7 +15,7 @@
 //! Everything but the links sits in the upper 32 bits, so that a reader without the lock never
 //! sees a torn state.
 
-use crate::storage::Cells;
+use crate::storage::{Cells, Upper};
 
 /// Width of a link: a pair number inside the zone. All 2^28 values are pairs; "none" is a link of
 /// a node to itself, so no value doubles as sentinel.
@@ -31,6 +31,14 @@ const SINGLE: u64 = 19;
 const HALF: u64 = 1 << 61;
 const HOT: u64 = 1 << 62;
 const FREE: u64 = 1 << 63;
+
+/// Which bits say that the even frame of a pair is used on its own, and how; likewise the odd one.
+const USED_EVEN: (u64, u64) = used_single(KIND_EVEN);
+const USED_ODD: (u64, u64) = used_single(KIND_ODD);
+
+const fn used_single(kind: u32) -> (u64, u64) {
+    (u64::MAX << CODE | 15 << kind, (Kind::Used as u64) << kind)
+}
 
 /// What holds frames that are not free. At most 13 values fit beside the list links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,14 +136,15 @@ impl Node {
             const WITHOUT_LINKS: u64 = u64::MAX << KIND_EVEN;
             return !odd && self.0 & WITHOUT_LINKS == Self::held_block(Kind::Used, order).0;
         }
-        let state = self.0 >> CODE;
-        if state == 0 {
-            let shift = KIND_EVEN + (KIND_ODD - KIND_EVEN) * odd as u32;
-            return (self.0 >> shift) & 15 == Kind::Used as u64;
+        // Neither frame is free or part of a larger block.
+        let (of, used) = if odd { USED_ODD } else { USED_EVEN };
+        if self.0 & of == used {
+            return true;
         }
         // The other frame of the pair is free.
         let half = if odd { 0 } else { HALF };
-        state & !(HOT >> CODE) == ((FREE | half) >> CODE) | (SINGLE + Kind::Used as u64)
+        const STATE: u64 = u64::MAX << CODE & !HOT;
+        self.0 & STATE == FREE | half | ((SINGLE + Kind::Used as u64) << CODE)
     }
 
     /// For a free single frame: whether it is the odd one.
@@ -257,10 +266,10 @@ impl<'m> Nodes<'m> {
         Node(self.cells.load(pair as usize))
     }
 
-    /// A node for readers without the lock: all but the links.
-    #[inline]
-    pub(crate) fn peek(&self, pair: usize) -> Node {
-        Node(self.cells.load_upper(pair))
+    /// A node for readers without the lock.
+    #[inline(always)]
+    pub(crate) fn peek(&self, pair: usize) -> Option<Peek<'m>> {
+        self.cells.upper(pair).map(Peek)
     }
 
     /// Asks for the cache line of a node.
@@ -279,6 +288,17 @@ impl<'m> Nodes<'m> {
     #[inline]
     pub(crate) fn set(&self, pair: u32, node: Node) {
         self.cells.store(pair as usize, node.0);
+    }
+}
+
+/// A node as readers without the lock see it: all but the links.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peek<'m>(Upper<'m>);
+
+impl Peek<'_> {
+    #[inline(always)]
+    pub(crate) fn get(self) -> Node {
+        Node(self.0.load())
     }
 }
 

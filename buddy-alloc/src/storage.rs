@@ -39,11 +39,6 @@ impl<'m> Cells<'m> {
         }
     }
 
-    #[cfg(loom)]
-    fn touch(&self) {
-        self.order.fetch_add(1, Relaxed);
-    }
-
     /// Asks for the cache line of a word.
     #[inline(always)]
     pub(crate) fn prefetch(&self, index: usize) {
@@ -69,7 +64,7 @@ impl<'m> Cells<'m> {
     #[inline]
     pub(crate) fn store(&self, index: usize, value: u64) {
         #[cfg(loom)]
-        self.touch();
+        self.order.fetch_add(1, Relaxed);
         #[cfg(test)]
         accesses::count();
         if let Some(word) = self.words.get(index) {
@@ -77,22 +72,14 @@ impl<'m> Cells<'m> {
         }
     }
 
-    /// A word of which only the upper 32 bits are meaningful.
-    #[cfg(target_pointer_width = "64")]
-    #[inline]
-    pub(crate) fn load_upper(&self, index: usize) -> u64 {
-        #[cfg(loom)]
-        self.touch();
-        self.load(index)
-    }
-
-    /// A word of which only the upper 32 bits are meaningful.
-    #[cfg(not(target_pointer_width = "64"))]
-    #[inline]
-    pub(crate) fn load_upper(&self, index: usize) -> u64 {
-        self.words
-            .get(index)
-            .map_or(0, |[_, high]| u64::from(high.load(Relaxed)) << 32)
+    /// The upper 32 bits of a word, for readers without the lock; nothing beyond the end.
+    #[inline(always)]
+    pub(crate) fn upper(&self, index: usize) -> Option<Upper<'m>> {
+        Some(Upper {
+            word: self.words.get(index)?,
+            #[cfg(loom)]
+            order: self.order,
+        })
     }
 
     /// A word; zero beyond the end.
@@ -113,6 +100,27 @@ impl<'m> Cells<'m> {
             low.store(value as u32, Relaxed);
             high.store((value >> 32) as u32, Relaxed);
         }
+    }
+}
+
+/// The upper half of a word that its owner writes to at any time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Upper<'m> {
+    word: &'m Word,
+    #[cfg(loom)]
+    order: &'m crate::sync::AtomicU32,
+}
+
+impl Upper<'_> {
+    /// The whole word, of which only the upper 32 bits are meaningful.
+    #[inline(always)]
+    pub(crate) fn load(self) -> u64 {
+        #[cfg(loom)]
+        self.order.fetch_add(1, Relaxed);
+        #[cfg(target_pointer_width = "64")]
+        return self.word.load(Relaxed);
+        #[cfg(not(target_pointer_width = "64"))]
+        return u64::from(self.word[1].load(Relaxed)) << 32;
     }
 }
 

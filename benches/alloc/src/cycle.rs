@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use crate::peers::SMALL_PAGES;
+use crate::pool::SMALL_PAGES;
 use crate::work::{FRAMES, IN_PAGE_FRAMES, now};
 use crate::{Candidate, Frames, Random, heap};
 

@@ -20,6 +20,7 @@ mod flat;
 mod heap;
 mod ours;
 mod peers;
+mod pool;
 mod work;
 
 use std::collections::BTreeMap;

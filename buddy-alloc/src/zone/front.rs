@@ -20,7 +20,7 @@ use crate::cache::class_of;
 use crate::cached_bits::CachedBits;
 use crate::error::FreeError;
 use crate::frame::FrameRange;
-use crate::node::{Kind, Nodes, Slot};
+use crate::node::{Kind, Node, Nodes, Peek, Slot};
 
 impl<'m> Zone<'m> {
     /// A view of the nodes for readers without the lock.
@@ -166,11 +166,16 @@ impl NodeView<'_> {
         self.base + entry as u64
     }
 
-    /// Whether a used block of this order starts at an entry. Stable for the owner of the block;
-    /// false beyond the end of the zone.
+    /// The node of an entry, for another look; `None` beyond the end of the zone.
+    #[inline(always)]
+    pub(crate) fn peek(&self, entry: usize) -> Option<Peek<'_>> {
+        self.nodes.peek(entry / 2)
+    }
+
+    /// Whether a used block of this order starts at an entry. Stable for the owner of the block.
     #[inline(always)]
     pub(crate) fn is_used_head(&self, entry: usize, order: u32) -> bool {
-        let node = self.nodes.peek(entry / 2);
+        let node = self.peek(entry).map_or(Node::ZERO, Peek::get);
         node.is_used_head(entry % 2 == 1, order)
     }
 
@@ -179,7 +184,7 @@ impl NodeView<'_> {
     #[inline]
     pub(crate) fn prefetch_release(&self, entry: usize, order: u32) {
         let buddy = entry ^ (1 << order);
-        let node = self.nodes.peek(buddy / 2);
+        let node = self.peek(buddy).map_or(Node::ZERO, Peek::get);
         if node.is_free_head(buddy % 2 == 1, order) {
             self.nodes.prefetch_neighbours(node);
         }

@@ -90,6 +90,22 @@ fn blocks_kept_for_breaking_leave_the_others_whole() {
     );
 }
 
+/// A block set aside is one no more when it is whole again, whether it can merge further or not.
+#[test]
+fn a_block_set_aside_is_let_go_when_it_is_whole() {
+    for max in [9, 10, 18] {
+        let config = Config::new().with_max_order(order(max)).with_breakable(2);
+        with_zone(4096, config, Backing::Untouched, |zone| {
+            let frames = [(); 600].map(|()| zone.allocate(Order::FRAME, Preference::Any).unwrap());
+            assert_eq!(zone.stats().breakable, 2);
+            for frame in frames {
+                zone.free(frame, Order::FRAME).unwrap();
+            }
+            assert_eq!(zone.stats().breakable, 0, "blocks up to order {max}");
+        });
+    }
+}
+
 #[test]
 fn regions_are_found_by_density_and_by_gain() {
     with_zone(1 << 14, Config::new(), Backing::Untouched, |zone| {

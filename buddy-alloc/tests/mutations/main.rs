@@ -9,11 +9,12 @@
 //! ```
 //!
 //! `MUTATION=words` makes only those whose description contains the words.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use core::time::Duration;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const LIST: &str = include_str!("list.tsv");
 /// A mutation that never ends has been found too.
