@@ -1,8 +1,13 @@
 //! The transport itself: requests of the engine become requests on queues.
 
+mod error;
+mod lane;
+
+pub use error::VirtioError;
+
 use balloon_core::{
     Capabilities, Completer, FrameCount, GivePath, InFlight, Kind, Limits, Migrate, Migration,
-    Order, Outcome, Request, Trade, Transport, TransportError, TransportErrorKind,
+    Order, Outcome, Request, Trade, Transport,
 };
 
 use crate::protocol::{
@@ -15,6 +20,7 @@ use crate::queues::{
 use crate::shape::{
     Encoded, chunk_limits, fits, hint_limits, page_numbers, range_limits, response, told_limits,
 };
+use lane::Lane;
 
 /// A virtio balloon over the queues `Q`, to be stepped by the engine.
 ///
@@ -44,43 +50,6 @@ pub struct VirtioBalloon<Q> {
     counters: Counters,
 }
 
-/// What shares a limit: a queue, or one party's part of a shared one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lane {
-    Inflate,
-    Deflate,
-    Statistics,
-    Hint,
-    Bulk,
-    Report,
-}
-
-impl Lane {
-    const COUNT: usize = 6;
-
-    /// The lane of an answer.
-    const fn of(queue: QueueId, kind: Kind) -> Self {
-        match (queue, kind) {
-            (QueueId::Inflate, _) => Self::Inflate,
-            (QueueId::Deflate, _) => Self::Deflate,
-            (QueueId::Statistics, _) => Self::Statistics,
-            (QueueId::Hint, _) => Self::Hint,
-            (QueueId::Reporting, Kind::Report) => Self::Report,
-            (QueueId::Reporting, _) => Self::Bulk,
-        }
-    }
-
-    const fn queue(self) -> QueueId {
-        match self {
-            Self::Inflate => QueueId::Inflate,
-            Self::Deflate => QueueId::Deflate,
-            Self::Statistics => QueueId::Statistics,
-            Self::Hint => QueueId::Hint,
-            Self::Bulk | Self::Report => QueueId::Reporting,
-        }
-    }
-}
-
 /// What happened so far, wrapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -91,36 +60,6 @@ pub struct Counters {
     pub unexpected_answers: u32,
     /// Readings of the target given up because it kept changing.
     pub unstable_reads: u32,
-}
-
-/// Why a request was not made or an answer not found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum VirtioError {
-    /// The queue did not take a request, or is beyond repair.
-    #[error("{0:?} queue: {1}")]
-    Queue(QueueId, QueueError),
-    /// More, longer or higher runs than one request may have, or none.
-    #[error("the request exceeds the limits of its path")]
-    TooLarge,
-    /// The device or the policy has no queue for this.
-    #[error("the device offers no such path")]
-    Unsupported,
-    /// The target kept changing while it was read.
-    #[error("the target kept changing while it was read")]
-    Unstable,
-}
-
-impl TransportError for VirtioError {
-    fn kind(&self) -> TransportErrorKind {
-        match self {
-            Self::Queue(_, QueueError::Full) => TransportErrorKind::Full,
-            Self::Queue(_, QueueError::TooLong) | Self::TooLarge => TransportErrorKind::TooLarge,
-            Self::Queue(_, QueueError::Broken) => TransportErrorKind::Broken,
-            Self::Unsupported => TransportErrorKind::Unsupported,
-            Self::Unstable => TransportErrorKind::Unstable,
-        }
-    }
 }
 
 impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {

@@ -1,5 +1,6 @@
 //! Our own virtqueues over a device's registers and memory shared with it.
 
+mod host_request;
 mod layout;
 
 use core::fmt;
@@ -10,11 +11,10 @@ use crate::protocol::{
     ConfigIo, Features, HostRequest, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover,
     needed_config,
 };
-use crate::queues::{
-    Body, Capacity, HostRequestQueue, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId,
-};
+use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
 use crate::ring::{Access, DESCRIPTOR, Ring, Segment, store_bytes};
 use crate::{DmaRegion, MappedPci};
+use host_request::{REQUEST_BYTES, read_request};
 use layout::{Buffers, Layout, MAX_DESCRIPTORS, TABLE};
 
 /// Split virtqueues of at most `S` descriptors each, a power of two.
@@ -379,49 +379,6 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
     }
 }
 
-impl<D: Device, M: Dma, const S: usize> HostRequestQueue for Rings<D, M, S> {
-    fn offer(&mut self, request: RequestId) -> Result<(), QueueError> {
-        let queue = QueueId::Hint;
-        let buffers = self.buffers.get(queue.index()).copied();
-        let room = buffers.filter(|buffers| buffers.len >= HostRequest::SIZE);
-        let buffers = room.ok_or(QueueError::TooLong)?;
-        if self.offered.is_some() {
-            return Err(QueueError::Full);
-        }
-        let (ring, memory, _) = self.ring(queue).ok_or(QueueError::TooLong)?;
-        let head = ring.spare().next().ok_or(QueueError::Full)?;
-        let place = buffers.base + usize::from(head) * buffers.stride;
-        let segment = Segment {
-            address: memory.address().wrapping_add(place as u64),
-            len: REQUEST_BYTES,
-            access: Access::Write,
-        };
-        ring.submit(memory, request, core::iter::once(segment))?;
-        self.offered = Some((request, place));
-        Ok(())
-    }
-
-    fn take_host_request(&mut self) -> Option<[u8; HostRequest::SIZE]> {
-        self.host_request.take()
-    }
-}
-
-const REQUEST_BYTES: u32 = 16;
-const _: () = assert!(
-    HostRequest::SIZE == REQUEST_BYTES as usize,
-    "a request of the host"
-);
-
-/// Copies a request of the host.
-fn read_request(memory: &impl Dma, place: usize) -> [u8; HostRequest::SIZE] {
-    let mut bytes = [0; HostRequest::SIZE];
-    let (halves, _) = bytes.as_chunks_mut::<2>();
-    for (offset, half) in (place..).step_by(2).zip(halves) {
-        *half = memory.load16(offset).to_le_bytes();
-    }
-    bytes
-}
-
 impl<D: Device, M, const S: usize> ConfigIo for Rings<D, M, S> {
     fn config_len(&self) -> usize {
         self.device.config_len()
@@ -450,38 +407,4 @@ impl<D, M, const S: usize> fmt::Debug for Rings<D, M, S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::VirtioBalloon;
-    use crate::fake::{FakeDevice, NoDelay, Profile};
-    use balloon_core::testing::check_transport_laws;
-    use balloon_core::{FrameCount, FrameRange, Pfn};
-    use core::ptr::NonNull;
-
-    /// The whole driver over raw memory, both ends in this process: what Miri
-    /// is to see of the unsafe code.
-    #[test]
-    fn requests_travel_through_raw_memory() {
-        const BYTES: usize = Rings::<FakeDevice, DmaRegion, 2>::DMA_BYTES;
-        #[repr(align(16))]
-        struct Memory([u8; BYTES]);
-        let mut memory = Memory([0xff; BYTES]);
-        let base = NonNull::from(&mut memory.0).cast();
-        // SAFETY: aligned, outlives both ends, and only they access it.
-        let ours = unsafe { DmaRegion::new(base, 0x1_0000, BYTES) };
-        // SAFETY: as above; this is the device behind the driver.
-        let theirs = unsafe { DmaRegion::new(base, 0x1_0000, BYTES) };
-        let device = FakeDevice::new(Profile::qemu(Features::PAGE_REPORTING), theirs);
-        let mut balloon: VirtioBalloon<Rings<FakeDevice<DmaRegion>, DmaRegion, 2>> =
-            VirtioBalloon::bring_up(device, ours, &Policy::new(), &mut NoDelay)
-                .map_err(|refused| refused.error)
-                .unwrap();
-        let frames = FrameRange::new(Pfn::new(0x1000), FrameCount::new(512)).unwrap();
-        check_transport_laws(&mut balloon, frames, |balloon| {
-            for queue in QueueId::ALL {
-                balloon.queues_mut().device_mut().serve(queue);
-            }
-        });
-        assert!(balloon.queues().counters().answers >= 3);
-    }
-}
+mod tests;
