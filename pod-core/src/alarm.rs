@@ -115,3 +115,37 @@ impl Pod<'_> {
         alarm
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{Content, World};
+    use crate::{Config, Gfn};
+
+    #[test]
+    fn the_estimate_is_what_is_left_at_the_rate_that_was_seen() {
+        let mut config = Config::new(FrameCount::new(4096));
+        config.slack = FrameCount::ZERO;
+        let mut world = World::built(&config, 2048, 8192, 1);
+        let look = |world: &mut World, second: u64| {
+            world.with(|p, s| p.observe(s, Duration::from_secs(second)))
+        };
+        let first = look(&mut world, 0);
+        assert_eq!(
+            (first.level, first.debt.get(), first.dry_in),
+            (Level::Racing, 2048, None)
+        );
+        // A superpage a second, and no balloon.
+        for second in 1..=3 {
+            assert!(world.write(0, Gfn::new(512 * second), Content::Data(1)));
+            let alarm = look(&mut world, second);
+            assert_eq!((alarm.level, alarm.even_in), (Level::Losing, None));
+        }
+        // The rate is a mean in which the last second counts half: 448 of 512.
+        let alarm = look(&mut world, 3);
+        assert_eq!(alarm.cache.get(), 512);
+        assert_eq!(alarm.dry_in.map(|d| d.as_millis()), Some(1142));
+        assert!(world.write(0, Gfn::new(0), Content::Data(1)));
+        assert_eq!(look(&mut world, 4).level, Level::Dry);
+    }
+}

@@ -320,3 +320,29 @@ impl Cache<'_> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::Memory;
+    use crate::{Config, Pod, Sizes};
+
+    #[test]
+    fn small_demands_break_what_is_set_aside_and_leave_other_pieces_whole() {
+        for (set_aside, expected) in [(1, 0), (0, 2 * 512)] {
+            let mut config = Config::new(FrameCount::new(8 * 512));
+            config.rules.set_aside = set_aside;
+            let mut memory = Memory::new(&Sizes::for_guest(&config, config.limit, 1));
+            let Ok(mut pod) = Pod::new(config, memory.storage()) else {
+                panic!("a legal configuration");
+            };
+            let (mut cache, node) = (pod.cache(), Node::default());
+            for (mfn, order) in [(0, 9), (512, 9), (2 * 512, 3)] {
+                let frame = Frame::from_cache(Mfn::new(mfn), Order::clamped(order));
+                assert!(cache.insert(frame, node, false).is_ok());
+            }
+            let taken = cache.take(Order::FRAME, node).map(|f| f.mfn().get());
+            assert_eq!(taken, Some(expected));
+        }
+    }
+}

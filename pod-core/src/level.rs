@@ -309,6 +309,13 @@ impl Level<'_> {
         (head != NIL).then_some(head)
     }
 
+    /// All blocks, list by list.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &Block> {
+        let heads = self.lists.heads.iter().flatten().flatten();
+        heads.flat_map(|head| core::iter::successors(self.get(*head), |block| self.get(block.next)))
+    }
+
     /// Checks chains, lists and best orders against the bits; used slots if all agree.
     pub(crate) fn audit(&self) -> Option<u32> {
         let mut used = 0;

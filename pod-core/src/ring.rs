@@ -19,6 +19,8 @@ pub struct Lane {
     len: u8,
     depth: u8,
     calm: u8,
+    /// The depth does not adapt, and no more regions are remembered than it says.
+    fixed: bool,
 }
 
 impl Lane {
@@ -29,17 +31,27 @@ impl Lane {
         len: 0,
         depth: DEPTH_MIN,
         calm: 0,
+        fixed: false,
     };
 
     pub(crate) fn fixed(&mut self, depth: Option<u8>) {
         if let Some(depth) = depth {
             self.depth = depth.clamp(1, DEPTH_MAX);
+            self.fixed = true;
         }
     }
 
     #[cfg(test)]
     pub(crate) const fn depth(&self) -> u8 {
         self.depth
+    }
+
+    /// Regions from the oldest on, and the two numbers that adapt.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn contents(&self) -> (impl Iterator<Item = u32>, [u8; 2]) {
+        let from = usize::from(self.first);
+        let slots = self.slots.iter().cycle().skip(from).copied();
+        (slots.take(usize::from(self.len)), [self.depth, self.calm])
     }
 
     fn at(&mut self, i: u8) -> Option<&mut u32> {
@@ -56,7 +68,8 @@ impl Lane {
         {
             return;
         }
-        if self.len == DEPTH_MAX {
+        let most = if self.fixed { self.depth } else { DEPTH_MAX };
+        if self.len >= most {
             self.pop();
         }
         let len = self.len;
@@ -130,5 +143,18 @@ mod tests {
             lane.push(region);
         }
         assert_eq!((lane.pop(), lane.len), (Some(236), 63));
+    }
+
+    #[test]
+    fn a_fixed_lane_remembers_no_more_than_its_depth() {
+        let mut lane = Lane::EMPTY;
+        lane.fixed(Some(2));
+        for region in 1..6 {
+            lane.push(region);
+        }
+        assert_eq!(
+            [lane.pop(), lane.pop(), lane.pop()],
+            [Some(4), Some(5), None]
+        );
     }
 }

@@ -3,7 +3,9 @@
 //! One pass has two halves. The first looks at whole superpages and leaves each at the first page
 //! that is not filled, so a guest full of data costs a few looks per superpage. Only the second
 //! looks at single pages, and skips regions in which every page was seen in use and none was
-//! written since. A guest is out of memory only when a complete pass found nothing.
+//! written since. A guest is out of memory only when a complete pass found nothing, and to know
+//! that costs a look, one cache line, at each page: no summary of a superpage says that none of
+//! its pages is zero.
 
 use crate::pod::Dying;
 use crate::reclaim::Visit;
@@ -32,6 +34,12 @@ impl SweepState {
         left: 0,
         phase: Phase::Idle,
     };
+
+    /// Next region, regions left, and the half.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) const fn contents(&self) -> (u32, u32, u8) {
+        (self.at, self.left, self.phase as u8)
+    }
 }
 
 /// Answer of one step of the sweep.

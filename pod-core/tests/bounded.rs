@@ -1,7 +1,7 @@
 //! Work per call against 1 TiB in which nothing can be reclaimed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use pod_core::sim::{Content, Full, Memory, World};
+use pod_core::sim::{Content, Full, Memory, Sim, World};
 use pod_core::{
     Budget, CoalesceStep, Config, Content as Moved, Demand, Entry, FrameCount, Gfn, Leave, Mfn,
     Order, Pattern, PinError, Pod, Policy, Progress, ReclaimStep, Sizes, Toucher, Vcpu, Wait,
@@ -110,6 +110,16 @@ fn no_operation_on_a_range_of_a_tebibyte_exceeds_its_budget() {
 }
 
 #[test]
+fn a_giga_page_that_cannot_be_is_tried_once_in_a_pass() {
+    let max = 1 << 24;
+    full(max, 1, |pod, host| {
+        let before = host.work();
+        while step(host, |h, b| pod.coalesce_step(h, b)) == Ok(CoalesceStep::More) {}
+        assert!(host.work() - before <= 4 * max / SUPER);
+    });
+}
+
+#[test]
 fn no_relocation_exceeds_its_budget() {
     full(TIB, 1 << 20, |pod, host| {
         let holes = FrameCount::new(8 * SUPER);
@@ -189,41 +199,103 @@ fn pages_that_only_look_empty_keep_every_call_within_its_budget() {
     }
 }
 
+/// One call, see [`step`].
+fn world_step<R>(
+    world: &mut World,
+    call: impl FnOnce(&mut Pod<'_>, &mut Sim, &mut Budget) -> R,
+) -> R {
+    let (mut budget, before) = (Budget::default(), world.sim.page_work());
+    let result = world.with(|pod, sim| call(pod, sim, &mut budget));
+    let (used, work) = (u64::from(budget.used()), world.sim.page_work() - before);
+    assert!(used <= LIMIT && work <= LIMIT, "{used} looks, {work} done");
+    result
+}
+
 /// All operations; none does more than its budget says.
 fn whole_life(world: &mut World) {
-    fn step<R>(
-        world: &mut World,
-        call: impl FnOnce(&mut Pod<'_>, &mut pod_core::sim::Sim, &mut Budget) -> R,
-    ) -> R {
-        let (mut budget, before) = (Budget::default(), world.sim.page_work());
-        let result = world.with(|pod, sim| call(pod, sim, &mut budget));
-        let (used, work) = (u64::from(budget.used()), world.sim.page_work() - before);
-        assert!(used <= LIMIT && work <= LIMIT, "{used} looks, {work} done");
-        result
-    }
     let by = Toucher::Vcpu(Vcpu::new(0));
     for i in 0..24 {
         let touched = Gfn::new((5 + i % 3) * SUPER + i);
         let largest = if i % 2 == 0 { Order::MAX } else { Order::FRAME };
-        let answer = step(world, |p, s, b| p.demand(s, touched, by, largest, b));
+        let answer = world_step(world, |p, s, b| p.demand(s, touched, by, largest, b));
         assert!(answer.is_ok());
         let count = FrameCount::new(SUPER);
-        let pinned = step(world, |p, s, b| p.pin(s, Gfn::new(7 * SUPER), count, b));
+        let pinned = world_step(world, |p, s, b| p.pin(s, Gfn::new(7 * SUPER), count, b));
         let out_of_frames = Demand::Exhausted(Policy::Pause);
         assert!(
             pinned.is_ok_and(|p| p.done <= count)
                 || matches!(pinned, Err(PinError::Unavailable(_, d)) if d == out_of_frames)
         );
-        assert!(step(world, |p, s, b| p.reclaim_step(s, b)).is_ok());
-        assert!(step(world, |p, s, b| p.coalesce_step(s, b)).is_ok());
+        assert!(world_step(world, |p, s, b| p.reclaim_step(s, b)).is_ok());
+        assert!(world_step(world, |p, s, b| p.coalesce_step(s, b)).is_ok());
     }
     let all = |at: u64| (Gfn::new(at), FrameCount::new(7 * SUPER - at));
     for leave in [Leave::Promise(Pattern::ZERO), Leave::Hole] {
         range(1, 7 * SUPER, |gfn, count| {
-            let given = step(world, |p, s, b| p.release(s, gfn, count, leave, b));
+            let given = world_step(world, |p, s, b| p.release(s, gfn, count, leave, b));
             given.unwrap().progress
         });
     }
     let (gfn, count) = all(1);
-    assert!(step(world, |p, s, b| p.mark(s, gfn, count, Pattern::ZERO, b)).is_ok());
+    assert!(world_step(world, |p, s, b| p.mark(s, gfn, count, Pattern::ZERO, b)).is_ok());
+}
+
+/// The oldest recent region fails the check at its last page, and so does the next, or it is
+/// filled and has to be cleared; then the touch itself has a superpage to fill.
+#[test]
+fn recent_regions_and_the_touch_together_stay_within_the_budget() {
+    const POISON: u64 = 0x5555;
+    let mut config = Config::new(FrameCount::new(8 * SUPER));
+    config.slack = FrameCount::ZERO;
+    config.patterns[1] = POISON;
+    config.patterns_used = 2;
+    for last in [Content::Filled(POISON), Content::Late(1)] {
+        let mut world = World::built(&config, 3 * SUPER + 1, 16 * SUPER, 1);
+        world.sim.traits.max_order = Order::FRAME;
+        let words = [Content::ZERO, Content::Filled(POISON), Content::Data(1)];
+        let ends = [Content::Late(1), last, Content::Data(1)];
+        for (region, (word, end)) in (0..).zip(words.into_iter().zip(ends)) {
+            let pages = region * SUPER..(region + 1) * SUPER;
+            let written = pages
+                .map(|g| world.write(0, Gfn::new(g), word))
+                .all(|ok| ok);
+            assert!(written && world.write(0, Gfn::new((region + 1) * SUPER - 1), end));
+        }
+        assert!(world.write(0, Gfn::new(3 * SUPER), Content::Data(1)));
+        world.sim.traits.max_order = Order::MAX;
+        let (touched, count) = (Gfn::new(5 * SUPER), FrameCount::new(SUPER));
+        let poison = Pattern::new(1).unwrap();
+        let set = world_step(&mut world, |p, s, b| {
+            p.set_pattern(s, touched, count, poison, b)
+        });
+        assert!(set.unwrap().complete);
+        assert_eq!(world.stats().cache.get(), 0);
+        let by = Toucher::Vcpu(Vcpu::new(0));
+        let mut touch = || {
+            world_step(&mut world, |p, s, b| {
+                p.demand(s, touched, by, Order::MAX, b)
+            })
+        };
+        assert_eq!(touch(), Ok(Demand::Retry(Wait::Sweeping)));
+        while touch() == Ok(Demand::Retry(Wait::Sweeping)) {}
+        let populated = matches!(world.sim.leaf(touched).entry, Entry::Ram { .. });
+        assert!(populated, "{}", world.stats());
+        world.check();
+    }
+}
+
+#[test]
+fn a_pin_of_single_pages_stays_within_the_budget() {
+    let mut world = World::built(
+        &Config::new(FrameCount::new(8 * SUPER)),
+        8 * SUPER,
+        8 * SUPER,
+        1,
+    );
+    world.sim.traits.max_order = Order::FRAME;
+    let calls = range(0, 8 * SUPER, |gfn, count| {
+        world_step(&mut world, |p, s, b| p.pin(s, gfn, count, b)).unwrap()
+    });
+    assert!(calls > 3);
+    world.check();
 }

@@ -1,5 +1,8 @@
 //! Recounting the cache.
 
+#[cfg(any(test, feature = "test-utils"))]
+use alloc::vec::Vec;
+
 use super::Cache;
 use crate::level::{Block, Class};
 use crate::{Mfn, Order};
@@ -54,6 +57,15 @@ impl Cache<'_> {
                 let mfn = self.loose_list().get(i);
                 mfn.is_some_and(|mfn| !self.in_blocks(mfn, Order::FRAME))
             })
+    }
+
+    /// All that steers what the cache does next, in its order: blocks, giga blocks and loose frames.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn contents(&mut self) -> (Vec<Block>, Vec<Block>, Vec<Mfn>) {
+        let blocks = self.pages().listed().copied().collect();
+        let gigas = self.giga_level().listed().copied().collect();
+        let loose = (0..self.state.loose).filter_map(|i| self.loose_list().get(i));
+        (blocks, gigas, loose.collect())
     }
 
     /// Recounts the whole runs that are tied to nobody.

@@ -83,6 +83,7 @@ impl Host for Full {
     }
 
     fn set(&mut self, gfn: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
+        // No leaf of 1 GiB, which would make everything cheaper; and it does not say so.
         let piece = if order >= Order::SUPERPAGE {
             Order::SUPERPAGE
         } else {
@@ -142,11 +143,6 @@ impl Host for Full {
 
     fn dying(&self) -> bool {
         false
-    }
-
-    // No leaf of 1 GiB: that would make everything cheaper.
-    fn max_order(&self, _: Gfn) -> Order {
-        Order::SUPERPAGE
     }
 
     fn written(&mut self, gfn: Gfn) -> bool {

@@ -15,6 +15,7 @@
 mod boot;
 mod full;
 mod host;
+mod key;
 mod map;
 mod program;
 mod table;

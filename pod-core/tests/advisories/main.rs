@@ -1,7 +1,7 @@
 //! What went wrong in eighteen years of populate-on-demand, one test per lesson.
 //!
 //! `xsa_NNN_…` are security advisories, `fix_YYYY_…` other faults, `weakness_N_…` weaknesses that
-//! remain elsewhere; `operations` holds what has no such row. `mutations.tsv` lists, for each
+//! remain elsewhere; `operations` and `superpages` hold what has no such row. `mutations.tsv` lists, for each
 //! test, changes of the engine; all were tried, and each makes its test fail. Where the third
 //! column of a line is `both`, the lesson is guarded twice: one change alone may stay green, all
 //! lines of that test together do not.
@@ -25,6 +25,7 @@
 mod fixes;
 mod mutations;
 mod operations;
+mod superpages;
 mod weaknesses;
 mod xsa;
 
