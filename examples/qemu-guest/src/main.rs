@@ -6,6 +6,6 @@ mod kernel;
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("this is a kernel: build it for x86_64-unknown-none (`cargo xtask image qemu`)");
+    eprintln!("this is a kernel: `cargo xtask image qemu` builds it, or `qemu-aarch64`");
     std::process::exit(1);
 }

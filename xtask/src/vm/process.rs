@@ -213,6 +213,13 @@ impl Vm {
         ))
     }
 
+    /// Ends QEMU at once, as a host that runs out of memory does.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Adds to an error what the guest's `defmt` channel says.
     pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let records = match self.decode() {

@@ -86,6 +86,93 @@ pub(super) fn saved(site: &Site<'_>) -> Result<()> {
     })
 }
 
+/// Back to a snapshot that was taken with a full balloon, in the same QEMU: what happened since did not.
+pub(super) fn snapshot(site: &Site<'_>) -> Result<()> {
+    let machine = site.machine(512).reporting(true).append("fill=all");
+    let file = site.folder.join("snapshots.qcow2");
+    let done = site.with(machine, |vm| {
+        vm.console.wait("freed", BOOT)?;
+        add_disk(vm, &file)?;
+        resize(vm, 256 * MIB)?;
+        check_whole(vm)?;
+        let place = json!({ "tag": "full", "vmstate": "disk", "devices": ["disk"] });
+        job(vm, "snapshot-save", place.clone())?;
+        use_all(vm, 512)?;
+        job(vm, "snapshot-load", place)?;
+        running(vm)?;
+        wait_for(vm, 256 * MIB)?;
+        check_whole(vm)?;
+        use_all(vm, 512)?;
+        vm.finish()
+    });
+    // There is none if QEMU did not start.
+    let _ = std::fs::remove_file(&file);
+    done
+}
+
+/// Adds a disk that can hold snapshots, to no device in particular.
+fn add_disk(vm: &mut Vm, file: &std::path::Path) -> Result<()> {
+    let file = file.to_string_lossy();
+    let place = json!({ "driver": "file", "filename": file, "size": 0 });
+    job(vm, "blockdev-create", json!({ "options": place }))?;
+    let add = |vm: &mut Vm, node| vm.qmp.execute("blockdev-add", node).map(drop);
+    add(
+        vm,
+        json!({ "driver": "file", "node-name": "file", "filename": file }),
+    )?;
+    let disk = json!({ "driver": "qcow2", "file": "file", "size": 1 << 20 });
+    job(vm, "blockdev-create", json!({ "options": disk }))?;
+    add(
+        vm,
+        json!({ "driver": "qcow2", "node-name": "disk", "file": "file" }),
+    )
+}
+
+/// Runs a command of QEMU that takes its time, to its end.
+fn job(vm: &mut Vm, command: &str, mut arguments: Value) -> Result<()> {
+    const ID: &str = "job";
+    if let Some(arguments) = arguments.as_object_mut() {
+        arguments.insert("job-id".to_owned(), json!(ID));
+    }
+    vm.qmp.execute(command, arguments)?;
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let jobs = vm.qmp.execute("query-jobs", json!({}))?;
+        if jobs.pointer("/0/status").and_then(Value::as_str) == Some("concluded") {
+            vm.qmp.execute("job-dismiss", json!({ "id": ID }))?;
+            let error = jobs.pointer("/0/error");
+            ensure!(error.is_none(), "{command} failed: {jobs}");
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{command} does not end: {jobs}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// QEMU dies in the middle of an inflation: the next one knows nothing of it.
+pub(super) fn killed(site: &Site<'_>) -> Result<()> {
+    let machine = site
+        .machine(512)
+        .append("path=pfn")
+        .append("pace=slow")
+        .append("fill=all");
+    site.with(machine.clone(), |vm| {
+        vm.console.wait("freed", BOOT)?;
+        let before = resident(vm.pid())?;
+        vm.qmp.balloon(128 * MIB)?;
+        let fallen = wait_for_fall(vm, before, 8 * MIB)?;
+        ensure!(fallen < 300 * MIB, "it is over: {fallen} bytes were given");
+        vm.kill()
+    })?;
+    site.with(machine.append("pace=fast"), |vm| {
+        vm.console.wait("freed", BOOT)?;
+        resize(vm, 256 * MIB)?;
+        check_whole(vm)?;
+        use_all(vm, 512)?;
+        vm.finish()
+    })
+}
+
 /// The machine is reset with a full balloon: the next start knows nothing of it, and follows the target.
 pub(super) fn reset(site: &Site<'_>) -> Result<()> {
     let machine = site

@@ -36,7 +36,7 @@ const CASES: &[Case] = &[
     Case {
         name: "PFN path",
         about: "the same page by page",
-        boards: &Board::ALL,
+        boards: &[Pc, Microvm, VirtPci],
         run: balloon::pfn_path,
     },
     Case {
@@ -66,7 +66,7 @@ const CASES: &[Case] = &[
     Case {
         name: "storm",
         about: "a hundred targets a second",
-        boards: &[Pc, Microvm, VirtMmio],
+        boards: &[Pc, VirtMmio],
         run: balloon::storm,
     },
     Case {
@@ -106,6 +106,18 @@ const CASES: &[Case] = &[
         run: migration::saved,
     },
     Case {
+        name: "snapshot",
+        about: "back to a snapshot that was taken with a full balloon",
+        boards: &[Pc],
+        run: migration::snapshot,
+    },
+    Case {
+        name: "killed",
+        about: "QEMU dies in the middle of an inflation",
+        boards: &[Pc],
+        run: migration::killed,
+    },
+    Case {
         name: "reset",
         about: "the machine is reset with a full balloon",
         boards: &[Pc, VirtMmio],
@@ -114,7 +126,7 @@ const CASES: &[Case] = &[
     Case {
         name: "tour",
         about: "the targets that simulated and Xen guests follow, too",
-        boards: &[Pc, Microvm, VirtPci],
+        boards: &[Pc, VirtPci],
         run: balloon::tour,
     },
 ];
