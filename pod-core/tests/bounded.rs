@@ -255,10 +255,8 @@ fn recent_regions_and_the_touch_together_stay_within_the_budget() {
         let words = [Content::ZERO, Content::Filled(POISON), Content::Data(1)];
         let ends = [Content::Late(1), last, Content::Data(1)];
         for (region, (word, end)) in (0..).zip(words.into_iter().zip(ends)) {
-            let pages = region * SUPER..(region + 1) * SUPER;
-            let written = pages
-                .map(|g| world.write(0, Gfn::new(g), word))
-                .all(|ok| ok);
+            let mut pages = region * SUPER..(region + 1) * SUPER;
+            let written = pages.all(|g| world.write(0, Gfn::new(g), word));
             assert!(written && world.write(0, Gfn::new((region + 1) * SUPER - 1), end));
         }
         assert!(world.write(0, Gfn::new(3 * SUPER), Content::Data(1)));
