@@ -206,7 +206,7 @@ impl Pod<'_> {
     }
 
     /// Visits the leaves of a range in aligned pieces, each with one kind of entry. The visit
-    /// says where to go on. All but the first leave `reserve` looks of the budget.
+    /// says where to go on. After the first region, `reserve` looks of the budget are left.
     fn walk<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
@@ -216,10 +216,12 @@ impl Pod<'_> {
         mut visit: impl FnMut(&mut Self, &mut H, Piece, &mut Budget) -> Result<Gfn, RangeError>,
     ) -> Result<Progress, RangeError> {
         let Range { start, end } = range;
+        let first = self.regions().index_of(start);
         let mut at = start;
         while at < end {
             self.check_alive(host)?;
-            if at != start && (!budget.covers(1 + reserve) || host.should_yield()) {
+            let within = self.regions().index_of(at) == first || budget.covers(1 + reserve);
+            if at != start && (!within || host.should_yield()) {
                 break;
             }
             budget.spend(1);

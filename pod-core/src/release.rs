@@ -93,6 +93,7 @@ impl Pod<'_> {
             Leave::Promise(p) if p.get() < self.st.cfg.patterns_used => Entry::Promise(p),
             Leave::Promise(_) => return Err(ReleaseError::UnknownPattern),
         };
+        let first = self.regions().index_of(gfn);
         let mut at = gfn;
         let mut batch = Batch::EMPTY;
         let mut settled = Settled::default();
@@ -105,8 +106,9 @@ impl Pod<'_> {
                 self.settle(host, &mut batch, budget);
                 return Err(ReleaseError::Dying);
             }
+            let index = self.regions().index_of(at);
             let affordable = budget.covers(self.region_cost() + batch.to_clear());
-            if at != gfn && (!affordable || host.should_yield()) {
+            if at != gfn && (index != first && !affordable || host.should_yield()) {
                 break;
             }
             budget.spend(1);
@@ -118,7 +120,6 @@ impl Pod<'_> {
             if order > self.superpage() && (clears || order < self.st.cfg.geometry.giga()) {
                 order = self.superpage();
             }
-            let index = self.regions().index_of(at);
             match leaf.at(at) {
                 Entry::Hole => {}
                 Entry::Special => special += order.frames().get(),

@@ -320,3 +320,18 @@ fn a_release_clears_no_more_than_a_superpage_before_it_asks_whether_to_return() 
         assert_eq!(world.sim.work.flushes, flushes + done);
     }
 }
+
+#[test]
+fn the_smallest_budget_is_good_for_a_region() {
+    let mut world = guest(8 * SUPER, 4 * SUPER);
+    world.sim.traits.max_order = Order::FRAME;
+    assert!(dirty(&mut world, 0..2 * SUPER));
+    let (gfn, all) = (Gfn::new(9), frames(2 * SUPER - 9));
+    let tiny = || Budget::new(1);
+    let given = world.with(|p, s| p.release(s, gfn, all, Leave::Hole, &mut tiny()));
+    assert_eq!(given.unwrap().progress.done.get(), SUPER - 9);
+    assert!(release(&mut world, SUPER, SUPER).unwrap().progress.complete);
+    let marked = world.with(|p, s| p.mark(s, gfn, all, Pattern::ZERO, &mut tiny()));
+    assert_eq!(marked.unwrap().done.get(), SUPER - 9);
+    world.check();
+}
