@@ -40,7 +40,7 @@ struct Queue {
     /// The next available entry to read.
     seen: u16,
     used: u16,
-    /// The used index when the driver was last interrupted.
+    /// The used index when it was last asked whether to interrupt.
     signalled: u16,
     notified: u32,
 }
@@ -283,10 +283,8 @@ impl<M: Dma> FakeDevice<M> {
         } else {
             memory.load16(available) & 1 == 0
         };
-        if wanted {
-            queue.signalled = queue.used;
-            self.interrupts += 1;
-        }
+        queue.signalled = queue.used;
+        self.interrupts += u32::from(wanted);
     }
 
     /// Moves the used index without an entry, as no device may.

@@ -135,3 +135,63 @@ fn a_restless_configuration_is_an_error_not_a_hang() {
     );
     assert_eq!(balloon.counters().unstable_reads, 1);
 }
+
+/// Steps and serves until the balloon has this size.
+fn reach(
+    engine: &mut Engine<16>,
+    shared: &Shared<16>,
+    balloon: &mut FakeBalloon<16>,
+    source: &mut FakeSource,
+    size: u32,
+) {
+    let reached = (0..200).any(|_| {
+        shared.signal().used();
+        engine.step(balloon, source, Nanos::ZERO, Budget::SMALL);
+        serve(balloon);
+        device(balloon).actual() == size
+    });
+    assert!(reached, "{:?}", engine.status(source));
+}
+
+#[test]
+fn a_restart_publishes_nothing_then_follows_the_target() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    for policy in [Policy::new(), Policy::new().without_bulk()] {
+        let new_kernel = || -> (&'static Shared<16>, FakeSource) {
+            (
+                Box::leak(Box::default()),
+                FakeSource::new(range(0x100, 2048)),
+            )
+        };
+        let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+        let (shared, mut source) = new_kernel();
+        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        device(&mut balloon).set_target(1000);
+        reach(&mut engine, shared, &mut balloon, &mut source, 1000);
+
+        // A device reset: the same kernel, whose balloon is void.
+        let (device_, memory) = balloon.reset();
+        let again = FakeBalloon::<16>::bring_up(device_, memory, &policy, &mut NoDelay);
+        let mut balloon = again.unwrap();
+        engine.resume(Resume::Reset);
+        assert_eq!(
+            device(&mut balloon).actual(),
+            1000,
+            "what the host believes"
+        );
+        reach(&mut engine, shared, &mut balloon, &mut source, 0);
+        reach(&mut engine, shared, &mut balloon, &mut source, 1000);
+        source.check(FrameCount::ZERO);
+
+        // Another kernel, which nobody told of a balloon.
+        let (device_, memory) = balloon.into_queues().into_parts();
+        let next = FakeBalloon::<16>::bring_up(device_, memory, &policy, &mut NoDelay);
+        let mut balloon = next.unwrap();
+        let (shared, mut source) = new_kernel();
+        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        engine.step(&mut balloon, &mut source, Nanos::ZERO, Budget::SMALL);
+        assert_eq!(device(&mut balloon).actual(), 0);
+        reach(&mut engine, shared, &mut balloon, &mut source, 1000);
+        source.check(FrameCount::ZERO);
+    }
+}

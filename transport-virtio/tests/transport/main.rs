@@ -8,12 +8,13 @@
 
 mod bring_up;
 mod hostile;
+mod kernels;
 mod paths;
 
 use balloon_core::testing::{FakeSource, check_transport_laws};
 use balloon_core::{
     Budget, Capabilities, Engine, FrameCount, FrameRange, GivePath, InFlight, Kind, Ledger, Nanos,
-    Order, Pfn, Policy as Pace, Progress, Run, Shared, Slots, Transport, TransportError,
+    Order, Pfn, Policy as Pace, Progress, Resume, Run, Shared, Slots, Transport, TransportError,
     TransportErrorKind,
 };
 use transport_virtio::fake::{self, FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
