@@ -49,6 +49,15 @@ pub(crate) trait Frames: Sync {
         false
     }
 
+    /// Takes `count` frames for use as ranges and gives them back by `free_batch`, if the allocator
+    /// has such calls.
+    fn allocate_batch(&self, _count: u64, _taken: &mut Vec<(u64, u64)>) -> bool {
+        false
+    }
+
+    /// Gives back what `allocate_batch` took.
+    fn free_batch(&self, _taken: &[(u64, u64)]) {}
+
     /// Bytes of metadata, for `frames` managed frames.
     fn metadata(&self) -> u64;
 }

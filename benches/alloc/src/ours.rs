@@ -60,11 +60,12 @@ fn free(zone: &mut Zone<'_>, frame: u64, order: u32) {
     zone.free(Frame::new(frame), order).unwrap();
 }
 
-fn take(zone: &mut Zone<'_>, mut count: u64, taken: &mut Vec<(u64, u64)>) {
+/// Calls until there are `count` frames, 256 ranges each time.
+fn collect(mut count: u64, taken: &mut Vec<(u64, u64)>, mut call: impl FnMut(&mut RangeBuf<'_>)) {
     let mut places = [FrameRange::block(Frame::new(0), Order::FRAME); BATCH];
     while count > 0 {
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(count));
-        zone.take(TakeAsk::default(), &mut sink);
+        call(&mut sink);
         if sink.ranges().is_empty() {
             return;
         }
@@ -73,6 +74,12 @@ fn take(zone: &mut Zone<'_>, mut count: u64, taken: &mut Vec<(u64, u64)>) {
             count -= range.count().get();
         }
     }
+}
+
+fn take(zone: &mut Zone<'_>, count: u64, taken: &mut Vec<(u64, u64)>) {
+    collect(count, taken, |sink| {
+        zone.take(TakeAsk::default(), sink);
+    });
 }
 
 fn inflate(zone: &mut Zone<'_>, count: u64, taken: &mut Vec<(u64, u64)>) {
@@ -93,6 +100,22 @@ fn deflate(zone: &mut Zone<'_>, taken: &[(u64, u64)]) {
     }
 }
 
+fn allocate_batch(zone: &mut Zone<'_>, count: u64, taken: &mut Vec<(u64, u64)>) {
+    collect(count, taken, |sink| {
+        zone.allocate_batch(Order::FRAME, Preference::Populated, sink);
+    });
+}
+
+fn free_batch(zone: &mut Zone<'_>, taken: &[(u64, u64)]) {
+    for batch in taken.chunks(BATCH) {
+        let mut places = [FrameRange::block(Frame::new(0), Order::FRAME); BATCH];
+        for (place, &(start, count)) in places.iter_mut().zip(batch) {
+            *place = FrameRange::new(Frame::new(start), FrameCount::new(count));
+        }
+        zone.free_batch(&places[..batch.len()]).unwrap();
+    }
+}
+
 macro_rules! balloon {
     ($with:ident) => {
         fn inflate(&self, count: u64, taken: &mut Vec<(u64, u64)>) {
@@ -106,6 +129,15 @@ macro_rules! balloon {
         fn inflate_batch(&self, count: u64, taken: &mut Vec<(u64, u64)>) -> bool {
             self.$with(|zone| take(zone, count, taken));
             true
+        }
+
+        fn allocate_batch(&self, count: u64, taken: &mut Vec<(u64, u64)>) -> bool {
+            self.$with(|zone| allocate_batch(zone, count, taken));
+            true
+        }
+
+        fn free_batch(&self, taken: &[(u64, u64)]) {
+            self.$with(|zone| free_batch(zone, taken));
         }
     };
 }

@@ -91,6 +91,9 @@ pub(crate) fn run_all(
     run("order9", 1, &mut || vec![order9(&*fresh(), 100 / scale)]);
     run("inflate", 1, &mut || balloon(&*fresh(), frames));
     run("inflate_batch", 1, &mut || batch(&*fresh(), frames));
+    run("allocate_batch", 1, &mut || {
+        batch_for_use(&*fresh(), frames)
+    });
     for threads in [1, 2] {
         if threads == 1 || candidate.shared {
             let rounds = 100_000 / scale;
@@ -307,18 +310,48 @@ fn balloon(allocator: &dyn Frames, frames: u64) -> Vec<Run> {
 
 /// The same by ranges: time per frame.
 fn batch(allocator: &dyn Frames, frames: u64) -> Vec<Run> {
+    let names = ["inflate_batch", "deflate_batch"];
+    by_ranges(
+        allocator,
+        frames,
+        names,
+        |count, taken| allocator.inflate_batch(count, taken),
+        |taken| allocator.deflate(taken),
+    )
+}
+
+/// As many frames for use, by ranges, and back.
+fn batch_for_use(allocator: &dyn Frames, frames: u64) -> Vec<Run> {
+    let names = ["allocate_batch", "free_batch"];
+    by_ranges(
+        allocator,
+        frames,
+        names,
+        |count, taken| allocator.allocate_batch(count, taken),
+        |taken| allocator.free_batch(taken),
+    )
+}
+
+fn by_ranges(
+    allocator: &dyn Frames,
+    frames: u64,
+    [there, back]: [&'static str; 2],
+    take: impl Fn(u64, &mut Vec<(u64, u64)>) -> bool,
+    give: impl Fn(&[(u64, u64)]),
+) -> Vec<Run> {
     if !fragment(allocator, frames) {
         return vec![];
     }
     let mut taken = Vec::new();
     let mut watch = Watch::start();
-    if !allocator.inflate_batch(frames / 8 * 7, &mut taken) {
+    if !take(frames / 8 * 7, &mut taken) {
         return vec![];
     }
     watch.ops = taken.iter().map(|&(_, count)| count).sum();
-    let inflate = watch.finish("inflate_batch", 1);
+    let ops = watch.ops;
+    let run = watch.finish(there, 1);
     let mut watch = Watch::start();
-    allocator.deflate(&taken);
-    watch.ops = frames / 8 * 7;
-    vec![inflate, watch.finish("deflate_batch", 1)]
+    give(&taken);
+    watch.ops = ops;
+    vec![run, watch.finish(back, 1)]
 }
