@@ -109,8 +109,9 @@ struct Standing {
     held: FrameCount,
     inflating: FrameCount,
     deflating: FrameCount,
-    /// Requests to be settled: those whose frames were used early have none left.
-    settling: usize,
+    /// Requests with the host, and to be settled: those whose frames were used early
+    /// have none left.
+    requests: [usize; 2],
     refused: usize,
     whole_below: Pfn,
 }
@@ -190,7 +191,8 @@ impl<const N: usize> Engine<N> {
         let submitted = self.counters.requests != before.requests;
         let rearm = (submitted || answered || late) && self.in_flight() > 0;
         let again = self.unseen && self.with_host() > 0 && !self.host.is_waiting(now);
-        let wake_after = self.in_flight().div_ceil(2);
+        // At least one: those of a migration may be the only ones.
+        let wake_after = self.in_flight().div_ceil(2).max(1);
         let early = (rearm || again) && self.kick(wake_after, io.transport, now);
         // Not while the host may still refuse what was tried after a refusal.
         let heard = self.in_flight() == 0 || self.moved() != before.moved();
@@ -383,7 +385,10 @@ impl<const N: usize> Engine<N> {
             held: held(ledger),
             inflating: self.inflating.frames(),
             deflating: self.deflating.frames(),
-            settling: self.inflating.settling() + self.deflating.settling(),
+            requests: [
+                self.in_flight(),
+                self.inflating.settling() + self.deflating.settling(),
+            ],
             refused: self.inflating.refused() + self.deflating.refused(),
             whole_below: self.unit.whole_below(),
         }

@@ -100,7 +100,9 @@ impl<const N: usize> Engine<N> {
         io: &mut Io<'_, T, S>,
     ) -> Relieved {
         let mut relieved = Relieved::default();
-        self.cool_until = Some(io.now.saturating_add(self.policy.cool_down));
+        // Without a cool-down the step that relief is part of goes on as before.
+        let until = io.now.saturating_add(self.policy.cool_down);
+        self.cool_until = Some(until).filter(|&until| until > io.now);
         if self.mode.is_quiesced() || need.frames.is_zero() {
             return relieved;
         }

@@ -347,6 +347,37 @@ fn answered_requests_with_nothing_left_in_them_end_no_step() {
 }
 
 #[test]
+fn an_answer_with_nothing_left_in_it_ends_no_step() {
+    let mut host = oom_host(FakeHost::plain());
+    host.capabilities.must_tell_host = false;
+    let mut rig = Rig::new(host, 1000);
+    rig.inflate_to(600);
+    rig.host.answers = Answers::WhenTold;
+    let need = Need::frames(FrameCount::new(5));
+    let (host, source) = (&mut rig.host, &mut rig.source);
+    rig.engine.relieve(host, source, need, rig.now);
+    rig.step(Budget::SMALL);
+    rig.now = POLICY.cool_down;
+    rig.host.answer(1, rig.shared.slots().completer());
+    while rig.step(Budget::SMALL).more {}
+    assert_eq!(rig.status().inflating.get(), 5, "the balloon grows again");
+}
+
+#[test]
+fn without_a_cool_down_the_balloon_grows_again_at_once() {
+    let policy = Policy {
+        cool_down: Nanos::ZERO,
+        ..POLICY
+    };
+    let mut rig = Rig::with_policy(oom_host(FakeHost::bulk()), 1000, policy);
+    rig.inflate_to(600);
+    rig.shared.request_relief(FrameCount::new(5));
+    rig.run();
+    rig.assert_reached(600);
+    assert_eq!(rig.status().counters.relieved.get(), 5);
+}
+
+#[test]
 fn a_reset_mends_a_broken_device() {
     let mut rig = Rig::new(FakeHost::plain(), 1000);
     rig.inflate_to(100);
