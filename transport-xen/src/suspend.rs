@@ -5,6 +5,10 @@
 //! gone. [`Suspension`] says what is to be done when; it owns nothing and calls
 //! nothing but the one hypercall that stops the domain.
 //!
+//! Bring the balloon to its target before the suspend, if that takes no longer
+//! than the toolstack waits (a minute): the target is the restored domain's limit,
+//! and `xl` restores no domain that owned more.
+//!
 //! ```text
 //!  running ── asked ──► acknowledging ── acknowledged ──► ready ── suspend ──┐
 //!     ▲                                                                     │

@@ -82,13 +82,16 @@ pub(crate) fn run(workspace: &Workspace, guest: Guest) -> Result<()> {
     let elf = build(workspace, &mut runner, guest)?;
     if let Guest::Xen = guest {
         ui::finish(&bar, &format!("guest kernel: {}", elf.display()));
-        let config = workspace.root().join("examples/xen-guest/xen-guest.cfg");
-        println!("\nRun it on a Xen host, with its console on this terminal:\n");
+        let config = elf.with_extension("cfg");
+        std::fs::copy(
+            workspace.root().join("examples/xen-guest/xen-guest.cfg"),
+            &config,
+        )?;
         println!(
-            "xl create -c {} 'kernel=\"{}\"'",
-            config.display(),
-            elf.display()
+            "\nRun it on a Xen host, with its console on this terminal, in the folder of both:\n"
         );
+        println!("cd {}", config.parent().unwrap_or(&config).display());
+        println!("xl create -c xen-guest.cfg               # 'type=\"pv\"' for the other kind");
         println!("\nAsk it for memory from a second terminal:\n\nxl mem-set balloon 128m");
         return Ok(());
     }

@@ -57,6 +57,11 @@ say() {
     console_of "$1"
     echo "$2" > "$console"
 }
+# Waits until a guest is no more, and forgets it: `forget NAME`.
+forget() {
+    while xl domid "$1" > /dev/null 2>&1; do nap; done
+    rm -f "/var/log/xen/console/guest-$1.log" "/run/console-$1"
+}
 # Changes a guest's target 60 times, each within a millisecond: `storm NAME LAST_KIB`.
 storm() {
     node="/local/domain/$(xl domid "$1")/memory/target"

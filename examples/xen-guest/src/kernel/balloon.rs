@@ -1,28 +1,26 @@
 //! The balloon of this kernel: engine, transport, and the desk in the store.
 
+mod toolstack;
+
 use balloon_core::{
     Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Ledger as _, MAX_RUNS,
-    Migrate as _, Migration, Nanos, Pfn, Policy, Progress, Report, Resume, Run, Shared, Status,
-    Unit,
+    Migrate as _, Migration, Nanos, Pfn, Policy, Progress, Report, Run, Shared, Status, Unit,
 };
 use buddy_alloc::Zone;
 use guest_rt::now;
 use heapless::Vec;
 use qemu_guest::{Watch, WatchLog};
 use spin::{Mutex, MutexGuard};
-use transport_xen::hypercall::{Events as _, Woken};
-use transport_xen::store::{Client, Desk, DeskPolicy, Notice};
-use transport_xen::suspend::{Duty, Suspension};
+use transport_xen::hypercall::Woken;
+use transport_xen::store::{Client, Desk, DeskPolicy};
+use transport_xen::suspend::Suspension;
 use transport_xen::{Counters, FrameMap, MappedPage, Reservation, Target, XenBalloon};
 
 use super::xen::{self, Ties, Xen, XenError};
+use toolstack::Save;
 
 /// Hypercalls answer at once: more would never be in flight.
 const REQUESTS: usize = 2;
-
-/// So long the balloon may take to reach its target before a save. The toolstack
-/// waits for a minute.
-const BEFORE_SAVE: Nanos = Nanos::from_secs(5);
 
 /// Room for the plan of a compaction, in 2 MiB: domains of up to 4 GiB.
 const WORDS: usize = 2048;
@@ -42,19 +40,6 @@ const POLICY: Policy = {
 
 /// Too large for a stack; locked once, for the kernel's whole life.
 static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, POLICY));
-
-/// The way to a save.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Save {
-    Unasked,
-    /// The balloon may still reach its target, until then.
-    Asked {
-        by: Nanos,
-        told: bool,
-    },
-    /// Nothing new starts; frames on their way arrive.
-    Settling,
-}
 
 /// A running balloon.
 pub(super) struct Balloon<F> {
@@ -215,6 +200,8 @@ impl<F: FrameMap> Balloon<F> {
         let now = time();
         self.read_store(now, &mut tell);
         let asked = self.prepare_save(zone, now, &mut tell);
+        let store = self.desk.as_ref().and_then(Desk::wake_at);
+        let asked = [asked, store].into_iter().flatten().min();
         if now < self.next && self.save != Save::Settling {
             return Left {
                 more: false,
@@ -269,122 +256,10 @@ impl<F: FrameMap> Balloon<F> {
         Left { more, wake_at }
     }
 
-    fn read_store(&mut self, now: Nanos, tell: &mut impl FnMut(News)) {
-        /// News of one step: a store that talks for ever is not listened to.
-        const NEWS: usize = 16;
-        for _ in 0..NEWS {
-            let Some(desk) = &mut self.desk else { return };
-            let notice = match desk.step(now) {
-                Ok(notice) => notice,
-                Err(_) => {
-                    self.desk = None;
-                    tell(News::StoreGone);
-                    return;
-                }
-            };
-            if desk.take_notify()
-                && let Some(store) = self.ties.store()
-            {
-                // A port that is gone: the desk's clock finds out.
-                let _ = self
-                    .transport
-                    .reservation_mut()
-                    .memory_mut()
-                    .notify(store.port);
-            }
-            let Some(notice) = notice else { return };
-            if self.transport.hear(notice) {
-                self.heard = now;
-                SHARED.signal().config_changed();
-            }
-            let duty = match notice {
-                Notice::BadTarget => {
-                    tell(News::BadTarget);
-                    None
-                }
-                Notice::Shutdown(request) => self.suspension.asked(request),
-                Notice::Acknowledged => self.suspension.acknowledged(),
-                _ => None,
-            };
-            match duty {
-                Some(Duty::Acknowledge) => {
-                    if let Some(desk) = &mut self.desk {
-                        desk.acknowledge();
-                    }
-                }
-                Some(Duty::Stop(_)) => guest_rt::exit_success(),
-                Some(Duty::Suspend) => {
-                    let by = now.saturating_add(BEFORE_SAVE);
-                    self.save = Save::Asked { by, told: false };
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// Stops the balloon at its target, or when that takes too long: a domain
-    /// that owns more than its target is saved, but `xl` cannot restore it.
-    /// Returns when to look again.
-    fn prepare_save(
-        &mut self,
-        zone: &Zone<'_>,
-        now: Nanos,
-        tell: &mut impl FnMut(News),
-    ) -> Option<Nanos> {
-        let Save::Asked { by, told } = self.save else {
-            return None;
-        };
-        let status = self.status(zone);
-        if !told {
-            self.save = Save::Asked { by, told: true };
-            tell(News::Saving {
-                actual: status.size,
-                target: status.target.unwrap_or(status.size),
-            });
-            // Before that is said nothing stops.
-            return Some(now);
-        }
-        if status.progress != Progress::Working || now >= by {
-            self.engine.quiesce();
-            self.save = Save::Settling;
-        }
-        Some(by)
-    }
-
-    /// Down and up again. Nothing interrupts while the ties are not rebuilt.
-    fn suspend(&mut self) -> Option<Woken> {
-        self.save = Save::Unasked;
-        let woken = critical_section::with(|_| {
-            let xen = self.transport.reservation_mut().memory_mut();
-            let woken = self.suspension.suspend(xen).ok()?;
-            let desk = self.desk.as_mut()?;
-            match woken {
-                Woken::Restored => {
-                    if let Err(error) = self.ties.rebuild() {
-                        panic!("after a restore: {error}");
-                    }
-                    desk.restored();
-                }
-                Woken::Cancelled => desk.cancelled(),
-            }
-            Some(woken)
-        });
-        // Xen remembers what it was given; also if it would not stop.
-        self.engine.resume(Resume::Kept);
-        woken
-    }
-
     /// Takes so long between two steps from now on; zero for no time at all.
     pub(super) const fn set_pace(&mut self, pace: Nanos) {
         self.pace = pace;
         self.next = Nanos::ZERO;
-    }
-
-    /// Reads the store's nodes again.
-    pub(super) fn ask_again(&mut self) {
-        if let Some(desk) = &mut self.desk {
-            desk.cancelled();
-        }
     }
 
     /// Makes `olds` hold what `news` held, and holes of those, the last one for

@@ -1,5 +1,7 @@
 //! Frames traded for others: one by one, and for superpages' sake.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 
 use super::{LIMIT, MIB, ask, create, number, quit, reached, scatter};
@@ -69,6 +71,7 @@ fn gather(host: &mut Host, name: &str) -> Result<()> {
     scatter(host, name)?;
     host.must(&format!("xl mem-set {name} 48m"), LIMIT)?;
     reached(host, name, 16 * MIB)?;
+    published(host, name, "4")?;
     ask(host, name, "free", "freed")?;
     let report = ask(host, name, "compact", "compacted")?;
     host.event(name, "verify", LIMIT, |text| text.starts_with("ok"))?;
@@ -80,5 +83,20 @@ fn gather(host: &mut Host, name: &str) -> Result<()> {
     );
     host.must(&format!("xl mem-set {name} 64m"), LIMIT)?;
     reached(host, name, 0)?;
+    published(host, name, "2048")?;
     quit(host, name)
+}
+
+/// Waits until the store says in which blocks of KiB the guest gives memory: it
+/// tells when it has to break superpages, and when it has none to mend.
+fn published(host: &mut Host, name: &str, kib: &str) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    let read = format!("xenstore-read /local/domain/$(xl domid {name})/data/balloon/unit");
+    loop {
+        let unit = host.must(&read, LIMIT)?.text();
+        if unit.trim() == kib {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the unit is {unit}, not {kib}");
+    }
 }

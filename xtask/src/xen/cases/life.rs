@@ -5,22 +5,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Error, Result, ensure};
 
 use super::{LIMIT, MIB, ask, create, number, quit, reached, scatter, stats};
-use crate::xen::guest::{KERNEL, SHIPPED_NAME};
+use crate::xen::guest::SHIPPED_NAME;
 use crate::xen::host::Host;
 
 /// A domain in a file, in the first domain's memory.
 const FILE: &str = "/tmp/saved";
 
-/// The configuration file that lies beside the guest, as its README says.
+/// The configuration file that ships with the guest, as its README says: in the
+/// kernel's folder, and as a PV domain, too.
 pub(super) fn shipped(host: &mut Host) -> Result<()> {
-    let create = format!("xl create -q /guests/{SHIPPED_NAME}.cfg 'kernel=\"{KERNEL}\"'");
-    host.must(&create, LIMIT)?;
-    host.must(&format!("follow {SHIPPED_NAME} &"), LIMIT)?;
-    host.event(SHIPPED_NAME, "ready", LIMIT, |_| true)?;
-    host.must(&format!("xl mem-set {SHIPPED_NAME} 128m"), LIMIT)?;
-    reached(host, SHIPPED_NAME, 128 * MIB)?;
-    host.must(&format!("say {SHIPPED_NAME} quit"), LIMIT)?;
-    host.event(SHIPPED_NAME, "done", LIMIT, |token| token == "by-hand")?;
+    for kind in ["pvh", "pv"] {
+        let create = format!("cd /guests && xl create -q {SHIPPED_NAME}.cfg 'type=\"{kind}\"'");
+        host.must(&create, LIMIT)?;
+        host.must(&format!("follow {SHIPPED_NAME} &"), LIMIT)?;
+        host.event(SHIPPED_NAME, "ready", LIMIT, |_| true)?;
+        host.must(&format!("xl mem-set {SHIPPED_NAME} 128m"), LIMIT)?;
+        reached(host, SHIPPED_NAME, 128 * MIB)?;
+        host.must(&format!("say {SHIPPED_NAME} quit"), LIMIT)?;
+        host.event(SHIPPED_NAME, "done", LIMIT, |token| token == "by-hand")?;
+        host.must(&format!("forget {SHIPPED_NAME}"), LIMIT)?;
+    }
     Ok(())
 }
 
