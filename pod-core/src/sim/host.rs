@@ -248,7 +248,7 @@ impl Host for Sim {
         self.content[range].fill(Content::Filled(word));
     }
 
-    fn alloc(&mut self, order: Order, _node: Node) -> Option<Backing> {
+    fn alloc(&mut self, order: Order, node: Node) -> Option<Backing> {
         let count = order.frames().get();
         if self.fails() || self.heap_left < count || self.traits.scattered && count > 1 {
             return None;
@@ -262,7 +262,11 @@ impl Host for Sim {
                 .find(|i| !self.taken.has(*i as u64))?;
             return self.take(at as u64, order);
         }
-        let from = self.heap_at;
+        let part = self.content.len() / usize::from(self.traits.nodes);
+        let from = match node.get() {
+            _ if self.traits.nodes == 1 => self.heap_at,
+            n => part * usize::from(n),
+        };
         let at = self
             .taken
             .clear_run(count as usize, from)
@@ -336,6 +340,16 @@ impl Host for Sim {
 
     fn max_order(&self, _gfn: Gfn) -> Order {
         self.traits.max_order
+    }
+
+    fn home(&self, gfn: Gfn) -> Node {
+        let nodes = u64::from(self.traits.nodes);
+        Node::new((gfn.get() * nodes / self.config.max.get()) as u8)
+    }
+
+    fn node_of(&self, mfn: Mfn) -> Node {
+        let nodes = u64::from(self.traits.nodes);
+        Node::new((mfn.get() * nodes / self.content.len() as u64) as u8)
     }
 
     fn retire(&mut self, mfn: Mfn) {

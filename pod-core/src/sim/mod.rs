@@ -104,6 +104,8 @@ pub struct Traits {
     pub scattered: bool,
     /// The host tracks writes.
     pub tracks_writes: bool,
+    /// Memory nodes: each has an equal part of the machine and is home to one of the guest.
+    pub nodes: u8,
     /// Largest leaf allowed.
     pub max_order: Order,
     /// What to do on exhaustion.
@@ -193,6 +195,7 @@ impl Sim {
                 dirty_heap: true,
                 scattered: false,
                 tracks_writes: true,
+                nodes: 1,
                 max_order: Order::MAX,
                 policy: Policy::Pause,
                 logical: false,

@@ -2,8 +2,8 @@
 
 use pod_core::sim::{Content, World};
 use pod_core::{
-    Attr, AuditError, Budget, Config, Entry, Gfn, Host, Leave, Mfn, Node, Order, Pattern, Policy,
-    RangeError, RelocateError, Target,
+    Attr, AuditError, Budget, Config, Demand, Entry, Gfn, Host, Leave, Mfn, Node, Order, Pattern,
+    Policy, RangeError, RelocateError, Target,
 };
 
 use super::superpages::scattered;
@@ -69,6 +69,38 @@ fn lending_keeps_a_guest_alive_and_is_counted() {
     assert!(dirty(&mut world, 0..2 * SUPER + 3));
     assert!(!dirty(&mut world, [2 * SUPER + 3]));
     assert_eq!(world.stats().totals.lent, 3);
+}
+
+#[test]
+fn memory_comes_from_the_home_node_while_that_has_any() {
+    let mut world = World::new(&config(8 * SUPER), 32 * SUPER, 1);
+    world.sim.traits.nodes = 2;
+    // The share is spread over the nodes as the map is.
+    world.set_target(4 * SUPER);
+    world.mark_all(Pattern::ZERO);
+    let node = |world: &World, gfn: u64| world.sim.node_of(mfn(world, gfn)).get();
+    for (superpage, expected) in [(0, 0), (7, 1), (1, 0), (2, 1)] {
+        assert!(dirty(&mut world, [superpage * SUPER]));
+        assert_eq!(
+            node(&world, superpage * SUPER),
+            expected,
+            "superpage {superpage}"
+        );
+    }
+    // A loan comes from the home of the page, too.
+    assert!(dirty(
+        &mut world,
+        (0..3 * SUPER).chain(7 * SUPER..8 * SUPER)
+    ));
+    world.sim.traits.policy = Policy::Lend(frames(1));
+    for (gfn, expected) in [(3 * SUPER, 0), (5 * SUPER, 1)] {
+        assert!(dirty(&mut world, [gfn]));
+        assert_eq!(node(&world, gfn), expected);
+    }
+    world.sim.traits.policy = Policy::Crash;
+    let end = world.demand(0, Gfn::new(6 * SUPER));
+    assert_eq!(end, Ok(Demand::Exhausted(Policy::Crash)));
+    world.check();
 }
 
 #[test]
