@@ -2,6 +2,8 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p buddy-alloc --test loom`.
 #![cfg(loom)]
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use buddy_alloc::{
     Backing, CachedZone, Config, Cpu, Frame, FrameCount, FrameRange, FreeError, Lock, Order,
     Preference, Zone,
@@ -108,6 +110,7 @@ fn loom_the_wrong_cpu_number_shares_no_block() {
 /// What the last user wrote into a frame happens before what the next one does.
 #[test]
 fn loom_the_content_is_handed_over() {
+    static HANDED_OVER: AtomicU32 = AtomicU32::new(0);
     model(|| {
         let front = front(2);
         let content = Arc::new(loom::cell::UnsafeCell::new(0));
@@ -120,13 +123,19 @@ fn loom_the_content_is_handed_over() {
             });
             other.free(CPUS[0], frame, ONE).unwrap();
         });
+        // The length of the cache orders nothing by itself.
+        while front.cached() == FrameCount::ZERO {
+            loom::thread::yield_now();
+        }
         front.drain(CPUS[0]);
         if front.allocate_at(frame, ONE).is_ok() {
             // SAFETY: the frame is ours now; loom checks that the write happened before.
             content.with(|content| assert_eq!(unsafe { *content }, 1));
+            HANDED_OVER.fetch_add(1, Ordering::Relaxed);
         }
         thread.join().unwrap();
     });
+    assert_ne!(HANDED_OVER.load(Ordering::Relaxed), 0, "the model is empty");
 }
 
 /// A front of two frames, both used: one to free, its neighbour to keep it from merging.
