@@ -11,6 +11,7 @@ mod pv;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 #[path = "../../../qemu-guest/src/kernel/ram.rs"]
 mod ram;
+mod upcall;
 #[expect(unsafe_code, reason = "enters the hypervisor, maps shared pages")]
 mod xen;
 

@@ -18,7 +18,7 @@ use transport_xen::{Errno, MappedPage, Port, Vcpu, Vector};
 use x86_64::instructions::port::PortWriteOnly;
 use xen_guest::ConsoleRing;
 
-use super::pv;
+use super::{pv, upcall};
 
 /// This domain's hypercalls.
 pub(super) type Xen = Guest<HypercallPage>;
@@ -56,9 +56,9 @@ pub(super) enum XenError {
     /// Xen refused something.
     #[error("{0}")]
     Platform(#[from] PlatformError),
-    /// There is no timer.
-    #[error("timer: {0}")]
-    Timer(#[from] Errno),
+    /// Xen refuses a timer or an interrupt.
+    #[error("interrupts: {0}")]
+    Interrupts(#[from] Errno),
 }
 
 /// What interrupts and the console touch.
@@ -128,6 +128,8 @@ pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
     let mut events = EventPage::new(page(shared_info)?);
     let vector = Vector::new(EVENT_VECTOR).ok_or(XenError::NoFrame)?;
     let platform = Platform::connect(&mut xen, shared_info, &mut events, vector)?;
+    upcall::choose(boot)?;
+    upcall::direct(&mut xen, vector)?;
     let ties = Ties {
         shared_info,
         platform,
@@ -150,6 +152,7 @@ impl Ties {
         let vector = Vector::new(EVENT_VECTOR).ok_or(XenError::NoFrame)?;
         self.platform
             .rebuild(&mut xen, self.shared_info, &mut events, vector)?;
+        upcall::direct(&mut xen, vector)?;
         self.listen(events)
     }
 
@@ -218,6 +221,7 @@ pub(super) fn on_event() {
         else {
             return;
         };
+        upcall::end();
         events.take_pending(|port| {
             if Some(port) == *store {
                 STORE_CALLED.store(true, Ordering::Relaxed);

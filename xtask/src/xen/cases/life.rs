@@ -46,9 +46,13 @@ fn restore(host: &mut Host, name: &str, config: &str) -> Result<String> {
     Ok(woken)
 }
 
-/// Saved in vain, and saved and restored with memory in the balloon, twice.
+/// Saved in vain, and saved and restored with memory in the balloon, twice; with
+/// events by way of the local APIC, before and after.
 pub(super) fn save(host: &mut Host) -> Result<()> {
+    let upcall = |line: &str| line.contains("upcall vector");
+    host.forget_log();
     create(host, "save")?;
+    host.wait_line(LIMIT, upcall)?;
     host.must("xl mem-set save 32m", LIMIT)?;
     reached(host, "save", 32 * MIB)?;
     save_to_file(host, "save", "-c")?;
@@ -56,7 +60,9 @@ pub(super) fn save(host: &mut Host) -> Result<()> {
     host.must(&format!("rm {FILE}"), LIMIT)?;
     for mib in [64, 40] {
         save_to_file(host, "save", "")?;
+        host.forget_log();
         restore(host, "save", "")?;
+        host.wait_line(LIMIT, upcall)?;
         host.must(&format!("xl mem-set save {mib}m"), LIMIT)?;
         reached(host, "save", (64 - mib) * MIB)?;
     }

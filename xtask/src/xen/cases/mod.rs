@@ -82,7 +82,11 @@ pub(super) const CASES: [Case; 23] = [
     Case::new("compact", || vec![full("compact")], holes::compact),
     Case::new("pv-compact", || vec![pv("pv-compact")], holes::pv_compact),
     Case::new("shipped", Vec::new, life::shipped),
-    Case::new("save", || vec![full("save")], life::save),
+    Case::new(
+        "save",
+        || vec![full("save").with("upcall=vcpu")],
+        life::save,
+    ),
     Case::new("save-midway", || vec![full("midway")], life::save_midway),
     Case::new("save-pv", || vec![pv("save-pv")], life::save_pv),
     Case::new(
