@@ -30,8 +30,19 @@ impl Migrating {
 }
 
 impl<const N: usize> Engine<N> {
-    pub(crate) const fn set_migrating(&mut self, migrating: Migrating) {
+    pub(crate) fn set_migrating(&mut self, migrating: Migrating) {
+        let full = self.is_full();
         self.migrating = migrating;
+        if full && !self.is_full() {
+            // The room they leave is what we wait for.
+            self.shared.signal().used();
+        }
+    }
+
+    /// Whether requests wait for room at the host.
+    const fn is_full(&self) -> bool {
+        let requests = self.with_host();
+        self.inflating.is_full_at(requests) || self.deflating.is_full_at(requests)
     }
 
     pub(crate) const fn shared(&self) -> &'static Shared<N> {

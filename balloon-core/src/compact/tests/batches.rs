@@ -364,6 +364,30 @@ fn storage_that_is_too_small_is_refused() {
 }
 
 #[test]
+fn room_that_migrations_leave_is_used() {
+    let mut rig = half(Migration::Move);
+    rig.host.delayed = true;
+    rig.compactor.start();
+    while rig.host.waiting() < 2 {
+        let (host, zone) = (&mut rig.host, &mut rig.zone);
+        rig.compactor
+            .step(&mut rig.engine, host, zone, rig.now, Budget::LARGE);
+    }
+    rig.compactor.stop();
+    rig.now = Nanos::from_secs(1);
+    // No room for the engine beside them.
+    rig.set_target(4 * BLOCK + 100);
+    let full = Fault::Refuse(TransportErrorKind::Full);
+    rig.host.faults.push_back(full);
+    let (host, zone) = (&mut rig.host, &mut rig.zone);
+    rig.engine.step(host, zone, rig.now, Budget::LARGE);
+    assert!(rig.host.faults.is_empty(), "it tried");
+    rig.settle();
+    rig.check_at_rest();
+    assert_eq!(rig.host.owned().get(), 4 * BLOCK + 100);
+}
+
+#[test]
 fn relief_finds_a_slot_whatever_else_is_under_way() {
     let mut rig = half(Migration::TakeFirst);
     rig.host.capabilities.deflate_on_oom = true;

@@ -5,7 +5,7 @@ use balloon_core::{
     Request, Run, Trade, Transport, TransportErrorKind,
 };
 
-use super::{Host, IN_FLIGHT, Job, Life, Model, frames};
+use super::{Host, Job, Life, Model, frames};
 
 impl Host {
     /// Whether a call gets through.
@@ -66,7 +66,7 @@ impl Transport for Host {
             frames: FrameCount::new(256),
             runs: 256,
             run: FrameCount::new(256),
-            in_flight: IN_FLIGHT,
+            in_flight: self.room,
             below: Pfn::new(1 << 32),
         };
         let extents = Limits {

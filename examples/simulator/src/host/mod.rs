@@ -106,6 +106,8 @@ pub(crate) struct Host {
     /// Whether frames may be used again only once it answered.
     pub(crate) must_tell: bool,
     migration: Migration,
+    /// Requests of a kind it takes at once, whoever makes them.
+    room: usize,
     /// Frames the guest gave by name.
     pub(crate) told: FrameMap,
     /// Frames the guest gave in bulk and has not touched since.
@@ -132,6 +134,7 @@ impl Host {
                 Model::Xen => Migration::Move,
                 Model::Pv => Migration::Exchange,
             },
+            room: 2 + rng.index(6),
             target: FrameCount::ZERO,
             actual: FrameCount::ZERO,
             unit: None,
@@ -322,7 +325,7 @@ impl Host {
     }
 
     fn accept(&mut self, job: Job, done: Completer<'_>) -> Result<(), TransportErrorKind> {
-        if self.queue.iter().filter(|q| q.kind == job.kind).count() >= IN_FLIGHT {
+        if self.queue.iter().filter(|q| q.kind == job.kind).count() >= self.room {
             return Err(TransportErrorKind::Full);
         }
         if self.model.is_synchronous() {
@@ -333,9 +336,6 @@ impl Host {
         Ok(())
     }
 }
-
-/// Requests of a kind the host takes at once.
-const IN_FLIGHT: usize = 6;
 
 fn frames(runs: &[Run]) -> Vec<Pfn> {
     runs.iter().flat_map(|run| run.range().frames()).collect()
