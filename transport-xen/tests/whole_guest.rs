@@ -4,8 +4,7 @@
 
 // Safe code all the way, and minutes long there.
 #![cfg(not(miri))]
-
-use std::collections::VecDeque;
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use balloon_core::testing::FakeSource;
 use balloon_core::{
@@ -155,7 +154,7 @@ impl<F: FrameMap> World<F> {
         for round in 0..STEPS {
             let talk = self.talk() || round < TALK;
             self.store.run();
-            let World {
+            let Self {
                 engine,
                 compactor,
                 balloon,
@@ -222,7 +221,7 @@ impl<F: FrameMap> World<F> {
     /// Every frame has one owner, and the hypervisor agrees.
     fn check(&mut self) {
         self.source.check(FrameCount::new(self.used.len() as u64));
-        let World {
+        let Self {
             balloon, source, ..
         } = self;
         let xen = balloon.reservation_mut().memory_mut();
@@ -267,7 +266,7 @@ impl<F: FrameMap> World<F> {
     /// From now on all is well; the guest has to get there by itself.
     fn recover(&mut self, kib: u64) {
         let xen = self.xen();
-        xen.faults = VecDeque::new();
+        xen.faults.clear();
         (xen.largest, xen.heap) = (Order::SUPERPAGE, u64::MAX);
         xen.limit = FrameCount::new(FRAMES + 256);
         xen.woken = Woken::Restored;
