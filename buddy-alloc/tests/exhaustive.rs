@@ -3,7 +3,8 @@
 use buddy_alloc::testing::{Action, Program, run_on};
 use buddy_alloc::{Backing, Config, Frame, FrameCount, FrameRange};
 
-/// Small spaces leave little to choose: these reach every state of up to 16 frames.
+/// Small spaces leave little to choose: these reach every state of up to 16 frames but for those that
+/// take [`MORE`].
 const ACTIONS: [Action; 16] = [
     Action::Allocate {
         order: 0,
@@ -57,38 +58,93 @@ const ACTIONS: [Action; 16] = [
     },
 ];
 
-fn run_all(start: u64, frames: u64, depth: u32, added: Backing) {
+/// The other operations, and calls that are wrong more often than not.
+const MORE: [Action; 14] = [
+    Action::AllocateRangeAt { at: 3, count: 3 },
+    Action::AllocateRange {
+        count: 2,
+        align: 3,
+        preference: 1,
+    },
+    Action::FreeWild { at: 4, order: 1 },
+    Action::FreeWild { at: 5, order: 0 },
+    Action::Split { nth: 0, into: 0 },
+    Action::Reserve { at: 4, count: 3 },
+    Action::Unreserve {
+        at: 5,
+        count: 2,
+        backing: 0,
+    },
+    Action::Add {
+        at: 1,
+        count: 3,
+        backing: 2,
+    },
+    Action::Take {
+        wanted: 4,
+        ranges: 9,
+        unit: 1,
+        untouched: false,
+        below: Some(8),
+    },
+    Action::TakeAt { at: 6, count: 2 },
+    Action::PutUnchanged { nth: 0 },
+    Action::FreeBatch {
+        nth: 0,
+        ranges: 2,
+        at: 3,
+    },
+    Action::IsolateAt { at: 4, order: 1 },
+    Action::Unisolate { nth: 0, backing: 1 },
+];
+
+fn run_all(actions: &[Action], start: u64, frames: u64, depth: u32, added: Option<Backing>) {
     let span = FrameRange::new(Frame::new(start), FrameCount::new(frames));
     let config = Config::new().with_granule(Config::MIN_GRANULE);
     let mut memory = vec![0; config.metadata_words(span)];
     let mut program = Program {
         span,
         config,
-        added: Some(added),
+        added,
         actions: Vec::new(),
     };
-    for number in 0..ACTIONS.len().pow(depth) {
+    for number in 0..actions.len().pow(depth) {
         let mut rest = number;
         program.actions.clear();
         for _ in 0..depth {
-            program.actions.extend(ACTIONS.get(rest % ACTIONS.len()));
-            rest /= ACTIONS.len();
+            program.actions.extend(actions.get(rest % actions.len()));
+            rest /= actions.len();
         }
         run_on(&program, &mut memory, usize::MAX);
     }
 }
 
+const DEPTH: u32 = if cfg!(miri) { 1 } else { 4 };
+
 #[test]
 fn four_frames() {
-    run_all(0, 4, if cfg!(miri) { 1 } else { 4 }, Backing::Untouched);
+    run_all(&ACTIONS, 0, 4, DEPTH, Some(Backing::Untouched));
 }
 
 #[test]
 fn seven_frames_off_alignment() {
-    run_all(3, 7, if cfg!(miri) { 1 } else { 4 }, Backing::Populated);
+    run_all(&ACTIONS, 3, 7, DEPTH, Some(Backing::Populated));
 }
 
 #[test]
 fn sixteen_frames() {
-    run_all(0, 16, if cfg!(miri) { 1 } else { 4 }, Backing::Untouched);
+    run_all(&ACTIONS, 0, 16, DEPTH, Some(Backing::Untouched));
+}
+
+/// Every operation after every two others.
+#[test]
+fn all_operations() {
+    let all = [ACTIONS.as_slice(), &MORE].concat();
+    for (start, frames, added) in [
+        (0, 16, Some(Backing::Populated)),
+        (3, 7, Some(Backing::Untouched)),
+        (1, 9, None),
+    ] {
+        run_all(&all, start, frames, DEPTH.min(3), added);
+    }
 }
