@@ -187,6 +187,29 @@ impl Device {
         &self.statistics
     }
 
+    /// Serves queues that somebody else keeps, in the memory they are in.
+    pub(crate) fn serve_lent(&mut self, queues: &mut [Queue; QueueId::COUNT]) {
+        let own = self.queues.take();
+        let empty = || Queue::new(QUEUE_SIZE).expect("a size queues can have");
+        let lent = core::mem::replace(queues, [(); QueueId::COUNT].map(|()| empty()));
+        self.queues = Some(lent);
+        self.serve();
+        if let Some(lent) = core::mem::replace(&mut self.queues, own) {
+            *queues = lent;
+        }
+    }
+
+    /// The guest's memory is elsewhere from now on.
+    pub(crate) fn set_ram(&mut self, ram: Arc<Ram>) {
+        self.ram = ram;
+    }
+
+    /// The driver starts anew: what it had left with us is void.
+    pub(crate) fn forget(&mut self) {
+        (self.held, self.buffer, self.asking) = (None, None, None);
+        self.open = false;
+    }
+
     /// Whether there are queues to be served.
     fn attend(&mut self) -> bool {
         if !self.front.running() {
@@ -216,8 +239,7 @@ impl Device {
     }
 
     fn start(&mut self) -> Option<[Queue; QueueId::COUNT]> {
-        (self.held, self.buffer, self.asking) = (None, None, None);
-        self.open = false;
+        self.forget();
         let event_idx = self.front.accepted().contains(Features::EVENT_IDX);
         let mut queues = Vec::new();
         for setup in self.front.queues() {

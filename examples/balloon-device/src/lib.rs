@@ -12,4 +12,5 @@ pub mod front;
 pub mod guest;
 pub mod pages;
 pub mod ram;
+pub mod vhost_user;
 pub mod worker;

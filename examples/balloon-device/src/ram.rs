@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +11,7 @@ use rustix::mm::Advice;
 use transport_virtio::DmaRegion;
 use vm_memory::{
     Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap,
-    GuestMemoryRegion as _,
+    GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress,
 };
 
 /// What is behind guest memory.
@@ -28,16 +27,16 @@ pub enum Backing {
 #[derive(Debug)]
 pub struct Ram {
     memory: GuestMemoryMmap,
-    file: Option<OwnedFd>,
     len: usize,
 }
 
 /// A piece of the host's mapping of guest memory.
 #[derive(Clone, Copy, Debug)]
-pub struct HostPiece {
+pub struct HostPiece<'a> {
     at: NonNull<u8>,
-    offset: u64,
     len: NonZeroUsize,
+    /// What is mapped, and from where on, unless it is anonymous memory.
+    file: Option<(&'a File, u64)>,
 }
 
 impl Ram {
@@ -47,25 +46,36 @@ impl Ram {
     /// If the host has no such memory.
     pub fn new(backing: Backing, len: usize) -> Result<Self> {
         let start = GuestAddress(0);
-        let (memory, file) = match backing {
-            Backing::Anon => (GuestMemoryMmap::from_ranges(&[(start, len)])?, None),
+        let memory = match backing {
+            Backing::Anon => GuestMemoryMmap::from_ranges(&[(start, len)])?,
             Backing::Memfd => {
                 let file = rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC)?;
                 rustix::fs::ftruncate(&file, len as u64)?;
-                let offset = FileOffset::new(File::from(file.try_clone()?), 0);
-                let ranges = [(start, len, Some(offset))];
-                (GuestMemoryMmap::from_ranges_with_files(ranges)?, Some(file))
+                let offset = FileOffset::new(File::from(file), 0);
+                GuestMemoryMmap::from_ranges_with_files([(start, len, Some(offset))])?
             }
         };
-        let ram = Self { memory, file, len };
-        ram.advise(
-            ram.whole()?,
-            match backing {
-                Backing::Anon => Advice::LinuxHugepage,
+        Self::mapped(memory)
+    }
+
+    /// Memory that is mapped already, as a vhost-user front end shares it.
+    ///
+    /// # Errors
+    /// If it cannot be advised on.
+    pub fn mapped(memory: GuestMemoryMmap) -> Result<Self> {
+        let last = memory.last_addr().raw_value();
+        let ram = Self {
+            memory,
+            len: usize::try_from(last)?.saturating_add(1),
+        };
+        for piece in ram.regions() {
+            let advice = match piece.file {
+                None => Advice::LinuxHugepage,
                 // Else the host notes of each page that it was used, when it goes.
-                Backing::Memfd => Advice::Random,
-            },
-        )?;
+                Some(_) => Advice::Random,
+            };
+            ram.advise(piece, advice)?;
+        }
         Ok(ram)
     }
 
@@ -92,12 +102,13 @@ impl Ram {
     /// # Errors
     /// If the host is short of memory.
     pub fn touch(&self) -> Result<()> {
-        self.advise(self.whole()?, Advice::LinuxPopulateWrite)
+        let mut regions = self.regions();
+        regions.try_for_each(|piece| self.advise(piece, Advice::LinuxPopulateWrite))
     }
 
     /// Where the host has a range; `None` if it is not the guest's.
     #[must_use]
-    pub fn translate(&self, range: FrameRange) -> Option<HostPiece> {
+    pub fn translate(&self, range: FrameRange) -> Option<HostPiece<'_>> {
         let start = GuestAddress(range.start().address());
         let len = usize::try_from(range.count().bytes().get()).ok()?;
         let (region, offset) = self.memory.to_region_addr(start)?;
@@ -105,24 +116,20 @@ impl Ram {
         if len as u64 > left {
             return None;
         }
-        Some(HostPiece {
-            at: NonNull::new(region.get_host_address(offset).ok()?)?,
-            offset: start.raw_value(),
-            len: NonZeroUsize::new(len)?,
-        })
+        piece(region, offset, len)
     }
 
     /// Gives the memory behind a piece back to the host; it reads as zeros then.
     ///
     /// # Errors
     /// What the host says.
-    pub fn discard(&self, piece: HostPiece) -> Result<()> {
-        let Some(file) = &self.file else {
+    pub fn discard(&self, piece: HostPiece<'_>) -> Result<()> {
+        let Some((file, offset)) = piece.file else {
             return self.advise(piece, Advice::LinuxDontNeed);
         };
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let len = piece.len.get() as u64;
-        Ok(rustix::fs::fallocate(file, flags, piece.offset, len)?)
+        Ok(rustix::fs::fallocate(file, flags, offset, len)?)
     }
 
     /// The driver's view of some of the memory.
@@ -143,19 +150,34 @@ impl Ram {
         Ok(unsafe { DmaRegion::new(base, address, len) })
     }
 
-    fn whole(&self) -> Result<HostPiece> {
-        let at = self.memory.get_host_address(GuestAddress(0))?;
-        Ok(HostPiece {
-            at: NonNull::new(at).context("memory at null")?,
-            offset: 0,
-            len: NonZeroUsize::new(self.len).context("no memory")?,
-        })
+    fn regions(&self) -> impl Iterator<Item = HostPiece<'_>> {
+        let whole = |region| piece(region, MemoryRegionAddress(0), region_len(region));
+        self.memory.iter().filter_map(whole)
     }
 
-    fn advise(&self, piece: HostPiece, advice: Advice) -> Result<()> {
+    fn advise(&self, piece: HostPiece<'_>, advice: Advice) -> Result<()> {
         // SAFETY: `translate` found the piece within our mapping, which holds
         // nothing but guest memory: no Rust object can lose its value.
         unsafe { rustix::mm::madvise(piece.at.as_ptr().cast(), piece.len.get(), advice) }?;
         Ok(())
     }
+}
+
+fn region_len(region: &GuestRegionMmap) -> usize {
+    usize::try_from(region.len()).unwrap_or(usize::MAX)
+}
+
+/// A piece within one region.
+fn piece(
+    region: &GuestRegionMmap,
+    offset: MemoryRegionAddress,
+    len: usize,
+) -> Option<HostPiece<'_>> {
+    let place = |file| FileOffset::start(file) + offset.raw_value();
+    let file = region.file_offset();
+    Some(HostPiece {
+        at: NonNull::new(region.get_host_address(offset).ok()?)?,
+        len: NonZeroUsize::new(len)?,
+        file: file.map(|file| (file.file(), place(file))),
+    })
 }

@@ -1,0 +1,258 @@
+//! The driver on the vhost-user back end: registers become messages over a
+//! socket, in the roles that QEMU and its guest have.
+#![expect(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a host program"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use balloon_core::testing::FakeSource;
+use balloon_core::{
+    Budget, Engine, FrameCount, FrameRange, Nanos, Pfn, Policy as Pace, Shared as EngineShared,
+};
+use balloon_device::device::Options;
+use balloon_device::front::Front;
+use balloon_device::ram::{Backing, Ram};
+use balloon_device::vhost_user::{Backend, Shared};
+use embedded_hal::delay::DelayNs;
+use transport_virtio::protocol::{ACTUAL, NUM_PAGES};
+use transport_virtio::{
+    ConfigIo, Device, DeviceStatus, DmaRegion, Features, Handshake, Policy, QueueId, QueueIndex,
+    QueueRefused, RingAddresses, Rings, VirtioBalloon,
+};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
+use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const MIB: usize = 1 << 20;
+/// Where the rings are; frames of the guest begin behind.
+const RINGS: u64 = 1 << 20;
+const FIRST: u64 = 8 << 8;
+
+/// A virtual machine monitor of one device.
+struct Monitor {
+    vhost: Frontend,
+    ram: Arc<Ram>,
+    status: DeviceStatus,
+    kicks: [EventFd; QueueId::COUNT],
+    calls: [EventFd; QueueId::COUNT],
+}
+
+impl Monitor {
+    /// Connects as soon as the back end listens.
+    fn connect(socket: &std::path::Path, ram: Arc<Ram>) -> Self {
+        let begin = Instant::now();
+        let queues = QueueId::COUNT as u64;
+        let mut vhost = loop {
+            match Frontend::connect(socket, queues) {
+                Ok(vhost) => break vhost,
+                Err(error) => assert!(begin.elapsed() < Duration::from_secs(10), "{error}"),
+            }
+        };
+        vhost.set_owner().unwrap();
+        vhost.get_features().unwrap();
+        let offered = vhost.get_protocol_features().unwrap();
+        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ;
+        assert!(offered.contains(wanted));
+        vhost.set_protocol_features(wanted).unwrap();
+        let events = || [(); QueueId::COUNT].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
+        Self {
+            vhost,
+            ram,
+            status: DeviceStatus::empty(),
+            kicks: events(),
+            calls: events(),
+        }
+    }
+}
+
+impl ConfigIo for Monitor {
+    fn read_config(&mut self, offset: u16) -> u32 {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let read = self.vhost.get_config(offset.into(), 4, flags, &[0; 4]);
+        let (_, bytes) = read.unwrap();
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32) {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let bytes = value.to_le_bytes();
+        self.vhost.set_config(offset.into(), flags, &bytes).unwrap();
+    }
+
+    fn generation(&mut self) -> u32 {
+        0
+    }
+}
+
+impl Device for Monitor {
+    fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
+        if usize::from(queue.get()) < QueueId::COUNT {
+            128
+        } else {
+            0
+        }
+    }
+
+    fn set_queue(
+        &mut self,
+        queue: QueueIndex,
+        size: u16,
+        at: RingAddresses,
+    ) -> Result<(), QueueRefused> {
+        let index = usize::from(queue.get());
+        let host = |address| {
+            let place = self.ram.memory().get_host_address(GuestAddress(address));
+            place.unwrap() as u64
+        };
+        let rings = VringConfigData {
+            queue_max_size: 128,
+            queue_size: size,
+            flags: 0,
+            desc_table_addr: host(at.descriptors),
+            used_ring_addr: host(at.device),
+            avail_ring_addr: host(at.driver),
+            log_addr: None,
+        };
+        self.vhost.set_vring_num(index, size).unwrap();
+        self.vhost.set_vring_addr(index, &rings).unwrap();
+        self.vhost.set_vring_base(index, 0).unwrap();
+        self.vhost
+            .set_vring_call(index, &self.calls[index])
+            .unwrap();
+        self.vhost
+            .set_vring_kick(index, &self.kicks[index])
+            .unwrap();
+        self.vhost.set_vring_enable(index, true).unwrap();
+        Ok(())
+    }
+
+    fn notify(&mut self, queue: QueueIndex) {
+        self.kicks[usize::from(queue.get())].write(1).unwrap();
+    }
+}
+
+const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+impl Handshake for Monitor {
+    fn status(&mut self) -> DeviceStatus {
+        self.status
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.status = status;
+    }
+
+    fn offered_features(&mut self) -> Features {
+        Features::from_bits_retain(self.vhost.get_features().unwrap() & !PROTOCOL)
+    }
+
+    fn accept_features(&mut self, accepted: Features) {
+        self.vhost.set_features(accepted.bits() | PROTOCOL).unwrap();
+        let region = self.ram.memory().iter().next().unwrap();
+        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        self.vhost.set_mem_table(&[region]).unwrap();
+    }
+}
+
+struct NoDelay;
+
+impl DelayNs for NoDelay {
+    fn delay_ns(&mut self, _: u32) {}
+}
+
+#[test]
+fn what_is_given_over_a_socket_is_gone_and_nothing_else() {
+    let plain = Policy::new().polled().without_bulk();
+    let policies = [
+        ("ranges", Policy::new().polled()),
+        ("numbers", plain),
+        ("chunks", plain.with_chunk_transfer()),
+    ];
+    for (name, policy) in policies {
+        let shared: &'static EngineShared<64> = Box::leak(Box::default());
+        let options = Options {
+            chunks: policy.chunk_transfer(),
+            requests: policy.chunk_transfer(),
+            merge: true,
+        };
+        let front = Front::new(options.features(), shared.signal()).unwrap();
+        let backend = Backend::new(Arc::clone(&front), options).unwrap();
+        let backend: Shared = Arc::new(RwLock::new(backend));
+        let file = format!("balloon-device-{}-{name}.sock", std::process::id());
+        let socket = std::env::temp_dir().join(file);
+        let served = {
+            let (backend, socket) = (Arc::clone(&backend), socket.clone());
+            std::thread::spawn(move || Backend::serve(&backend, &socket))
+        };
+
+        let ram = Arc::new(Ram::new(Backing::Memfd, 64 * MIB).unwrap());
+        let marked = || (8 * MIB..64 * MIB).step_by(4096);
+        for at in marked() {
+            let mark = at as u64;
+            ram.memory().write_obj(mark, GuestAddress(mark)).unwrap();
+        }
+        let len = Rings::<Monitor, DmaRegion, 64>::dma_bytes(&policy);
+        let memory = ram.dma(RINGS, len).unwrap();
+        let monitor = Monitor::connect(&socket, Arc::clone(&ram));
+        let balloon: Result<VirtioBalloon<Rings<Monitor, DmaRegion, 64>>, _> =
+            VirtioBalloon::bring_up(monitor, memory, &policy, &mut NoDelay);
+        let mut balloon = balloon.map_err(|refused| refused.error).unwrap();
+        let frames = FrameRange::new(Pfn::new(FIRST), FrameCount::new(56 << 8));
+        let mut source = FakeSource::new(frames.unwrap());
+        let mut engine = Engine::new(shared, Pace::DEFAULT);
+
+        let begin = Instant::now();
+        for target in [9000, 2000, 5000] {
+            front.set_config(NUM_PAGES, target);
+            loop {
+                let now = Nanos::new(u64::try_from(begin.elapsed().as_nanos()).unwrap());
+                engine.step(&mut balloon, &mut source, now, Budget::SMALL);
+                let status = engine.status(&source);
+                // The size goes over the socket too, and nobody waits for it.
+                if status.size.get() == u64::from(target) && front.config(ACTUAL) == target {
+                    break;
+                }
+                assert!(
+                    begin.elapsed() < Duration::from_secs(60),
+                    "{name}: {status:?}"
+                );
+            }
+        }
+        let given = source.clone();
+        let lost = marked().filter(|&at| {
+            let mark: u64 = ram.memory().read_obj(GuestAddress(at as u64)).unwrap();
+            mark != at as u64
+        });
+        let lost: BTreeSet<u64> = lost.map(|at| at as u64 >> 12).collect();
+        let stages = backend.read().unwrap().device().stages();
+        assert_eq!(stages.refused, 0, "{name}");
+        assert!(
+            lost.len() >= 9000 && lost.len() as u64 <= stages.frames.get(),
+            "{name}"
+        );
+        let ballooned = frames
+            .unwrap()
+            .frames()
+            .filter(|&p| given.ballooned(p).is_some());
+        assert!(
+            ballooned.into_iter().all(|p| lost.contains(&p.get())),
+            "{name}"
+        );
+
+        // The front end hangs up.
+        drop(balloon);
+        served.join().unwrap().unwrap();
+        let _ = std::fs::remove_file(socket);
+    }
+}
