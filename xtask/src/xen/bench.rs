@@ -23,6 +23,8 @@ const SCATTERED_MIB: u64 = 1024;
 /// The walk covers 1 GiB from here.
 const WALK_FROM: u64 = 0x8000;
 const WALK_BLOCKS: u64 = 512;
+/// Our guest as a PV domain.
+const PV: &str = "ours-pv";
 const OPS: [(&str, u64); 2] = [("give", LOW_MIB), ("take", MEMORY_MIB)];
 
 #[derive(Debug, Default, Serialize)]
@@ -33,7 +35,7 @@ struct Row {
     wall_s: f64,
     /// By the guest's own clock, from the moment it hears of the target.
     guest_s: Option<f64>,
-    /// Nobody counts those of Linux.
+    /// Nobody counts those of Linux; of a PV guest without those for its page tables.
     hypercalls: Option<u64>,
     extents: Option<u64>,
     leaves_2m: Option<u64>,
@@ -67,12 +69,19 @@ impl Machine {
         })
     }
 
-    /// Creates a domain, the only one, and finds its page tables.
-    pub(super) fn create(&mut self, name: &str) -> Result<()> {
+    /// Creates a domain.
+    fn start(&mut self, name: &str) -> Result<()> {
         let host = &mut self.host;
         host.must(&format!("xl create -q /guests/{name}.cfg"), LIMIT)?;
         host.must(&format!("follow {name} &"), LIMIT)?;
         host.event(name, "ready", LIMIT, |_| true)?;
+        Ok(())
+    }
+
+    /// Creates a domain, the only one, and finds its page tables.
+    pub(super) fn create(&mut self, name: &str) -> Result<()> {
+        self.start(name)?;
+        let host = &mut self.host;
         host.forget_log();
         host.must("xl debug-keys v; sleep 1", LIMIT)?;
         self.root = root(host).context("`xl debug-keys v` shows no nested page table")?;
@@ -132,6 +141,7 @@ pub(super) fn run(bench: &Bench, runner: &mut Runner, repeat: u32, json: &Path) 
     let domains = [
         linux,
         Domain::pvh("ours", MEMORY_MIB),
+        Domain::pv(PV, MEMORY_MIB),
         Domain::pvh("bare", MEMORY_MIB),
     ];
     runner.bar().set_message("booting".to_owned());
@@ -145,6 +155,8 @@ pub(super) fn run(bench: &Bench, runner: &mut Runner, repeat: u32, json: &Path) 
     measure_linux(&mut machine, repeat, &mut rows)?;
     runner.bar().set_message("ours".to_owned());
     measure_ours(&mut machine, repeat, &mut rows)?;
+    runner.bar().set_message("ours, PV".to_owned());
+    measure_pv(&mut machine, repeat, &mut rows)?;
     runner.bar().set_message("the bare loop".to_owned());
     measure_bare(&mut machine, repeat, &mut rows)?;
     print(&rows);
@@ -175,26 +187,7 @@ fn measure_linux(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Res
 
 fn measure_ours(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
     machine.create("ours")?;
-    let mut counted = machine.stats("ours")?;
-    for _ in 0..repeat {
-        for (op, mib) in OPS {
-            let wanted = (MEMORY_MIB - mib) * 256;
-            let (wall_s, text) = machine.aim("ours", mib, |text| {
-                number(text, "actual").is_ok_and(|actual| actual == wanted)
-            })?;
-            let now = machine.stats("ours")?;
-            rows.push(Row {
-                guest: "ours",
-                op,
-                wall_s,
-                guest_s: Some(seconds(&text)?),
-                hypercalls: Some(now.0 - counted.0),
-                extents: Some(now.1 - counted.1),
-                leaves_2m: Some(machine.superpages()?),
-            });
-            counted = now;
-        }
-    }
+    cycles(machine, "ours", repeat, rows)?;
     machine.aim("ours", LOW_MIB, |_| true)?;
     for _ in 0..repeat {
         for (guest, op, command, event) in [
@@ -219,6 +212,47 @@ fn measure_ours(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Resu
     machine.aim("ours", MEMORY_MIB, |_| true)?;
     compact(machine, rows)?;
     machine.say("ours", "quit", "done")?;
+    Ok(())
+}
+
+/// Down and up again; `guest` is the domain's name, too. A PV domain has no
+/// nested page tables.
+fn cycles(
+    machine: &mut Machine,
+    guest: &'static str,
+    repeat: u32,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let mut counted = machine.stats(guest)?;
+    for _ in 0..repeat {
+        for (op, mib) in OPS {
+            let wanted = (MEMORY_MIB - mib) * 256;
+            let (wall_s, text) = machine.aim(guest, mib, |text| {
+                number(text, "actual").is_ok_and(|actual| actual == wanted)
+            })?;
+            let now = machine.stats(guest)?;
+            rows.push(Row {
+                guest,
+                op,
+                wall_s,
+                guest_s: Some(seconds(&text)?),
+                hypercalls: Some(now.0 - counted.0),
+                extents: Some(now.1 - counted.1),
+                leaves_2m: match guest {
+                    PV => None,
+                    _ => Some(machine.superpages()?),
+                },
+            });
+            counted = now;
+        }
+    }
+    Ok(())
+}
+
+fn measure_pv(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
+    machine.start(PV)?;
+    cycles(machine, PV, repeat, rows)?;
+    machine.say(PV, "quit", "done")?;
     Ok(())
 }
 

@@ -29,7 +29,7 @@ const LINE: usize = 120;
 /// Lines a failure shows.
 const TAIL: usize = 40;
 /// From the start to the first prompt; it takes 5 s alone on a machine.
-const BOOT: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_secs(300);
 
 /// How large the machine is.
 #[derive(Debug, Clone, Copy)]

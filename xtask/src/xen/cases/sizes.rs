@@ -148,10 +148,10 @@ pub(super) fn late(host: &mut Host) -> Result<()> {
     reached(host, "late", 16 * MIB)?;
     let before = stats(host, "late")?;
     ensure!(number(&before, "unanswered")? == 0, "{before}");
-    host.must("late late 7", LIMIT)?;
+    host.must("late late 5", LIMIT)?;
     let after = stats(host, "late")?;
-    // Two nodes are asked for, and again after 2 and 6 s.
-    ensure!(number(&after, "unanswered")? == 4, "{after}");
+    // Two nodes are asked for, again after 2 s, and perhaps after 6 s.
+    ensure!((2..=4).contains(&number(&after, "unanswered")?), "{after}");
     let woken = number(&after, "wakeups")? - number(&before, "wakeups")?;
     ensure!(woken <= 24, "{woken} wake-ups while the store was silent");
     host.must("xl mem-set late 64m", LIMIT)?;
