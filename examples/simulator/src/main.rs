@@ -7,6 +7,7 @@ mod map;
 mod memory;
 mod oracle;
 mod rng;
+mod tally;
 #[cfg(test)]
 mod tour;
 mod trace;
@@ -22,8 +23,9 @@ use balloon_core::Shared;
 use clap::Parser;
 
 use host::Model;
+use tally::Tally;
 use trace::Trace;
-use world::{Tally, World};
+use world::World;
 
 /// Simulate ballooned guests and their hosts.
 #[derive(Debug, Parser)]
