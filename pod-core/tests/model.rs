@@ -2,10 +2,11 @@
 //!
 //! Breadth first. Two states are the same if they differ only in frame numbers, in which of two
 //! superpages is which, in the order of pages inside a superpage, or in the order of blocks in a
-//! list of the cache; see [`World::key`], which holds the table, the records of the regions with
-//! their runs and idle marks, the classes of the blocks, the recent regions and the sweep's place.
-//! For completeness the number of recent regions is fixed and each operation's search for filled
-//! pages starts at the same place: both only multiply the states.
+//! list of the cache. [`World::key`] holds the table, the records of the regions with their runs
+//! and idle marks, the classes of the blocks, the recent regions and the sweep's place. A sample
+//! of the states that were taken for known ones is explored like new ones. To keep the number
+//! finite and small, a complete search fixes how many recent regions are remembered and has each
+//! operation's search for filled pages start at the same place.
 //!
 //! Complete for 2 superpages of 4 pages, here at the smallest target; for 6 of 4, with recent
 //! regions that adapt and sweeps that go on, as far as the bound goes. More by command:
@@ -28,8 +29,8 @@ use std::collections::{HashSet, VecDeque};
 
 use pod_core::sim::{Content, World};
 use pod_core::{
-    Budget, Config, Content as Moved, Demand, FrameCount, Geometry, Gfn, Leave, Order, Pattern,
-    Toucher, Vcpu,
+    Budget, Config, Content as Moved, Demand, Entry, FrameCount, Geometry, Gfn, Leave, Order,
+    Pattern, Toucher, Vcpu,
 };
 
 const SIZE: u64 = 4;
@@ -95,9 +96,15 @@ fn alphabet(model: Model) -> Vec<Op> {
             Op::Frame(page),
             Op::Release(page, 1),
             Op::Mark(page, 1),
-            Op::Move(page, (page + SIZE) % pages, Moved::Keep),
-            Op::Move(page, (page + SIZE) % pages, Moved::Discard),
         ]);
+        // Pages of a superpage are interchangeable only if a page may move to each of another.
+        let next = (page / SIZE + 1) % superpages * SIZE;
+        for to in next..next + SIZE {
+            ops.extend([
+                Op::Move(page, to, Moved::Keep),
+                Op::Move(page, to, Moved::Discard),
+            ]);
+        }
     }
     for superpage in 0..superpages {
         let start = superpage * SIZE;
@@ -105,8 +112,11 @@ fn alphabet(model: Model) -> Vec<Op> {
             Op::Release(start, SIZE),
             Op::Discard(start, SIZE),
             Op::Mark(start, SIZE),
-            Op::Release(start + 1, 2),
         ]);
+        if model.open {
+            // The only operation that would tell the pages of a superpage apart.
+            ops.push(Op::Release(start + 1, 2));
+        }
     }
     ops
 }
@@ -180,6 +190,12 @@ fn apply(world: &mut World, op: Op) {
     }
 }
 
+/// Most moves are from or to the wrong page: they are not worth the time.
+fn is_refused(world: &World, op: Op) -> bool {
+    let hole = |page| world.sim.leaf(Gfn::new(page)).entry == Entry::Hole;
+    matches!(op, Op::Move(from, to, _) if hole(from) || !hole(to))
+}
+
 fn release(world: &mut World, start: u64, count: u64, leave: Leave) {
     let done = world.with(|pod, sim| {
         let count = FrameCount::new(count);
@@ -202,20 +218,27 @@ impl Drop for Trail {
 
 static REPORTED: AtomicBool = AtomicBool::new(false);
 
+/// Of so many transitions, one that led to a known state has its end explored all the same: what
+/// the key leaves out could make a difference there.
+const TWINS: usize = 997;
+
 /// States visited; whether there was nothing new left.
 fn explore(model: Model) -> (usize, bool) {
     let ops = alphabet(model);
     let mut first = world(model);
     first.check();
     let mut seen = HashSet::from([first.key()]);
-    let mut queue = VecDeque::from([(first, Trail(Vec::new()))]);
-    let (mut transitions, mut depth) = (0, 0);
+    let mut queue = VecDeque::from([(first, Trail(Vec::new()), false)]);
+    let (mut transitions, mut depth, mut by_twins) = (0, 0, 0);
     let complete = 'all: {
-        while let Some((state, trail)) = queue.pop_front() {
-            depth = trail.0.len();
+        while let Some((state, trail, is_twin)) = queue.pop_front() {
+            depth = depth.max(trail.0.len());
             for op in &ops {
                 if transitions == model.limit {
                     break 'all false;
+                }
+                if is_refused(&state, *op) {
+                    continue;
                 }
                 let mut next = state.clone();
                 let mut path = trail.clone();
@@ -225,15 +248,20 @@ fn explore(model: Model) -> (usize, bool) {
                     next.restart_sweep();
                 }
                 transitions += 1;
-                if seen.insert(next.key()) {
-                    queue.push_back((next, path));
+                let new = seen.insert(next.key());
+                by_twins += usize::from(new && is_twin);
+                if new || transitions % TWINS == 0 {
+                    queue.push_back((next, path, !new));
                 }
             }
         }
         true
     };
     let states = seen.len();
-    println!("{model:?}: {states} states, {transitions} transitions, depth {depth}, {complete}");
+    println!(
+        "{model:?}: {states} states ({by_twins} by twins), {transitions} transitions, \
+         depth {depth}, complete: {complete}"
+    );
     (states, complete)
 }
 
@@ -253,12 +281,7 @@ fn all_states_of_two_superpages() {
     };
     let mut models = vec![small];
     if deep() {
-        for (target, unmaps, tracks) in [
-            (1, false, true),
-            (2, true, false),
-            (3, false, false),
-            (4, true, false),
-        ] {
+        for (target, unmaps, tracks) in [(1, false, true), (2, true, false), (3, false, false)] {
             models.push(Model {
                 target,
                 unmaps,
@@ -281,7 +304,7 @@ fn states_of_six_superpages_as_far_as_the_bound() {
         unmaps: true,
         tracks: true,
         open: true,
-        limit: if deep() { 1_000_000 } else { 20_000 },
+        limit: if deep() { 200_000 } else { 20_000 },
     });
     assert!(states > 1_000);
 }
