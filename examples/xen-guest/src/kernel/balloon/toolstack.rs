@@ -105,7 +105,9 @@ impl<F: FrameMap> Balloon<F> {
             // Before that is said nothing stops.
             return Some(now);
         }
-        if status.progress != Progress::Working || now >= by {
+        // A target that the engine has not looked at yet is one to reach, too.
+        let rests = status.progress != Progress::Working && !SHARED.signal().pending();
+        if rests || now >= by {
             self.engine.quiesce();
             self.save = Save::Settling;
         }
