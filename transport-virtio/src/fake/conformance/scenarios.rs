@@ -39,6 +39,11 @@ pub(super) fn play_all<D: Driver>(until: Option<&str>) -> Rules {
         }
         play(&mut rules, &kernel, scenario);
     }
+    let quiet = Kernel::new(Profile::qemu(Features::empty()));
+    let divided = || Stage::<D>::start(&quiet).is_some_and(Stage::is_divided_by_lies);
+    if until.is_none_or(|rule| !rules.contains(rule)) && divided() {
+        rules.insert("17");
+    }
     rules
 }
 
@@ -288,6 +293,34 @@ impl<D: Driver> Stage<D> {
             self.step();
             self.serve();
         }
+    }
+
+    /// Whether a device that answers what it was not asked, twice, and in the end
+    /// with an index that ran away, makes the driver give a frame two owners.
+    ///
+    /// The judge takes such a device at its word, so it is not asked.
+    fn is_divided_by_lies(mut self) -> bool {
+        for round in 0..300_u32 {
+            self.device().set_target(round % 64 * 8);
+            self.step();
+            for queue in [QueueId::Inflate, QueueId::Deflate] {
+                let head = self
+                    .device()
+                    .take(queue)
+                    .map_or(99, |chain| chain.head.into());
+                for id in [head, head ^ 1, u32::MAX - round] {
+                    self.device().answer(queue, id, round);
+                }
+            }
+            self.churn();
+        }
+        self.device().jump(QueueId::Inflate, 1000);
+        self.settle();
+        while self.allocate() {}
+        let owners = self.used.len();
+        self.used.sort_unstable();
+        self.used.dedup();
+        owners != self.used.len()
     }
 
     fn odd_lengths(&mut self) {
