@@ -40,7 +40,7 @@ pub(super) fn play_all<D: Driver>(until: Option<&str>) -> Rules {
         play(&mut rules, &kernel, scenario);
     }
     let quiet = Kernel::new(Profile::qemu(Features::empty()));
-    let divided = || Stage::<D>::start(&quiet).is_some_and(Stage::is_divided_by_lies);
+    let divided = || Stage::<D>::start(&quiet).is_some_and(Stage::believes_lies);
     if until.is_none_or(|rule| !rules.contains(rule)) && divided() {
         rules.insert("17");
     }
@@ -299,7 +299,7 @@ impl<D: Driver> Stage<D> {
     /// with an index that ran away, makes the driver give a frame two owners.
     ///
     /// The judge takes such a device at its word, so it is not asked.
-    fn is_divided_by_lies(mut self) -> bool {
+    fn believes_lies(mut self) -> bool {
         for round in 0..300_u32 {
             self.device().set_target(round % 64 * 8);
             self.step();
