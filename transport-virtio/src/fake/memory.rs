@@ -15,7 +15,8 @@ pub struct FakeMemory {
 }
 
 /// What is initialised at a time: fuzzing makes new memory for every input.
-type Block = [AtomicU16; 128];
+type Block = [AtomicU16; BLOCK];
+const BLOCK: usize = 128;
 
 impl FakeMemory {
     /// Far from any address of the process, so that mix-ups show.
@@ -25,7 +26,7 @@ impl FakeMemory {
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         let blocks = (0..bytes.div_ceil(size_of::<Block>()))
-            .map(|_| [const { AtomicU16::new(u16::MAX) }; _]);
+            .map(|_| [const { AtomicU16::new(u16::MAX) }; BLOCK]);
         Self {
             blocks: blocks.collect(),
             len: bytes.next_multiple_of(2),
