@@ -45,9 +45,9 @@ const ALLOCATION: f64 = 0.05;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench chunk")]
 struct Arguments {
-    /// What is behind guest memory.
-    #[arg(long, value_enum, default_value = "anon")]
-    backing: Backing,
+    /// What is behind guest memory; one after the other unless said.
+    #[arg(long, value_enum)]
+    backing: Option<Backing>,
     /// Memory of the guest in MiB: less to see that it works, not to quote; no bars then.
     #[arg(long, value_name = "N")]
     mib: Option<u32>,
@@ -72,17 +72,30 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let name = String::from("cargo xtask bench chunk");
     let arguments = Arguments::parse_from([name].iter().chain(arguments));
     let mib = arguments.mib.map(|mib| mib.to_string());
-    let mut words = vec!["--package", "balloon-device", "--bin", "bench-chunk", "--"];
-    words.extend(["--backing", arguments.backing.name()]);
-    if let Some(mib) = &mib {
-        words.extend(["--mib", mib]);
+    let backings = match &arguments.backing {
+        Some(backing) => std::slice::from_ref(backing),
+        None => Backing::value_variants(),
+    };
+    let mut measured = Vec::new();
+    for &backing in backings {
+        let mut words = vec!["--package", "balloon-device", "--bin", "bench-chunk", "--"];
+        words.extend(["--backing", backing.name()]);
+        if let Some(mib) = &mib {
+            words.extend(["--mib", mib]);
+        }
+        let rows: Vec<Row> = super::rows(workspace, &words)?;
+        println!("{}\n{}", backing.name(), table(&rows)?);
+        measured.push((backing, rows));
     }
-    let rows: Vec<Row> = super::rows(workspace, &words)?;
-    let path = super::keep(workspace, "bench-chunk.json", &rows)?;
-    println!("{}", table(&rows)?);
-    println!("{}", path.display());
+    let rows: Vec<&Row> = measured.iter().flat_map(|(_, rows)| rows).collect();
+    println!(
+        "{}",
+        super::keep(workspace, "bench-chunk.json", &rows)?.display()
+    );
     if arguments.mib.is_none() {
-        judge(arguments.backing, &rows)?;
+        for (backing, rows) in &measured {
+            judge(*backing, rows)?;
+        }
     }
     Ok(())
 }

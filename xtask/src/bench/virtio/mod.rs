@@ -4,6 +4,7 @@
 //! but an eighth of it and gives it back, or looks how fast freed memory is reported. Every figure is the
 //! host's own. QEMU writes a line for each kick, interrupt and configuration write of either guest.
 
+mod bars;
 mod linux;
 mod plot;
 mod run;
@@ -11,7 +12,7 @@ mod run;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -35,7 +36,7 @@ const REST: Duration = Duration::from_secs(60);
 /// Our QEMU guest beside Debian's Linux for clouds: inflate, deflate, a minute at rest, free page reporting.
 ///
 /// Takes some ten minutes and 9 GiB of memory; quote figures of a quiet machine only. Every phase has a limit,
-/// and each row is printed as soon as there is one.
+/// and each row is printed as soon as there is one. A figure that misses its bar is an error.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench virtio")]
 struct Arguments {
@@ -182,6 +183,15 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
             .with_context(|| format!("writing {}", file.display()))?;
         println!("plot: {}", file.display());
     }
+    if mem < bars::MEMORY {
+        println!(
+            "guests of less than {} MiB are held to no bar",
+            bars::MEMORY
+        );
+        return Ok(());
+    }
+    let missed = bars::missed(&rows);
+    ensure!(missed.is_empty(), "missed: {}", missed.join("; "));
     Ok(())
 }
 
