@@ -192,29 +192,42 @@ impl<const N: usize> Reporting<N> {
         if !self.is_idle() {
             self.drain(balloon, slots, source)?;
         }
-        let mut step = ReportStep {
-            more: false,
-            wake_at: Some(self.next),
-            reported: self.reported.saturating_sub(before),
-        };
-        let Some(place) = self.reports.iter_mut().find(|report| report.is_none()) else {
+        let sent = self.look(limits, balloon, slots, source, now);
+        // Answers that were taken up have used up the wish for an interrupt.
+        let answered = self.out() > 0 && balloon.notify(QueueId::Reporting);
+        let full = self.reports.iter().all(Option::is_some);
+        Ok(ReportStep {
+            more: (sent? && self.pace.gap == Nanos::ZERO) || answered,
             // An answer makes room and wakes us.
-            step.wake_at = None;
-            return Ok(step);
+            wake_at: (!full).then_some(self.next),
+            reported: self.reported.saturating_sub(before),
+        })
+    }
+
+    /// Makes a report, if it is time; whether there was something to report.
+    fn look<Q: Queues + ConfigIo, const M: usize>(
+        &mut self,
+        limits: Limits,
+        balloon: &mut VirtioBalloon<Q>,
+        slots: &'static Slots<M>,
+        source: &mut impl FrameSource,
+        now: Nanos,
+    ) -> Result<bool, VirtioError> {
+        let Some(place) = self.reports.iter_mut().find(|report| report.is_none()) else {
+            return Ok(false);
         };
         if now < self.next {
-            return Ok(step);
+            return Ok(false);
         }
         let Ok(slot) = slots.claim(Kind::Report) else {
-            return Ok(step);
+            return Ok(false);
         };
         let mut report = Report::take(source, limits, self.pace);
         if report.len == 0 {
             self.next = now.saturating_add(self.pace.rest);
-            step.wake_at = Some(self.next);
             *place = Some(report);
             self.settle(source);
-            return Ok(step);
+            return Ok(false);
         }
         let taken = report.runs.get(..report.len).unwrap_or_default();
         let slot = slot.launch();
@@ -229,10 +242,15 @@ impl<const N: usize> Reporting<N> {
         report.with_device = Some(slot);
         *place = Some(report);
         self.next = now.saturating_add(self.pace.gap);
-        let answered = balloon.notify(QueueId::Reporting);
-        step.more = answered || self.pace.gap == Nanos::ZERO;
-        step.wake_at = Some(self.next);
-        Ok(step)
+        Ok(true)
+    }
+
+    /// Reports with the device.
+    fn out(&self) -> usize {
+        let reports = self.reports.iter().flatten();
+        reports
+            .filter(|report| report.with_device.is_some())
+            .count()
     }
 
     /// Takes up answers and makes no report: before a suspend or a reset that is

@@ -52,7 +52,9 @@ impl Statistics {
 
     /// Offers a buffer if the device has none; whether it did.
     ///
-    /// `value` is called for each statistic only then.
+    /// `value` is called for each statistic only then. After one was offered,
+    /// step once more before you sleep: a device that was quick to ask for the
+    /// next may not interrupt.
     ///
     /// # Errors
     /// If the device has no statistics queue or broke it; the next step tries

@@ -133,8 +133,8 @@ impl<const N: usize> UnusedPages<N> {
         self.settle(source, held);
         reaped?;
         let more = match self.stage {
-            Stage::Waiting => self.listen(balloon, slots)?,
-            Stage::Answering(id) => self.name(id, balloon, slots, source)?,
+            Stage::Waiting => self.listen(balloon, slots),
+            Stage::Answering(id) => self.name(id, balloon, slots, source),
             Stage::Ending => {
                 let home = self.is_drained() && {
                     release(source, held, FrameCount::MAX);
@@ -144,11 +144,13 @@ impl<const N: usize> UnusedPages<N> {
                     self.answers = self.answers.wrapping_add(1);
                     self.stage = Stage::Waiting;
                 }
-                self.is_drained()
+                Ok(self.is_drained())
             }
         };
+        // Answers that were taken up have used the wish for an interrupt up.
+        let answered = balloon.notify(QueueId::Hint);
         Ok(UnusedStep {
-            more,
+            more: more? || answered,
             held: self.in_flight().saturating_add(out(held)),
         })
     }
@@ -208,7 +210,6 @@ impl<const N: usize> UnusedPages<N> {
             return Err(error);
         }
         self.buffer = Some(slot);
-        balloon.notify(QueueId::Hint);
         Ok(self.stage != Stage::Waiting)
     }
 
@@ -262,7 +263,6 @@ impl<const N: usize> UnusedPages<N> {
         *place = Some(response);
         submitted?;
         self.told = self.told.saturating_add(frames);
-        balloon.notify(QueueId::Hint);
         if self.next.is_none() {
             self.stage = Stage::Ending;
         }

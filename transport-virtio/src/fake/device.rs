@@ -342,6 +342,15 @@ impl<M: Dma> FakeDevice<M> {
         let Some(chain) = self.take(QueueId::Hint) else {
             return false;
         };
+        self.fill_request(&chain, id);
+        true
+    }
+
+    /// Asks for unused pages with a buffer that was taken before.
+    ///
+    /// # Panics
+    /// If it is not a buffer for that.
+    pub fn fill_request(&mut self, chain: &Chain, id: u16) {
         let [buffer] = chain.descriptors[..] else {
             panic!("a buffer of several descriptors")
         };
@@ -356,7 +365,6 @@ impl<M: Dma> FakeDevice<M> {
             self.memory.store16(place, u16::from_le_bytes(*half));
         }
         self.answer(QueueId::Hint, chain.head.into(), buffer.len);
-        true
     }
 
     /// The page numbers of a request on the inflate or deflate queue.

@@ -334,3 +334,22 @@ fn what_was_freed_need_not_wait_for_the_end_of_the_rest() {
     guest.step(3).unwrap();
     assert_eq!(guest.serve(), [(0x100, 0x10)]);
 }
+
+#[test]
+fn each_answer_interrupts_while_reports_are_out() {
+    let mut guest = guest(pace(4));
+    guest.memory = Memory::new(0x100..0x180);
+    while guest.step(0).unwrap().more {}
+    assert_eq!(guest.balloon.in_flight(QueueId::Reporting), 2);
+    // Answered one by one; the guest steps when it is interrupted.
+    for left in [1, 0] {
+        let device = guest.balloon.queues_mut().device_mut();
+        let before = device.interrupts();
+        let chain = device.take(QueueId::Reporting).unwrap();
+        device.answer(QueueId::Reporting, chain.head.into(), 0);
+        assert!(device.interrupts() > before, "{left} left");
+        while guest.step(1).unwrap().more {}
+        assert_eq!(guest.balloon.in_flight(QueueId::Reporting), left);
+    }
+    assert!(guest.reporting.is_idle());
+}

@@ -3,7 +3,7 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::Policy;
-use crate::fake::{self, FakeBalloon, FakeDevice, Profile};
+use crate::fake::{self, Chain, FakeBalloon, FakeDevice, Profile};
 use crate::protocol::Features;
 use balloon_core::Transport as _;
 use balloon_core::testing::FakeSource;
@@ -21,6 +21,8 @@ struct Guest {
     unused: UnusedPages,
     engine: Engine<16>,
     now: u64,
+    /// The buffer for a request that the device found among the responses.
+    buffer: Option<Chain>,
 }
 
 impl Guest {
@@ -38,6 +40,7 @@ impl Guest {
             unused: UnusedPages::new(FrameCount::ZERO),
             engine: Engine::new(shared, Pace::DEFAULT),
             now: 0,
+            buffer: None,
         }
     }
 
@@ -61,6 +64,15 @@ impl Guest {
             .step(&mut self.balloon, &mut self.source, now, Budget::SMALL);
     }
 
+    /// The host asks; whether there was a buffer for it.
+    fn ask(&mut self, id: u16) -> bool {
+        let Some(chain) = self.buffer.take() else {
+            return self.device().request_unused_pages(id);
+        };
+        self.device().fill_request(&chain, id);
+        true
+    }
+
     fn broken(&mut self) -> Vec<&'static str> {
         let violations = self.device().judge().violations();
         violations.iter().map(|v| v.what).collect()
@@ -69,10 +81,10 @@ impl Guest {
     /// What the device finds in the responses that are there now, answered.
     fn responses(&mut self) -> Vec<(u16, bool, u64)> {
         let mut found = Vec::new();
-        let device = self.device();
+        let device = self.balloon.queues_mut().device_mut();
         while let Some(chain) = device.take(QueueId::Hint) {
             if chain.descriptors[0].writable {
-                // A buffer for the next request stays with the device.
+                self.buffer = Some(chain);
                 continue;
             }
             let content = device.content(chain.descriptors[0]);
@@ -199,4 +211,24 @@ fn the_bare_feature_bits_are_hints_and_poison() {
     let plain = fake::bring_up::<16>(standard, &Policy::new()).unwrap();
     assert!(!plain.takes_host_requests());
     assert_eq!(plain.capabilities().inflate.runs, 256);
+}
+
+#[test]
+fn every_request_is_heard_by_who_goes_by_interrupts() {
+    let mut guest = Guest::new();
+    while guest.step().more {}
+    for id in 1..=4 {
+        let before = guest.device().interrupts();
+        assert!(guest.ask(id));
+        assert!(guest.device().interrupts() > before, "request {id}");
+        while guest.step().more {}
+        while guest.unused.answers() < id.into() {
+            let before = guest.device().interrupts();
+            assert!(!guest.responses().is_empty());
+            assert!(guest.device().interrupts() > before, "answer {id}");
+            while guest.step().more {}
+        }
+    }
+    assert!(guest.source.in_hand().is_zero());
+    assert_eq!(guest.broken(), [""; 0]);
 }

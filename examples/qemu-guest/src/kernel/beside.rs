@@ -67,7 +67,7 @@ impl Beside {
         let mut left = BesideStep::default();
         if let Some(statistics) = &mut self.statistics {
             let stats = zone.stats();
-            statistics.step(transport, SHARED.slots(), |tag| match tag {
+            left.more |= statistics.step(transport, SHARED.slots(), |tag| match tag {
                 Tag::TOTAL => stats.managed.get() * FRAME,
                 _ => stats.free.get() * FRAME,
             })?;
