@@ -10,12 +10,15 @@ use crate::hypercall::Memory;
 use crate::reservation::{Moved, Reservation, Stopped};
 use crate::units::Gmfn;
 
-/// Pairs of one hypercall.
+/// Pairs of one exchange.
 const PAIRS: usize = 64;
 
 /// Stretches that rise together on both sides are moved by themselves from this
-/// length on: a frame of a range costs a third of one of a list.
+/// length on: a frame of a range costs a fraction of one by itself.
 const WORTH: u64 = 8;
+
+/// Looks at each side of a pair before it stays unknown.
+const LOOKS: usize = 8;
 
 /// Frames of one move of a range; interrupts are served in between.
 const RANGE: FrameCount = FrameCount::new(512);
@@ -106,40 +109,56 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
             return Ok(());
         };
         // How far it got is not said, but can be seen: so far the holes are
-        // filled, and a move of a frame to itself fails for a hole.
+        // filled. Where Xen lets nothing be seen it forbids moves at all, and
+        // what is not known to be filled is a hole.
         let (mut filled, mut holes) = (0, old.count().get());
         while filled < holes {
             let middle = filled.midpoint(holes);
-            let at = Pfn::new(old.start().get() + middle);
-            counters.hypercalls = counters.hypercalls.wrapping_add(1);
-            if memory.move_frame(at, at).is_ok() {
-                filled = middle + 1;
-            } else {
-                holes = middle;
+            let old = Pfn::new(old.start().get() + middle);
+            let new = Pfn::new(new.start().get() + middle);
+            match self.is_filled(old, new) {
+                Some(true) => filled = middle + 1,
+                Some(false) => holes = middle,
+                None => break,
             }
         }
         self.traded(FrameCount::new(filled), done);
         Err(errno.into())
     }
 
+    /// Whether the memory behind `new` was moved to `old`; `None` if Xen keeps
+    /// refusing to tell.
+    ///
+    /// A move of a frame to itself changes nothing, and is invalid for a hole. A
+    /// `new` that is one need not have been moved.
+    fn is_filled(&mut self, old: Pfn, new: Pfn) -> Option<bool> {
+        let (memory, _, counters) = self.parts_mut();
+        for _ in 0..LOOKS {
+            counters.hypercalls = counters.hypercalls.wrapping_add(1);
+            match memory.move_frame(old, old) {
+                Ok(()) => return Some(true),
+                Err(Errno::Invalid) => return Some(false),
+                Err(_) => {}
+            }
+            counters.hypercalls = counters.hypercalls.wrapping_add(1);
+            if memory.move_frame(new, new).is_ok() {
+                return Some(false);
+            }
+        }
+        None
+    }
+
+    /// One by one: Xen's list of moves goes on after one it refuses, and what
+    /// it did then it may refuse to undo.
     fn move_pairs(&mut self, old: &[Pfn], new: &[Pfn]) -> (usize, Option<Errno>) {
         let (memory, _, counters) = self.parts_mut();
-        let mut results = [Ok(()); PAIRS];
-        let results = results.get_mut(..old.len()).unwrap_or_default();
-        memory.move_frames(new, old, results);
-        counters.hypercalls = counters.hypercalls.wrapping_add(1);
-        let failed = results.iter().position(Result::is_err);
-        let done = failed.unwrap_or(results.len());
-        // Xen goes on after a pair it refuses; only the first ones are to count.
-        let later = results.iter().zip(old.iter().zip(new)).skip(done);
-        for (_, (&old, &new)) in later.filter(|(result, _)| result.is_ok()) {
+        for (done, (&old, &new)) in old.iter().zip(new).enumerate() {
             counters.hypercalls = counters.hypercalls.wrapping_add(1);
-            // `old` is populated and `new` the hole it left: nothing to refuse.
-            let undone = memory.move_frame(old, new);
-            debug_assert!(undone.is_ok(), "a move just made can be undone");
+            if let Err(errno) = memory.move_frame(new, old) {
+                return (done, Some(errno));
+            }
         }
-        let error = failed.and_then(|at| results.get(at)?.err());
-        (done, error)
+        (old.len(), None)
     }
 
     fn exchange_pairs(&mut self, old: &[Pfn], new: &[Pfn]) -> (usize, Option<Errno>) {

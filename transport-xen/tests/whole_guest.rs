@@ -74,10 +74,10 @@ fn manners() -> impl Strategy<Value = Manners> {
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         2 => Just(Fault::None),
-        // Not 22: that a frame is a hole is not for Xen to lie about.
-        2 => prop_oneof![1u16..22, 23u16..134]
+        2 => (1u16..134)
             .prop_map(|number| Fault::Refuse(Errno::from_number(number))),
         2 => prop_oneof![Just(0), 0usize..70].prop_map(Fault::Extents),
+        2 => (0u64..1500).prop_map(Fault::Frames),
     ]
 }
 
@@ -206,7 +206,8 @@ impl<F: FrameMap> World<F> {
         match self.suspension.suspend(xen) {
             Ok(Woken::Restored) => self.restored(),
             Ok(Woken::Cancelled) => self.desk.cancelled(),
-            Err(error) => panic!("nobody asked for this suspend: {error}"),
+            // Xen refused; the domain goes on.
+            Err(_) => {}
         }
         self.engine.resume(Resume::Kept);
     }

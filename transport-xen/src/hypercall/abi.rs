@@ -25,7 +25,6 @@ pub(super) const POPULATE_PHYSMAP: usize = 6;
 pub(super) const ADD_TO_PHYSMAP: usize = 7;
 pub(super) const MEMORY_MAP: usize = 9;
 pub(super) const EXCHANGE: usize = 11;
-pub(super) const ADD_TO_PHYSMAP_BATCH: usize = 23;
 
 /// Spaces of `ADD_TO_PHYSMAP`.
 pub(super) const SPACE_SHARED_INFO: u16 = 0;
@@ -102,17 +101,6 @@ pub(super) struct AddToPhysmap {
 }
 
 #[repr(C)]
-pub(super) struct AddToPhysmapBatch {
-    pub(super) domain: u16,
-    pub(super) space: u16,
-    pub(super) count: u16,
-    pub(super) extra: u16,
-    pub(super) indices: *mut u64,
-    pub(super) gpfns: *mut u64,
-    pub(super) errors: *mut i32,
-}
-
-#[repr(C)]
 pub(super) struct MemoryMap {
     pub(super) count: u32,
     pub(super) buffer: *mut E820,
@@ -173,8 +161,6 @@ const _: () = {
     assert!(size_of::<Exchange>() == 72);
     assert!(size_of::<AddToPhysmap>() == 24);
     assert!(offset_of!(AddToPhysmap, index) == 8);
-    assert!(size_of::<AddToPhysmapBatch>() == 32);
-    assert!(offset_of!(AddToPhysmapBatch, indices) == 8);
     assert!(size_of::<MemoryMap>() == 16);
     assert!(size_of::<E820>() == 20);
     assert!(size_of::<HvmParam>() == 16);

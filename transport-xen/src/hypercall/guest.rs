@@ -24,10 +24,6 @@ pub struct Guest<G> {
 
 /// Entries of the memory map that are looked at; Xen's domains have fewer.
 const MAP_ENTRIES: usize = 32;
-/// Pairs that one call moves.
-const MOVES: usize = 64;
-/// What Xen leaves in the error of a pair it did not look at: `-EAGAIN`.
-const NOT_REACHED: i32 = -11;
 
 impl<G: Gate> Guest<G> {
     /// A guest that enters Xen through `gate`.
@@ -119,37 +115,6 @@ impl<G: Gate> Memory for Guest<G> {
 
     fn move_frame(&mut self, from: Pfn, to: Pfn) -> Result<(), Errno> {
         self.add_to_physmap((abi::SPACE_GMFN, 0), from.get(), to)
-    }
-
-    fn move_frames(&mut self, from: &[Pfn], to: &[Pfn], results: &mut [Result<(), Errno>]) {
-        let pairs = from.chunks(MOVES).zip(to.chunks(MOVES));
-        for ((from, to), results) in pairs.zip(results.chunks_mut(MOVES)) {
-            let mut indices = [0u64; MOVES];
-            let mut gpfns = [0u64; MOVES];
-            let mut errors = [NOT_REACHED; MOVES];
-            let mut count = 0u16;
-            let places = indices.iter_mut().zip(&mut gpfns);
-            for ((index, gpfn), (from, to)) in places.zip(from.iter().zip(to)).take(results.len()) {
-                (*index, *gpfn) = (from.get(), to.get());
-                count += 1;
-            }
-            let mut argument = abi::AddToPhysmapBatch {
-                domain: abi::DOMID_SELF,
-                space: abi::SPACE_GMFN,
-                count,
-                extra: 0,
-                indices: indices.as_mut_ptr(),
-                gpfns: gpfns.as_mut_ptr(),
-                errors: errors.as_mut_ptr(),
-            };
-            let called = self.call(abi::MEMORY_OP, abi::ADD_TO_PHYSMAP_BATCH, &mut argument);
-            for (result, &error) in results.iter_mut().zip(&errors) {
-                *result = match (error, called) {
-                    (NOT_REACHED, Err(error)) => Err(error),
-                    _ => Errno::check(error as isize).map(drop),
-                };
-            }
-        }
     }
 
     fn move_range(&mut self, from: FrameRange, to: Pfn) -> Result<(), Errno> {

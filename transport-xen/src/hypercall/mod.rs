@@ -71,13 +71,8 @@ pub trait Memory {
     #[doc(alias = "XENMAPSPACE_gmfn")]
     fn move_frame(&mut self, from: Pfn, to: Pfn) -> Result<(), Errno>;
 
-    /// Moves frames in pairs, each as [`move_frame`](Self::move_frame) does;
-    /// `results` gets one entry for each pair. The shortest slice counts.
-    #[doc(alias = "XENMEM_add_to_physmap_batch")]
-    fn move_frames(&mut self, from: &[Pfn], to: &[Pfn], results: &mut [Result<(), Errno>]);
-
     /// Moves `from` to the frames from `to` on, one after the other, each as
-    /// [`move_frame`](Self::move_frame) does: a third of what pairs cost.
+    /// [`move_frame`](Self::move_frame) does, in one call.
     ///
     /// # Errors
     /// At the first frame Xen refuses; those before it are moved.
@@ -296,10 +291,6 @@ impl<M: Memory + ?Sized> Memory for &mut M {
 
     fn move_frame(&mut self, from: Pfn, to: Pfn) -> Result<(), Errno> {
         (**self).move_frame(from, to)
-    }
-
-    fn move_frames(&mut self, from: &[Pfn], to: &[Pfn], results: &mut [Result<(), Errno>]) {
-        (**self).move_frames(from, to, results);
     }
 
     fn move_range(&mut self, from: FrameRange, to: Pfn) -> Result<(), Errno> {

@@ -10,16 +10,19 @@ use crate::frame_map::FrameMap;
 use crate::hypercall::Memory;
 use crate::units::Gmfn;
 
+/// How often Xen is asked what it has taken before that counts as unknown.
+const ATTEMPTS: usize = 4;
+
 /// Frames that one call gives after a short count.
 const REMAINS: usize = 64;
 
 impl<M: Memory, F: FrameMap> Reservation<M, F> {
-    /// Whether a frame can be looked at without touching it.
+    /// Whether a frame can be looked at without touching it, if Xen lets us.
     const LOOKS: bool = matches!(F::MIGRATION, Migration::Move);
 
     /// One decrease of the queued extents `which`.
     pub(super) fn decrease(&mut self, which: Range<usize>, order: Order) -> Result<usize, Stopped> {
-        if !Self::LOOKS && order != Order::FRAME {
+        if order != Order::FRAME {
             self.owned = self.reservation()?;
         }
         let starts = self.starts.get(which).unwrap_or_default();
@@ -57,14 +60,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         extent: FrameRange,
         done: &mut FrameCount,
     ) -> Result<(), Stopped> {
-        let gone = if Self::LOOKS {
-            self.leading_holes(extent)
-        } else if extent.count() == FrameCount::ONE {
-            FrameCount::ZERO
-        } else {
-            let now = self.reservation()?;
-            self.owned.saturating_sub(now).min(extent.count())
-        };
+        let gone = self.gone(extent);
         *done = done.saturating_add(gone);
         let mut rest = extent.split_at(gone).1;
         while let Some(range) = rest {
@@ -76,7 +72,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
             let stuck = range.split_at(given).1;
             if given < head.count() {
                 // One that is a hole is the host's already.
-                let holes = stuck.filter(|_| Self::LOOKS).map(|s| self.leading_holes(s));
+                let holes = stuck.and_then(|stuck| self.leading_holes(stuck));
                 let holes = holes.filter(|holes| !holes.is_zero());
                 let holes = holes.ok_or(Stopped::NotServed)?;
                 *done = done.saturating_add(holes);
@@ -88,23 +84,50 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         Ok(())
     }
 
-    /// How many frames at the start of a range have nothing behind them.
-    fn leading_holes(&mut self, range: FrameRange) -> FrameCount {
+    /// How many frames at the start of an extent that fell short are gone.
+    fn gone(&mut self, extent: FrameRange) -> FrameCount {
+        if let Some(holes) = self.leading_holes(extent) {
+            return holes;
+        }
+        if extent.count() == FrameCount::ONE {
+            return FrameCount::ZERO;
+        }
+        for _ in 0..ATTEMPTS {
+            if let Ok(now) = self.reservation() {
+                return self.owned.saturating_sub(now).min(extent.count());
+            }
+        }
+        // Nobody tells. A frame that may be gone must not be used, so all of them
+        // are to be gone: at worst the host keeps some it was not told of.
+        for single in extent.frames().filter_map(FrameRange::single) {
+            let _ = self.decrease_frames(single);
+        }
+        extent.count()
+    }
+
+    /// How many frames at the start of a range have nothing behind them; `None`
+    /// if that is not to be seen.
+    fn leading_holes(&mut self, range: FrameRange) -> Option<FrameCount> {
         let mut holes = FrameCount::ZERO;
-        for pfn in range.frames() {
-            if !self.is_hole(pfn) {
+        for pfn in range.frames().take_while(|_| Self::LOOKS) {
+            if !self.is_hole(pfn)? {
                 break;
             }
             holes = holes.saturating_add(FrameCount::ONE);
         }
         self.counters.holes_found = self.counters.holes_found.wrapping_add(holes.get());
-        holes
+        Self::LOOKS.then_some(holes)
     }
 
-    /// A move of a frame to where it is changes nothing, and fails for a hole.
-    fn is_hole(&mut self, pfn: Pfn) -> bool {
+    /// A move of a frame to where it is changes nothing, and is invalid for a
+    /// hole; any other refusal says nothing about the frame.
+    fn is_hole(&mut self, pfn: Pfn) -> Option<bool> {
         self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
-        self.memory.move_frame(pfn, pfn) == Err(Errno::Invalid)
+        match self.memory.move_frame(pfn, pfn) {
+            Ok(()) => Some(false),
+            Err(Errno::Invalid) => Some(true),
+            Err(_) => None,
+        }
     }
 
     /// Gives at most [`REMAINS`] frames singly; returns how many went.

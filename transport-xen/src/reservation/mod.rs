@@ -9,8 +9,8 @@
 //!   the frames before the hole are gone. After a short count the first frame
 //!   that is still there is looked for, and the rest is given one by one.
 //! * A populate that cannot be served returns a short count without a reason.
-//!   At the domain's limit it stays so; otherwise the host has no superpage to
-//!   spare, and the extent is filled by smaller ones: a counted downgrade.
+//!   If the domain may own more, the host has no superpage to spare: the extent
+//!   is filled by smaller ones, up to the domain's limit, a counted downgrade.
 //! * Order 10 is never served.
 //!
 //! Results count frames from the first, in the order of the request: a prefix
@@ -122,8 +122,8 @@ pub struct Reservation<M, F> {
     /// The same as Xen calls them.
     list: [Gmfn; BATCH],
     queued: usize,
-    /// What the domain owned before the last decrease, where no frame can be
-    /// looked at.
+    /// What the domain owned before the last decrease of larger extents, for
+    /// when no frame can be looked at.
     owned: FrameCount,
     counters: Counters,
 }

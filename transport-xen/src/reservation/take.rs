@@ -33,8 +33,8 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         Ok(served)
     }
 
-    /// Fills an extent that was not served by smaller ones, if it is the host
-    /// that has no such extent and not the domain that has reached its limit.
+    /// Fills an extent that was not served by smaller ones, as far as the
+    /// domain's limit allows.
     pub(super) fn take_smaller(
         &mut self,
         extent: FrameRange,
@@ -44,14 +44,15 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         let owned = self.reservation()?;
         self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
         let limit = self.memory.maximum_reservation().map_err(Stopped::from)?;
-        if limit.saturating_sub(owned) < order.frames() {
+        let room = limit.saturating_sub(owned).min(order.frames());
+        if room.is_zero() {
             return Err(Stopped::AtLimit);
         }
         if order == Order::FRAME {
             return Err(Stopped::NotServed);
         }
         self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
-        let mut rest = Some(extent);
+        let (mut rest, beyond) = extent.split_at(room);
         while let Some(range) = rest {
             let mut taken = FrameCount::ZERO;
             if order == Order::SUPERPAGE {
@@ -69,7 +70,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
             *done = done.saturating_add(taken);
             rest = range.split_at(taken).1;
         }
-        Ok(())
+        beyond.map_or(Ok(()), |_| Err(Stopped::AtLimit))
     }
 
     /// Populates a range in at most [`PIECES`] extents of `order`; returns how

@@ -36,6 +36,8 @@ pub enum Fault {
     Refuse(Errno),
     /// Only so many extents are served.
     Extents(usize),
+    /// A decrease stops after so many frames, be it inside an extent.
+    Frames(u64),
 }
 
 /// The hypervisor's books about one domain.
@@ -64,6 +66,8 @@ pub struct FakeXen {
     pub faults: VecDeque<Fault>,
     /// Populate-on-demand: promised frames beyond what is cached.
     pub promised: u64,
+    /// Frames after which the call under way stops.
+    stops_after: Option<u64>,
     /// Calls so far.
     pub hypercalls: usize,
     /// What a guest must never do, and did.
@@ -100,6 +104,7 @@ impl FakeXen {
             heap: u64::MAX,
             faults: VecDeque::new(),
             promised: 0,
+            stops_after: None,
             hypercalls: 0,
             breaches: Vec::new(),
             woken: Woken::Restored,
@@ -152,10 +157,15 @@ impl FakeXen {
 
     fn fault(&mut self) -> Result<usize, Errno> {
         self.hypercalls += 1;
+        self.stops_after = None;
         match self.faults.pop_front().unwrap_or(Fault::None) {
             Fault::None => Ok(usize::MAX),
             Fault::Refuse(errno) => Err(errno),
             Fault::Extents(extents) => Ok(extents),
+            Fault::Frames(frames) => {
+                self.stops_after = Some(frames);
+                Ok(usize::MAX)
+            }
         }
     }
 
@@ -205,6 +215,10 @@ impl Memory for FakeXen {
                 return Ok(index);
             }
             for frame in 0..order.frames().get() {
+                if self.stops_after == Some(0) {
+                    return Ok(index);
+                }
+                self.stops_after = self.stops_after.map(|frames| frames - 1);
                 let named = self.name(Gmfn::new(extent.get() + frame));
                 // Half an extent may be gone by now, and nobody says so.
                 if !named.is_some_and(|pfn| self.remove(pfn)) {
@@ -277,7 +291,11 @@ impl Memory for FakeXen {
     }
 
     fn move_frame(&mut self, from: Pfn, to: Pfn) -> Result<(), Errno> {
-        self.fault()?;
+        // Looking at a frame is answered "invalid" for a hole alone.
+        match self.fault() {
+            Err(Errno::Invalid) if from == to => {}
+            other => drop(other?),
+        }
         match self.kind {
             Kind::Pvh => {}
             Kind::Pv => return Err(Errno::Access),
@@ -299,14 +317,6 @@ impl Memory for FakeXen {
         Ok(())
     }
 
-    fn move_frames(&mut self, from: &[Pfn], to: &[Pfn], results: &mut [Result<(), Errno>]) {
-        let hypercalls = self.hypercalls;
-        for (result, (&from, &to)) in results.iter_mut().zip(from.iter().zip(to)) {
-            *result = self.move_frame(from, to);
-        }
-        self.hypercalls = hypercalls + 1;
-    }
-
     fn move_range(&mut self, from: FrameRange, to: Pfn) -> Result<(), Errno> {
         let hypercalls = self.hypercalls;
         let mut pairs = from.frames().zip(to.get()..);
@@ -323,12 +333,12 @@ impl Memory for FakeXen {
     }
 
     fn current_reservation(&mut self) -> Result<FrameCount, Errno> {
-        self.hypercalls += 1;
+        self.fault()?;
         Ok(FrameCount::new(self.owned))
     }
 
     fn maximum_reservation(&mut self) -> Result<FrameCount, Errno> {
-        self.hypercalls += 1;
+        self.fault()?;
         Ok(self.limit)
     }
 
@@ -403,6 +413,7 @@ impl Domain for FakeXen {
     }
 
     fn shutdown(&mut self, _: ShutdownReason) -> Result<Woken, Errno> {
+        self.fault()?;
         if self.woken == Woken::Restored {
             self.callback = None;
             self.shared_info = None;

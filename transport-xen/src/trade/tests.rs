@@ -51,7 +51,7 @@ fn scattered(start: u64, count: u64) -> Vec<Run> {
 
 #[test]
 #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
-fn a_pair_that_fails_ends_the_trade_and_later_ones_are_undone() {
+fn a_pair_that_fails_ends_the_trade_and_later_ones_are_untouched() {
     let mut xen = pvh();
     xen.memory_mut().punch(Pfn::new(620));
     let moved = xen.trade(&[run(0, 50)], &scattered(600, 50));
@@ -65,6 +65,35 @@ fn a_pair_that_fails_ends_the_trade_and_later_ones_are_undone() {
             n > 10,
             "new {n}"
         );
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn refusals_in_a_row_leave_each_frame_its_owner() {
+    for errno in [1, 12, 22, 95].map(Errno::from_number) {
+        for apart in [true, false] {
+            for (good, refusals) in (0..12).flat_map(|good| (1..6).map(move |n| (good, n))) {
+                let mut xen = pvh();
+                let news = if apart {
+                    scattered(600, 12)
+                } else {
+                    vec![run(600, 12)]
+                };
+                let mut faults = vec![Fault::None; good];
+                faults.push(Fault::Refuse(errno));
+                faults.push(Fault::None);
+                faults.extend(vec![Fault::Refuse(errno); refusals]);
+                xen.memory_mut().faults = faults.into();
+                let traded = xen.trade(&[run(0, 12)], &news).frames.get();
+                let news = news.iter().flat_map(|run| run.range().frames());
+                let memory = xen.memory_mut();
+                for (n, new) in (0..12).zip(news) {
+                    assert_eq!(memory.is_populated(Pfn::new(n)), n < traded, "old {n}");
+                    assert_eq!(memory.is_populated(new), n >= traded, "new {n}");
+                }
+            }
+        }
     }
 }
 
@@ -103,8 +132,8 @@ fn ranges_and_pairs_keep_the_order() {
     assert_eq!((moved.frames, moved.stopped), (FrameCount::new(58), None));
     assert_eq!(
         xen.counters().hypercalls - calls,
-        5,
-        "the second range is cut"
+        3 + 3 + 5,
+        "each pair, and the second range is cut"
     );
     let memory = xen.memory_mut();
     let after: Vec<_> = (0..40)

@@ -118,30 +118,6 @@ unsafe impl Gate for Reader {
                 };
                 returned(exchanged.error.map_or(Ok(0isize), Err))
             }
-            (12, 23) => {
-                // SAFETY: the layout of xen_add_to_physmap_batch.
-                let space = unsafe { field::<u16>(at, 2) };
-                // SAFETY: as above.
-                let count = usize::from(unsafe { field::<u16>(at, 4) });
-                // SAFETY: as above.
-                let from = unsafe { field::<*mut Pfn>(at, 8) };
-                // SAFETY: as above.
-                let to = unsafe { field::<*mut Pfn>(at, 16) };
-                // SAFETY: as above.
-                let errors = unsafe { field::<*mut i32>(at, 24) };
-                assert_eq!(space, 2);
-                for n in 0..count {
-                    // SAFETY: the arrays are as long as the count says.
-                    let from = unsafe { from.wrapping_add(n).read() };
-                    // SAFETY: as above.
-                    let to = unsafe { to.wrapping_add(n).read() };
-                    let result = self.0.move_frame(from, to);
-                    let error = result.err().map_or(0, |e| -i32::from(e.number()));
-                    // SAFETY: as above.
-                    unsafe { errors.wrapping_add(n).write(error) };
-                }
-                0
-            }
             (12, 9) => {
                 let mut map = [MapEntry::default(); 4];
                 let found = self.0.memory_map(&mut map).unwrap();
@@ -220,21 +196,6 @@ fn ranges_go_in_one_call() {
     assert!(guest.gate.0.is_populated(Pfn::new(9127)));
     assert_eq!(guest.gate.0.hypercalls, 1);
     assert_eq!(guest.move_range(from, Pfn::new(9500)), Err(Errno::Invalid));
-}
-
-#[test]
-fn batches_are_cut_and_answered_pair_by_pair() {
-    let mut guest = guest(Kind::Pvh);
-    let from: Vec<Pfn> = (512..612).map(Pfn::new).collect();
-    let to: Vec<Pfn> = (9000..9100).map(Pfn::new).collect();
-    guest.gate.0.punch(Pfn::new(599));
-    let mut results = [Ok(()); 100];
-    guest.move_frames(&from, &to, &mut results);
-    for (n, result) in results.iter().enumerate() {
-        let expected = if n == 87 { Err(Errno::Invalid) } else { Ok(()) };
-        assert_eq!(*result, expected, "pair {n}");
-    }
-    assert!(guest.gate.0.is_populated(Pfn::new(9099)));
 }
 
 #[test]
