@@ -155,16 +155,18 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
         self.hint
     }
 
-    /// The hinting command, if the configuration changed since it was read.
+    /// The hinting command; in the middle of a round only if the configuration
+    /// changed since it was read.
     ///
-    /// Only then: QEMU shows a command until the round is opened, and from then
-    /// on what would mean to stop it, without a change it tells of.
-    pub(crate) fn hint_command(&mut self) -> Result<Option<u32>, VirtioError> {
+    /// QEMU shows a command until the round is opened, and from then on what would
+    /// mean to stop it, without a change it tells of. Firecracker tells of no
+    /// change ever.
+    pub(crate) fn hint_command(&mut self, in_round: bool) -> Result<Option<u32>, VirtioError> {
         if self.hint.is_none() {
             return Err(VirtioError::Unsupported);
         }
         let generation = Some(self.queues.generation());
-        if self.hint_generation == generation {
+        if in_round && self.hint_generation == generation {
             return Ok(None);
         }
         let command = read_stable(&mut self.queues, HINT_COMMAND);

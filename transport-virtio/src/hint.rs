@@ -12,6 +12,11 @@
 //! frames only. A round that the host stops keeps what it has: those frames are
 //! untouched, so the next round need not name them again.
 //!
+//! QEMU shows no command any more once its round is open, and a new target in the
+//! middle of a round makes that look like the command to stop: the round ends
+//! early and what it did not name is copied. Firecracker tells of no change: a
+//! command in the middle of a round is heard when everything is named.
+//!
 //! The hint queue sends no interrupts, as with other drivers: see
 //! [`HintStep::waiting`].
 
@@ -131,7 +136,8 @@ impl<const N: usize> Hinting<N> {
         };
         self.settle(source, held);
         reaped?;
-        if let Some(command) = balloon.hint_command()? {
+        let in_round = !matches!(self.round, Round::Closed | Round::Releasing);
+        if let Some(command) = balloon.hint_command(in_round)? {
             self.observe(command);
         }
         let more = match self.round {

@@ -130,7 +130,12 @@ impl<M: Dma> FakeDevice<M> {
     /// Changes the target, in 4 KiB pages.
     pub fn set_target(&mut self, pages: u32) {
         self.config[0] = pages;
-        self.generation = self.generation.wrapping_add(1);
+        self.tell_change();
+    }
+
+    fn tell_change(&mut self) {
+        let step = u32::from(self.profile.has_generation());
+        self.generation = self.generation.wrapping_add(step);
         self.interrupts += 1;
     }
 
@@ -173,8 +178,7 @@ impl<M: Dma> FakeDevice<M> {
     /// Gives out a hinting command: 0 stop, 1 done, others open a round.
     pub fn set_hint_command(&mut self, command: u32) {
         self.config[2] = command;
-        self.generation = self.generation.wrapping_add(1);
-        self.interrupts += 1;
+        self.tell_change();
         self.judge.commands(command);
     }
 

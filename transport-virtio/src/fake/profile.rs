@@ -14,6 +14,7 @@ pub struct Profile {
     config_len: usize,
     chunks: bool,
     forgets_rounds: bool,
+    has_generation: bool,
 }
 
 const GENERIC: Features = Features::VERSION_1
@@ -49,10 +50,20 @@ impl Profile {
         self.forgets_rounds
     }
 
-    /// In a row, 256 entries each, no poison value in the configuration.
+    /// In a row, 256 entries each, no poison value in the configuration, whose
+    /// generation is zero for ever.
     #[must_use]
     pub fn firecracker(offered: Features) -> Self {
-        Self::row(offered, [256; QueueId::COUNT], 12)
+        Self {
+            has_generation: false,
+            ..Self::row(offered, [256; QueueId::COUNT], 12)
+        }
+    }
+
+    /// Whether the generation of the configuration changes with it.
+    #[must_use]
+    pub const fn has_generation(&self) -> bool {
+        self.has_generation
     }
 
     /// In a row without hinting; only the two sizes in the configuration.
@@ -197,6 +208,7 @@ impl Profile {
             config_len,
             chunks: false,
             forgets_rounds: false,
+            has_generation: true,
         }
     }
 }

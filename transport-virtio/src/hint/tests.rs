@@ -25,11 +25,14 @@ enum Seen {
 
 impl Guest {
     fn new() -> Self {
+        Self::on(Profile::qemu(Features::FREE_PAGE_HINT))
+    }
+
+    fn on(profile: Profile) -> Self {
         let policy = Policy::new().with_hints();
         let memory = FrameRange::new(Pfn::new(0x100), FrameCount::new(FRAMES)).unwrap();
         let words = usize::try_from(BitmapLedger::words(memory.count())).unwrap();
-        let mut balloon: FakeBalloon<16> =
-            fake::bring_up(Profile::qemu(Features::FREE_PAGE_HINT), &policy).unwrap();
+        let mut balloon: FakeBalloon<16> = fake::bring_up(profile, &policy).unwrap();
         let judge = balloon.queues_mut().device_mut().judge_mut();
         judge.set_memory(memory.start()..memory.end());
         Self {
@@ -240,4 +243,35 @@ fn without_the_feature_nothing_is_touched() {
     let (source, held) = (&mut guest.source, &mut guest.held);
     let step = guest.hinting.step(&mut balloon, slots, source, held);
     assert_eq!(step.err(), Some(VirtioError::Unsupported));
+}
+
+#[test]
+fn commands_are_heard_where_the_generation_never_moves() {
+    let mut guest = Guest::on(Profile::firecracker(Features::FREE_PAGE_HINT));
+    assert_eq!(guest.run(5), [], "no command, no hints");
+    for round in [7, 8] {
+        guest.device().set_hint_command(round);
+        let seen = guest.run(200);
+        assert_eq!(seen.first(), Some(&Seen::Command(round)));
+        assert_eq!(seen.last(), Some(&Seen::Command(STOP)));
+        assert_eq!(guest.held(), FRAMES - 4);
+        guest.device().set_hint_command(DONE);
+        assert_eq!(guest.run(20), []);
+        assert_eq!(guest.source.free().get(), FRAMES);
+    }
+    guest.whole();
+}
+
+#[test]
+fn a_round_is_closed_by_any_change_if_its_command_is_gone_meanwhile() {
+    // As QEMU has it: a new target in the middle of a round.
+    let mut guest = Guest::new();
+    guest.device().set_hint_command(7);
+    guest.run(5);
+    let named = guest.hinting.hinted();
+    guest.device().set_target(1);
+    let seen = guest.run(10);
+    assert_eq!(seen, [Seen::Command(STOP)]);
+    assert_eq!(guest.hinting.hinted(), named);
+    guest.whole();
 }
