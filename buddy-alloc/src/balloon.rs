@@ -113,7 +113,7 @@ const fn backing_of(backing: core_::Backing) -> Option<Backing> {
 
 macro_rules! glue {
     ([$($generics:tt)*] $name:ty) => {
-        /// Populated frames first, densest regions first. An order above the largest block finds
+        /// Populated frames first, as [`Zone::take`] says. An order above the largest block finds
         /// nothing. `Partly` keeps what is known about each frame.
         impl<$($generics)*> FrameSource for $name {
             fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {

@@ -57,6 +57,37 @@ fn small_spans_with_every_step_checked() {
     }
 }
 
+/// Takes in units of all orders from blocks of many granules with little populated in them.
+#[test]
+fn units_are_taken_where_memory_is_populated() {
+    for seed in 0..if cfg!(miri) { 2 } else { 100 } {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let frames = 1 + random.below(if cfg!(miri) { 200 } else { 3000 });
+        let mut actions = Vec::new();
+        for _ in 0..4 {
+            let at = u32::try_from(random.below(frames)).unwrap();
+            let count = u16::try_from(1 + random.below(100)).unwrap();
+            actions.push(Action::AllocateRangeAt { at, count });
+            actions.push(Action::FreeRange { at, count });
+            actions.push(Action::Take {
+                wanted: u16::try_from(random.below(5000)).unwrap(),
+                ranges: 8,
+                unit: u8::try_from(random.below(12)).unwrap(),
+                untouched: random.below(2) == 0,
+                below: (random.below(4) == 0).then_some(at),
+            });
+        }
+        let program = Program {
+            span: FrameRange::new(Frame::new(random.below(100)), FrameCount::new(frames)),
+            config: Config::new().with_granule(Config::MIN_GRANULE),
+            added: Some(Backing::Untouched),
+            actions,
+        };
+        let steps = program.actions.len();
+        check(&program, steps);
+    }
+}
+
 /// Sizes around powers of two: the last frame of a full area has to be a frame like any other.
 #[test]
 fn spans_around_powers_of_two() {

@@ -407,23 +407,36 @@ impl Machine {
             full,
             "{ask:?}: {stop:?}, {taken} of {wanted}"
         );
-        let below = |&(start, ..): &(u64, u32, bool)| start < ask.below.get();
+        let has_cold = sink
+            .ranges()
+            .iter()
+            .flat_map(|&range| units(range, ask.unit))
+            .any(|unit| self.oracle.populated_in(unit) == 0);
+        assert!(!has_cold || ask.untouched, "{ask:?} took untouched frames");
         let left = self.oracle.free_blocks();
-        if ask.unit == Order::FRAME && populated < taken {
-            let hot = frames(self.span)
-                .filter(|&f| f < ask.below.get() && self.oracle.state(f) == Some(State::Free))
-                .any(|f| self.oracle.is_populated(f));
-            assert!(
-                !hot,
-                "an unpopulated frame was taken before a populated one"
-            );
+        let left_units: Vec<_> = left
+            .iter()
+            .flat_map(|&(start, order, _)| {
+                units(
+                    FrameRange::new(Frame::new(start), FrameCount::new(1 << order)),
+                    ask.unit,
+                )
+            })
+            .filter(|range| range.end() <= ask.below)
+            .collect();
+        let hot = || {
+            left_units
+                .iter()
+                .find(|&&unit| self.oracle.populated_in(unit) != 0)
+        };
+        if has_cold {
+            assert_eq!(hot(), None, "{ask:?} took an unpopulated unit before it");
         }
-        let room = ranges != 0 && wanted - taken > unit;
-        if !full && room && ask.untouched && ask.below.get() == u64::MAX {
-            let order = u32::from(ask.unit.get());
+        if !full && ranges != 0 && wanted - taken > unit {
+            assert_eq!(hot(), None, "{ask:?} left it");
             assert!(
-                !left.iter().filter(|b| below(b)).any(|b| b.1 >= order),
-                "left {left:?}"
+                !ask.untouched || left_units.is_empty(),
+                "{ask:?} left {left:?}"
             );
         }
         if stop == TakeStop::Empty {
@@ -499,4 +512,12 @@ impl Machine {
             }
         }
     }
+}
+
+/// The whole units of a free range that starts at one or is smaller.
+fn units(range: FrameRange, unit: Order) -> impl Iterator<Item = FrameRange> {
+    (0..range.count().get() / unit.frames()).map(move |nth| {
+        let start = range.start().get() + nth * unit.frames();
+        FrameRange::block(Frame::new(start), unit)
+    })
 }

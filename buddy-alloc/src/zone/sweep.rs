@@ -1,4 +1,4 @@
-//! The balloon's search: free frames as ranges, the densest populated regions first.
+//! The balloon's search: free frames as ranges, populated ones first.
 
 use super::sink::Taker;
 use super::{RangeSink, TakeAsk, TakeStop, Zone};
@@ -17,7 +17,10 @@ struct Counted {
 const BACKTRACK: u64 = 64;
 
 impl Zone<'_> {
-    /// Takes free frames for the balloon: the densest populated regions first, neighbours merged.
+    /// Takes free frames for the balloon: populated ones first, neighbours merged.
+    ///
+    /// At order 0 the regions densest in free populated frames come first, with a larger unit the
+    /// largest free blocks that hold populated frames: a dense region need not hold a whole unit.
     ///
     /// The frames keep what is known about their population and are in hand until
     /// [`put`](Self::put) or [`store`](Self::store).
@@ -99,7 +102,13 @@ impl Zone<'_> {
         } else {
             list.first()
         };
-        (pair != NONE).then(|| self.regions.of(self.frame_of(pair, order, false)))
+        let first = (pair != NONE).then(|| self.regions.of(self.frame_of(pair, order, false)))?;
+        // What is populated in a large block may lie regions behind its start.
+        if taker.hot_only {
+            self.regions.next_dense(first)
+        } else {
+            Some(first)
+        }
     }
 
     /// Takes from a region and those above it while they are about as good. Says whether anything

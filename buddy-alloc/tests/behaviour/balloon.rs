@@ -23,6 +23,35 @@ fn a_range_for_the_balloon_keeps_the_populated_bit_as_it_was() {
     });
 }
 
+/// However far into a large free block the populated memory lies.
+#[test]
+fn a_unit_of_any_order_finds_the_populated_memory() {
+    for (unit, populated) in [
+        (9, range(5120, 512)),
+        (4, range(1536, 16)),
+        (11, range(6144, 1)),
+    ] {
+        for untouched in [false, true] {
+            with_zone(1 << 14, Config::new(), Backing::Untouched, |zone| {
+                zone.allocate_range_at(populated).unwrap();
+                zone.free_range(populated).unwrap();
+                let ask = TakeAsk {
+                    unit: order(unit),
+                    untouched,
+                    ..TakeAsk::default()
+                };
+                let mut places = [range(0, 1); 4];
+                let mut sink = RangeBuf::new(&mut places, FrameCount::new(1 << unit));
+                assert_eq!(zone.take(ask, &mut sink), TakeStop::Enough);
+                let start = populated.start().get();
+                assert_eq!(sink.ranges(), [range(start, 1 << unit)], "{ask:?}");
+                assert_eq!(sink.populated(), populated.count());
+                assert_eq!(zone.stats().free_populated, FrameCount::ZERO);
+            });
+        }
+    }
+}
+
 #[test]
 fn ballooned_frames_remember_their_path() {
     with_zone(4096, Config::new(), Backing::Populated, |zone| {
