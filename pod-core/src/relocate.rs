@@ -53,6 +53,12 @@ pub enum RelocateError {
     /// Both are holes now: the table failed on the way there and on the way back. The frame
     /// is back in the cache or with the host.
     BothHoles,
+    /// The source could be removed only in part: so many pages from the start are moved, the
+    /// others stayed.
+    Partial(FrameCount),
+    /// The source, or its end, stayed, and the table would not take the destination back. What
+    /// the source still has is the content; where it is a hole, the destination's is.
+    BothMapped,
 }
 
 impl fmt::Display for RelocateError {
@@ -66,6 +72,8 @@ impl fmt::Display for RelocateError {
             Self::NoTableMemory => "no memory for a table",
             Self::NoFrame => "no frame to copy to",
             Self::BothHoles => "table failed twice, both runs are holes",
+            Self::Partial(_) => "only the start of the run was moved",
+            Self::BothMapped => "table failed twice, both runs are mapped",
         })
     }
 }
@@ -84,7 +92,8 @@ impl Pod<'_> {
     /// Splits at most the one leaf `from` lies in.
     ///
     /// # Errors
-    /// See [`RelocateError`]; all but `BothHoles` leave everything as it was.
+    /// See [`RelocateError`]; all but `BothHoles`, `Partial` and `BothMapped` leave what the
+    /// guest has where it was. Leaves may be split, and a frame taken out be back in the cache.
     pub fn relocate<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
@@ -295,17 +304,53 @@ impl Pod<'_> {
             mfn,
             count: order.frames(),
         });
-        let settled = self.settle(host, &mut batch, budget);
-        if settled.kept > 0 {
-            // A user appeared while the source was being frozen: it keeps its frame.
-            let mut batch = Batch::EMPTY;
-            let ram = (mfn, ram.1);
-            self.hold(host, &mut batch, to, order, ram, Job::Give(Entry::Hole));
-            self.settle(host, &mut batch, budget);
-            self.check_alive(host)?;
-            return Err(RelocateError::InUse);
+        let kept = self.settle(host, &mut batch, budget).kept;
+        if kept == 0 {
+            return Ok(());
         }
-        Ok(())
+        // The destination holds the only copy of what was removed: that stays there.
+        let moved = order.frames().get() - kept;
+        let copy = (to.plus(moved), mfn.plus(moved), kept);
+        let taken_back = self.take_back(host, copy, entry.advanced(moved), budget);
+        self.settle_run(index);
+        self.stayed(host, moved, taken_back)
+    }
+
+    /// Removes the end of a copy, of which the guest keeps the original; whether all is gone.
+    fn take_back<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        (gfn, mfn, count): (Gfn, Mfn, u64),
+        entry: Entry,
+        budget: &mut Budget,
+    ) -> bool {
+        let used =
+            Self::pieces(mfn, count).any(|(mfn, order)| host.users(mfn, order) != Users::None);
+        if used {
+            return false;
+        }
+        let gone = self.undo(host, (gfn, count), entry, Entry::Hole, budget);
+        if gone > 0 {
+            let flushed = Flushed::new(host);
+            self.let_go(host, (gfn, mfn, gone), &flushed, budget);
+        }
+        gone == count
+    }
+
+    /// The answer where the source, or its end, is still there.
+    fn stayed<H: Host + ?Sized>(
+        &mut self,
+        host: &H,
+        moved: u64,
+        taken_back: bool,
+    ) -> Result<(), RelocateError> {
+        self.check_alive(host)?;
+        Err(match (taken_back, moved) {
+            (false, _) => RelocateError::BothMapped,
+            // A user appeared while the source was being frozen: it keeps its frame.
+            (true, 0) => RelocateError::InUse,
+            (true, _) => RelocateError::Partial(FrameCount::new(moved)),
+        })
     }
 
     /// The destination becomes a promise, the source's frame goes to the cache for it.
@@ -328,18 +373,13 @@ impl Pod<'_> {
             return Err(RelocateError::NoTableMemory);
         }
         let kept = self.settle(host, &mut batch, budget).kept;
-        if kept > 0 {
-            self.undo(
-                host,
-                (to, order.frames().get()),
-                promise,
-                Entry::Hole,
-                budget,
-            );
-            self.check_alive(host)?;
-            return Err(RelocateError::InUse);
+        if kept == 0 {
+            return Ok(());
         }
-        Ok(())
+        let moved = order.frames().get() - kept;
+        let end = (to.plus(moved), kept);
+        let taken_back = self.undo(host, end, promise, Entry::Hole, budget) == kept;
+        self.stayed(host, moved, taken_back)
     }
 
     fn return_own<H: Host + ?Sized>(
@@ -409,15 +449,27 @@ impl Pod<'_> {
         if back == order.frames().get() {
             return Err(RelocateError::NoTableMemory);
         }
-        let lost = order.frames().get() - back;
+        let lost = (from.plus(back), mfn.plus(back), order.frames().get() - back);
+        self.let_go(host, lost, &flushed, budget);
+        Err(RelocateError::BothHoles)
+    }
+
+    /// Frames that are out of the table for good: to the cache while promises lack frames.
+    fn let_go<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        (gfn, mfn, count): (Gfn, Mfn, u64),
+        flushed: &Flushed,
+        budget: &mut Budget,
+    ) {
         host.event(Event::Unmapped {
-            gfn: from.plus(back),
-            mfn: mfn.plus(back),
-            count: FrameCount::new(lost),
+            gfn,
+            mfn,
+            count: FrameCount::new(count),
             promised: false,
         });
-        for (mfn, order) in Self::pieces(mfn.plus(back), lost) {
-            let frame = Frame::<NeedsFlush>::unmapped(mfn, order).flushed(&flushed);
+        for (mfn, order) in Self::pieces(mfn, count) {
+            let frame = Frame::<NeedsFlush>::unmapped(mfn, order).flushed(flushed);
             if self.debt() > 0 {
                 let zeroed = frame.cleared(host, budget);
                 self.stash(host, zeroed, None);
@@ -425,6 +477,5 @@ impl Pod<'_> {
                 host.free(Backing::Dirty(frame));
             }
         }
-        Err(RelocateError::BothHoles)
     }
 }
