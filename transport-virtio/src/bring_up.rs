@@ -41,7 +41,8 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
     /// a size of zero.
     ///
     /// # Errors
-    /// Sets `FAILED` and hands device and memory back.
+    /// Resets the device, sets `FAILED` and hands device and memory back. After
+    /// [`BringUpError::Stuck`] the device may still use memory it was given.
     pub fn bring_up(
         mut device: D,
         memory: M,
@@ -66,9 +67,9 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
                 mut device,
                 memory,
             }) => {
-                device.set_status(DeviceStatus::FAILED);
+                let error = abandon(&mut device, error.into(), delay);
                 return Err(Refused {
-                    error: error.into(),
+                    error,
                     device,
                     memory,
                 });
@@ -77,10 +78,10 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
         let device = rings.device_mut();
         device.set_status(READY | DeviceStatus::DRIVER_OK);
         if device.status().contains(DeviceStatus::NEEDS_RESET) {
-            device.set_status(DeviceStatus::FAILED);
+            let error = abandon(device, BringUpError::Failed, delay);
             let (device, memory) = rings.into_parts();
             return Err(Refused {
-                error: BringUpError::Failed,
+                error,
                 device,
                 memory,
             });
@@ -89,11 +90,21 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
     }
 
     /// Resets the device, which forgets all requests, and gives it and the
-    /// memory back.
-    pub fn reset(self) -> (D, M) {
+    /// memory back. `delay` paces the wait as in [`bring_up`](Self::bring_up).
+    ///
+    /// # Errors
+    /// [`BringUpError::Stuck`]: the device may go on using the memory and the
+    /// frames it was told of.
+    pub fn reset(self, delay: &mut impl DelayNs) -> Result<(D, M), Refused<BringUpError, D, M>> {
         let (mut device, memory) = self.into_queues().into_parts();
-        device.set_status(DeviceStatus::empty());
-        (device, memory)
+        match reset(&mut device, delay) {
+            Ok(()) => Ok((device, memory)),
+            Err(error) => Err(Refused {
+                error,
+                device,
+                memory,
+            }),
+        }
     }
 }
 
@@ -101,21 +112,36 @@ const READY: DeviceStatus = DeviceStatus::ACKNOWLEDGE
     .union(DeviceStatus::DRIVER)
     .union(DeviceStatus::FEATURES_OK);
 
+/// Takes the queues away from the device, which says when it is done.
+fn reset<D: Handshake>(device: &mut D, delay: &mut impl DelayNs) -> Result<(), BringUpError> {
+    device.set_status(DeviceStatus::empty());
+    for _ in 0..RESET_POLLS {
+        if device.status().is_empty() {
+            return Ok(());
+        }
+        delay.delay_us(RESET_POLL_US);
+    }
+    Err(BringUpError::Stuck)
+}
+
+/// Gives a device up that knows of memory of ours; why.
+fn abandon<D: Handshake>(
+    device: &mut D,
+    error: BringUpError,
+    delay: &mut impl DelayNs,
+) -> BringUpError {
+    let error = reset(device, delay).err().unwrap_or(error);
+    device.set_status(DeviceStatus::FAILED);
+    error
+}
+
 /// From reset to `FEATURES_OK`: what was offered, and what both sides settled on.
 fn negotiate<D: Handshake>(
     device: &mut D,
     policy: &Policy,
     delay: &mut impl DelayNs,
 ) -> Result<(Features, Features), BringUpError> {
-    device.set_status(DeviceStatus::empty());
-    let mut polls = 0;
-    while device.status() != DeviceStatus::empty() {
-        if polls == RESET_POLLS {
-            return Err(BringUpError::Stuck);
-        }
-        polls += 1;
-        delay.delay_us(RESET_POLL_US);
-    }
+    reset(device, delay)?;
     device.set_status(DeviceStatus::ACKNOWLEDGE);
     device.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
     let offered = device.offered_features();

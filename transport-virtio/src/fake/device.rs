@@ -69,8 +69,16 @@ pub struct FakeDevice<M = FakeMemory> {
     judge: Judge,
     /// The device does not come out of reset.
     pub stuck: bool,
+    /// The status is read so often before a reset is done.
+    pub reset_takes: u32,
+    /// Of those, for the reset that is under way.
+    resetting: u32,
     /// The device refuses any choice of features.
     pub picky: bool,
+    /// The device does not take this queue.
+    pub refuses: Option<QueueId>,
+    /// The device asks for a reset as soon as it runs.
+    pub fails: bool,
     /// The configuration changes at every look.
     pub restless: bool,
 }
@@ -93,7 +101,11 @@ impl<M: Dma> FakeDevice<M> {
             history: Vec::new(),
             judge: Judge::new(&profile),
             stuck: false,
+            reset_takes: 0,
+            resetting: 0,
             picky: false,
+            refuses: None,
+            fails: false,
             restless: false,
         }
     }

@@ -170,7 +170,7 @@ fn frames_are_out_of_reach_while_the_device_has_them() {
         assert_eq!(guest.step(now).unwrap().wake_at, None);
     }
     assert_eq!(0x100 - guest.memory.free.len(), out);
-    let (device, _) = guest.balloon.reset();
+    let (device, _) = guest.balloon.reset(&mut fake::NoDelay).unwrap();
     assert_eq!(device.queue_size(QueueId::Reporting), 0);
     guest.reporting.reset(&mut guest.memory);
     assert!(guest.reporting.is_idle());

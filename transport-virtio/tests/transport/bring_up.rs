@@ -58,7 +58,7 @@ fn bring_up_follows_the_book() {
         ready | DeviceStatus::DRIVER_OK,
     ];
     assert_eq!(balloon.queues().device().history(), history);
-    let (device, _) = balloon.reset();
+    let (device, _) = balloon.reset(&mut NoDelay).unwrap();
     assert_eq!(device.history().last(), Some(&DeviceStatus::empty()));
 }
 
@@ -170,7 +170,7 @@ fn a_restart_publishes_nothing_then_follows_the_target() {
         reach(&mut engine, shared, &mut balloon, &mut source, 1000);
 
         // A device reset: the same kernel, whose balloon is void.
-        let (device_, memory) = balloon.reset();
+        let (device_, memory) = balloon.reset(&mut NoDelay).unwrap();
         let again = FakeBalloon::<16>::bring_up(device_, memory, &policy, &mut NoDelay);
         let mut balloon = again.unwrap();
         engine.resume(Resume::Reset);
@@ -194,4 +194,39 @@ fn a_restart_publishes_nothing_then_follows_the_target() {
         reach(&mut engine, shared, &mut balloon, &mut source, 1000);
         source.check(FrameCount::ZERO);
     }
+}
+
+#[test]
+fn memory_is_handed_back_when_the_device_has_let_go_of_it() {
+    let slow = |device: &mut FakeDevice| device.reset_takes = 5;
+    let let_go = |device: &FakeDevice| {
+        let mut queues = QueueId::ALL.into_iter();
+        queues.all(|queue| device.queue_size(queue) == 0)
+    };
+    let profile = Profile::qemu(Features::empty());
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    slow(device(&mut balloon));
+    assert!(!let_go(balloon.queues().device()));
+    let (device, memory) = balloon.reset(&mut NoDelay).unwrap();
+    assert!(let_go(&device));
+
+    for spoil in [
+        (|device| device.refuses = Some(QueueId::Deflate)) as fn(&mut FakeDevice),
+        |device| device.fails = true,
+    ] {
+        let mut device = FakeDevice::new(profile, memory.clone());
+        slow(&mut device);
+        spoil(&mut device);
+        let again =
+            FakeBalloon::<16>::bring_up(device, memory.clone(), &Policy::new(), &mut NoDelay);
+        let refused = again.map(drop).unwrap_err();
+        assert!(let_go(&refused.device), "{}", refused.error);
+        assert_eq!(refused.device.history().last(), Some(&DeviceStatus::FAILED));
+    }
+
+    // It never does.
+    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    balloon.queues_mut().device_mut().stuck = true;
+    let refused = balloon.reset(&mut NoDelay).unwrap_err();
+    assert_eq!(refused.error, BringUpError::Stuck);
 }

@@ -16,7 +16,7 @@ fn a_device_that_never_answers_keeps_nothing_else_waiting() {
     assert!(back.answer().is_ok());
     assert_eq!(rig.balloon.in_flight(QueueId::Inflate), 1);
     // Only a reset ends the wait; it gives everything back.
-    let (device, memory) = rig.balloon.reset();
+    let (device, memory) = rig.balloon.reset(&mut NoDelay).unwrap();
     let again = FakeBalloon::<16>::bring_up(device, memory, &Policy::new(), &mut NoDelay).unwrap();
     assert_eq!(again.in_flight(QueueId::Inflate), 0);
 }

@@ -52,6 +52,9 @@ impl<M: Dma> Device for FakeDevice<M> {
         at: RingAddresses,
     ) -> Result<(), QueueRefused> {
         let max = self.profile.max_size(queue);
+        if self.refuses.is_some() && self.profile.purpose(queue) == self.refuses {
+            return Err(QueueRefused);
+        }
         self.judge.enables(self.profile.purpose(queue));
         let place = self
             .queues
@@ -76,8 +79,22 @@ impl<M: Dma> Device for FakeDevice<M> {
     }
 }
 
+impl<M> FakeDevice<M> {
+    fn reset(&mut self) {
+        self.queues = [Queue::default(); 8];
+        self.accepted = Features::empty();
+        self.status = DeviceStatus::empty();
+    }
+}
+
 impl<M: Dma> Handshake for FakeDevice<M> {
     fn status(&mut self) -> DeviceStatus {
+        if let Some(left) = self.resetting.checked_sub(1) {
+            self.resetting = left;
+            if left == 0 {
+                self.reset();
+            }
+        }
         self.status
     }
 
@@ -88,8 +105,11 @@ impl<M: Dma> Handshake for FakeDevice<M> {
             return;
         }
         if status.is_empty() {
-            self.queues = [Queue::default(); 8];
-            self.accepted = Features::empty();
+            self.resetting = self.reset_takes;
+            if self.resetting == 0 {
+                self.reset();
+            }
+            return;
         }
         let offered = self.profile.offered().contains(self.accepted);
         let refused = self.picky || !offered;
@@ -99,6 +119,9 @@ impl<M: Dma> Handshake for FakeDevice<M> {
             DeviceStatus::empty()
         };
         self.status = status.difference(refused);
+        if self.fails && status.contains(DeviceStatus::DRIVER_OK) {
+            self.status |= DeviceStatus::NEEDS_RESET;
+        }
     }
 
     fn offered_features(&mut self) -> Features {
