@@ -74,18 +74,18 @@ impl CachedZone<'_, (), 0> {
 }
 
 impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
-    /// Puts caches in front of a locked zone. Clears the memory.
+    /// Puts caches in front of a locked zone, once in the life of the zone. Clears the memory.
     ///
     /// # Errors
-    /// [`ConfigError::Metadata`] if the memory is shorter than [`words`](CachedZone::words).
+    /// [`ConfigError::Metadata`] if the memory is shorter than [`words`](CachedZone::words),
+    /// [`ConfigError::Cached`] if the zone has caches already.
     pub fn new(lock: L, memory: &'m mut [u64]) -> Result<Self, ConfigError> {
         memory.fill(0);
-        let found = lock.with(|zone| {
-            let bits = CachedBits::new(memory, zone.span())?;
-            zone.attach(bits);
-            Some((bits, zone.nodes()))
-        });
-        let (bits, nodes) = found.ok_or(ConfigError::Metadata)?;
+        let (bits, nodes) = lock.with(|zone| {
+            let bits = CachedBits::new(memory, zone.span()).ok_or(ConfigError::Metadata)?;
+            zone.attach(bits)?;
+            Ok((bits, zone.nodes()))
+        })?;
         Ok(Self {
             lock,
             nodes,
@@ -97,6 +97,9 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     /// Runs `f` on the zone under the lock: everything the front has no call of its own for.
     ///
     /// Blocks in the caches count as used there. Drain first where that matters.
+    ///
+    /// The zone stays where it is: the caches know its nodes and bits. With another zone put in its
+    /// place (`mem::replace`, or past the front in the caller's lock) frames may get two owners.
     pub fn with<R>(&self, f: impl FnOnce(&mut Zone<'m>) -> R) -> R {
         self.lock.with(f)
     }

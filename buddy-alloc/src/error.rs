@@ -31,6 +31,8 @@ error! {
         TooLarge => "a zone spans at most 2 TiB",
         /// The memory is shorter than [`Config::metadata_words`](crate::Config::metadata_words).
         Metadata => "the metadata memory is too short",
+        /// The zone has CPU caches before it already, see [`CachedZone::new`](crate::CachedZone::new).
+        Cached => "the zone has caches already",
         /// The largest order is 0: buddies have to merge at least once.
         MaxOrder => "the largest order is at least 1",
         /// The granule is below order 6, or blocks are to be kept for breaking that are larger

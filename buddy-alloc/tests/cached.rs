@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 
 use buddy_alloc::{
-    AllocError, Backing, CachedZone, Config, Cpu, Frame, FrameCount, FrameRange, FreeError, Lock,
-    Order, Preference, RangeBuf, TakeStop, Zone,
+    AllocError, Backing, CachedZone, Config, ConfigError, Cpu, Frame, FrameCount, FrameRange,
+    FreeError, Lock, Order, Preference, RangeBuf, TakeStop, Zone,
 };
 
 mod common;
@@ -94,6 +94,40 @@ fn misuse_of_cached_frames_is_an_error_everywhere() {
         );
         assert_eq!(front.free(CPUS[1], block, order), Ok(()));
     });
+}
+
+/// Two fronts would each have bits of their own, and a block in the caches of both.
+#[test]
+fn a_zone_has_one_front() {
+    struct Shared<'a, T>(&'a Mutex<T>);
+
+    impl<T> Lock<T> for Shared<'_, T> {
+        fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            f(&mut self.0.lock().unwrap())
+        }
+    }
+
+    let span = FrameRange::new(Frame::new(0), FrameCount::new(4096));
+    let mut memory = vec![0; Config::new().metadata_words(span)];
+    let mut bits = [0; 3].map(|_| vec![0; CachedZone::words(span)]);
+    let [short, first, second] = &mut bits;
+    let mut zone = Zone::new(span, Config::new(), &mut memory).unwrap();
+    zone.add_range(span, Backing::Untouched).unwrap();
+    let zone = Mutex::new(zone);
+    let refused = CachedZone::<_, 1>::new(Shared(&zone), &mut short[1..]);
+    assert_eq!(refused.err(), Some(ConfigError::Metadata));
+    let front = CachedZone::<_, 1>::new(Shared(&zone), first).unwrap();
+    let frame = front
+        .allocate(CPUS[0], Order::FRAME, Preference::Any)
+        .unwrap();
+    front.free(CPUS[0], frame, Order::FRAME).unwrap();
+    let other = CachedZone::<_, 1>::new(Shared(&zone), second);
+    assert_eq!(other.err(), Some(ConfigError::Cached));
+    assert_eq!(
+        front.free(CPUS[0], frame, Order::FRAME),
+        Err(FreeError::DoubleFree),
+        "the first front goes on"
+    );
 }
 
 #[test]

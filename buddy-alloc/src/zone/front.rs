@@ -18,7 +18,7 @@
 use super::Zone;
 use crate::cache::class_of;
 use crate::cached_bits::CachedBits;
-use crate::error::FreeError;
+use crate::error::{ConfigError, FreeError};
 use crate::frame::FrameRange;
 use crate::node::{Kind, Node, Nodes, Peek, Slot};
 
@@ -32,9 +32,14 @@ impl<'m> Zone<'m> {
         }
     }
 
-    /// From now on blocks whose bit is set count as free when someone frees them.
-    pub(crate) const fn attach(&mut self, cached: CachedBits<'m>) {
+    /// From now on blocks whose bit is set count as free when someone frees them. For good: frees
+    /// into the caches go by these bits, and with others the zone would miss them.
+    pub(crate) const fn attach(&mut self, cached: CachedBits<'m>) -> Result<(), ConfigError> {
+        if !self.cached.is_none() {
+            return Err(ConfigError::Cached);
+        }
         self.cached = cached;
+        Ok(())
     }
 
     /// First step of a used block's way out of use. False if a cache has it: then nothing changed.

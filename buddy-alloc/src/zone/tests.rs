@@ -157,7 +157,7 @@ fn with_caches(test: impl FnOnce(&mut Zone<'_>, CachedBits<'_>)) {
     let mut nodes = vec![0; config.metadata_words(span)];
     let mut zone = Zone::new(span, config, &mut nodes).unwrap();
     zone.add_range(span, Backing::Untouched).unwrap();
-    zone.attach(bits);
+    zone.attach(bits).unwrap();
     test(&mut zone, bits);
 }
 
