@@ -75,3 +75,52 @@ impl Promise {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use balloon_core::{FrameRange, Pfn};
+
+    use super::*;
+    use crate::testing::{FakeXen, Fault, Kind};
+
+    /// A domain charged for 1000 frames.
+    fn domain() -> FakeXen {
+        let memory = FrameRange::new(Pfn::new(0), FrameCount::new(1000)).unwrap();
+        FakeXen::new(Kind::Pvh, memory)
+    }
+
+    #[test]
+    fn a_promise_is_kept_in_time_or_reported() {
+        let deadline = Nanos::from_secs(10);
+        let managed = FrameCount::new(3000);
+        let promise = Promise::at_boot(&mut domain(), managed, deadline).unwrap();
+        let owed = promise.owed();
+        assert_eq!(owed, FrameCount::new(3000 - (1000 - SPECIAL.get())));
+        let short = owed.saturating_sub(FrameCount::ONE);
+        let before = deadline.saturating_sub(Nanos::new(1));
+        assert_eq!(promise.is_kept(short, before), Ok(false));
+        let given = short;
+        assert_eq!(
+            promise.is_kept(short, deadline),
+            Err(DeadlinePassed { owed, given })
+        );
+        // Late is better than stopped.
+        assert_eq!(promise.is_kept(owed, Nanos::from_secs(11)), Ok(true));
+    }
+
+    #[test]
+    fn a_full_domain_owes_nothing() {
+        let managed = FrameCount::new(900);
+        let promise = Promise::at_boot(&mut domain(), managed, Nanos::ZERO).unwrap();
+        assert_eq!(promise.owed(), FrameCount::ZERO);
+        assert_eq!(promise.is_kept(FrameCount::ZERO, Nanos::ZERO), Ok(true));
+    }
+
+    #[test]
+    fn nothing_is_promised_where_xen_does_not_tell() {
+        let mut xen = domain();
+        xen.faults.push_back(Fault::Refuse(Errno::NotPermitted));
+        let promise = Promise::at_boot(&mut xen, FrameCount::new(1), Nanos::ZERO);
+        assert_eq!(promise, Err(Errno::NotPermitted));
+    }
+}

@@ -23,6 +23,8 @@ use crate::trade::total;
 pub struct XenBalloon<M, F> {
     reservation: Reservation<M, F>,
     target: Target,
+    /// The target may have changed since the engine read it.
+    unread: bool,
     size: FrameCount,
     unit: Order,
     migration: Migration,
@@ -76,6 +78,7 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
         Self {
             reservation,
             target,
+            unread: false,
             size: FrameCount::ZERO,
             unit: Order::SUPERPAGE,
             migration: F::MIGRATION,
@@ -93,7 +96,15 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
             Notice::VideoRam(bytes) => self.target.set_video_ram(bytes),
             Notice::BadTarget | Notice::Shutdown(_) | Notice::Acknowledged => return false,
         }
+        self.unread = true;
         true
+    }
+
+    /// Whether the engine has read what [`hear`](Self::hear) took in last: what a
+    /// domain about to be saved waits for.
+    #[must_use]
+    pub const fn is_target_read(&self) -> bool {
+        !self.unread
     }
 
     /// The target, for a domain without a store.
@@ -156,6 +167,7 @@ impl<M: Memory, F: FrameMap> Transport for XenBalloon<M, F> {
     }
 
     fn read_target(&mut self) -> Result<FrameCount, XenError> {
+        self.unread = false;
         Ok(self.target.balloon(self.size))
     }
 

@@ -27,7 +27,7 @@ const MAX_KIB: u64 = FRAMES * 4;
 const STEPS: usize = 4096;
 
 /// Turns in which the store is heard even if it says nothing: it may be late.
-const TALK: usize = 16;
+const TALK: usize = 4;
 
 /// What happens to the guest.
 #[derive(Clone, Debug)]
@@ -175,11 +175,13 @@ impl<F: FrameMap> World<F> {
         panic!("the guest never rests");
     }
 
-    /// Whether the store had something to say.
+    /// Whether the store had something to say, or may have more.
     fn talk(&mut self) -> bool {
-        // Gone for good until a restore: the kernel goes on without.
-        let Ok(Some(notice)) = self.desk.step(self.now) else {
-            return false;
+        let notice = match self.desk.step(self.now) {
+            Ok(Some(notice)) => notice,
+            Ok(None) => return self.desk.wake_at().is_some_and(|at| at <= self.now),
+            // Gone for good until a restore: the kernel goes on without.
+            Err(_) => return false,
         };
         if self.balloon.hear(notice) {
             self.shared.signal().config_changed();

@@ -53,8 +53,13 @@ impl<P: SharedPage> ConsoleRing<P> {
         self.page.load(OUTPUT_CONSUMER) == self.written
     }
 
-    /// The next byte of input.
-    pub fn read(&mut self) -> Option<u8> {
+    /// The bytes of input there are, at most what the ring holds: the other side
+    /// may write for ever.
+    pub fn input(&mut self) -> impl Iterator<Item = u8> {
+        (0..INPUT_BYTES).map_while(|_| self.read())
+    }
+
+    fn read(&mut self) -> Option<u8> {
         let there = self.page.load(INPUT_PRODUCER).wrapping_sub(self.read);
         if there == 0 || there > INPUT_BYTES {
             return None;
@@ -97,13 +102,22 @@ mod tests {
     fn input_comes_in_order() {
         let mut page = FakePage::new();
         let mut ring = ConsoleRing::new(page.clone());
-        assert_eq!(ring.read(), None);
+        assert_eq!(ring.input().next(), None);
         page.write(INPUT, b"ab");
         page.store(INPUT_PRODUCER, 2);
-        assert_eq!(
-            (ring.read(), ring.read(), ring.read()),
-            (Some(b'a'), Some(b'b'), None)
-        );
+        assert_eq!(ring.input().collect::<Vec<_>>(), b"ab");
+    }
+
+    #[test]
+    fn a_writer_that_never_stops_is_heard_for_one_ring() {
+        let mut page = FakePage::new();
+        let mut ring = ConsoleRing::new(page.clone());
+        page.store(INPUT_PRODUCER, 1024);
+        let heard = ring.input().zip(1u32..).map(|(_, n)| {
+            page.store(INPUT_PRODUCER, 1024 + n);
+            n
+        });
+        assert_eq!(heard.last(), Some(1024));
     }
 
     #[test]
@@ -111,7 +125,7 @@ mod tests {
         let mut page = FakePage::new();
         let mut ring = ConsoleRing::new(page.clone());
         page.store(INPUT_PRODUCER, 5000);
-        assert_eq!(ring.read(), None);
+        assert_eq!(ring.input().next(), None);
         page.store(OUTPUT_CONSUMER, 77);
         assert_eq!(ring.write(b"x"), b"x");
     }

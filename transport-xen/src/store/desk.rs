@@ -123,6 +123,8 @@ pub struct Desk<P> {
     unit: Option<Order>,
     downgrades: u64,
     timeouts: u32,
+    /// There may be messages that the last step did not get to.
+    more: bool,
 }
 
 impl<P: SharedPage> Desk<P> {
@@ -136,6 +138,7 @@ impl<P: SharedPage> Desk<P> {
             unit: None,
             downgrades: 0,
             timeouts: 0,
+            more: false,
         };
         desk.open();
         desk
@@ -143,17 +146,23 @@ impl<P: SharedPage> Desk<P> {
 
     /// Moves what can be moved and returns one piece of news.
     ///
-    /// Call it until it returns nothing; each call does bounded work. Then
+    /// Call it until it returns nothing, and again when
+    /// [`wake_at`](Self::wake_at) says: each call does bounded work. Then
     /// notify the store's port if [`take_notify`](Self::take_notify) says so.
     ///
     /// # Errors
     /// When the store is gone for good; a restore may still bring it back.
     pub fn step(&mut self, now: Nanos) -> Result<Option<Notice>, DeskError> {
         let mut notice = None;
+        self.more = false;
         // A server that sends nonsense for ever is looked at again next time.
+        let mut drained = false;
         for _ in 0..CHORES.len() {
             let incoming = match self.client.poll() {
-                Ok(None) => break,
+                Ok(None) => {
+                    drained = true;
+                    break;
+                }
                 Ok(Some(incoming)) => incoming,
                 Err(error) => {
                     return if self.client.ask_reconnect() {
@@ -188,14 +197,19 @@ impl<P: SharedPage> Desk<P> {
                 break;
             }
         }
+        self.more = !drained;
         self.give_up_late(now);
         self.ask(now);
         Ok(notice)
     }
 
-    /// When to call [`step`](Self::step) even if no event comes; `None` at rest.
+    /// When to call [`step`](Self::step) even if no event comes: a time long past
+    /// if the last one left messages behind, `None` at rest.
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
+        if self.more {
+            return Some(Nanos::ZERO);
+        }
         let deadlines = self.progress.iter().filter_map(|p| self.deadline(p));
         deadlines.min()
     }

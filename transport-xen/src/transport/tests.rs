@@ -129,6 +129,32 @@ fn targets_are_followed_and_leaves_come_back() {
 
 #[test]
 #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn a_target_stays_unread_until_the_engine_looks() {
+    let mut system = System::new();
+    assert_eq!(system.aim(12), Progress::Reached);
+    assert!(system.balloon.is_target_read());
+    // Sooner than the engine reads again.
+    assert!(system.balloon.hear(Notice::Target(Bytes::new(8 << 20))));
+    system.shared.signal().config_changed();
+    let budget = Budget::SMALL;
+    let soon = system.now.saturating_add(Nanos::from_millis(1));
+    let System {
+        engine,
+        balloon,
+        source,
+        ..
+    } = &mut system;
+    engine.step(balloon, source, soon, budget);
+    let status = engine.status(source);
+    assert_eq!(status.progress, Progress::Reached, "of the last one");
+    assert!(!system.shared.signal().pending());
+    assert!(!system.balloon.is_target_read());
+    assert_eq!(system.run(), Progress::Reached);
+    assert!(system.balloon.is_target_read());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn refusals_and_short_counts_are_retried() {
     let mut system = System::new();
     for number in [1, 12, 14, 22, 38, 95] {

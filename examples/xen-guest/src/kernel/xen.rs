@@ -232,7 +232,7 @@ pub(super) fn on_event() {
             if let Some((ring, ours)) = console
                 && port == *ours
             {
-                while let Some(byte) = ring.read() {
+                for byte in ring.input() {
                     console::feed(&[byte]);
                 }
             }

@@ -43,6 +43,29 @@ fn opening_tells_sizes_and_the_target() {
 }
 
 #[test]
+fn messages_left_in_the_ring_are_asked_for_at_once() {
+    let (mut desk, mut store) = desk();
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    for _ in 0..30 {
+        store.inject_message(2, 0x1234, b"?");
+    }
+    store.set("memory/target", b"16384");
+    store.run();
+    let now = Nanos::from_secs(1);
+    assert_eq!(desk.step(now), Ok(None), "bounded");
+    for _ in 0..4 {
+        if desk.wake_at().is_some_and(|at| at <= now) {
+            assert_eq!(desk.step(now), Ok(None));
+        }
+        store.run();
+    }
+    let read = Notice::Target(Bytes::new(16 * MIB));
+    assert_eq!(desk.step(now), Ok(Some(read)));
+    assert_eq!(desk.step(now), Ok(None));
+    assert_eq!(desk.wake_at(), None, "at rest");
+}
+
+#[test]
 fn a_domain_that_cannot_be_saved_offers_nothing() {
     let (desk, mut store) = desk();
     let policy = DeskPolicy {

@@ -106,7 +106,8 @@ impl<F: FrameMap> Balloon<F> {
             return Some(now);
         }
         // A target that the engine has not looked at yet is one to reach, too.
-        let rests = status.progress != Progress::Working && !SHARED.signal().pending();
+        let read = self.transport.is_target_read() && !SHARED.signal().pending();
+        let rests = status.progress != Progress::Working && read;
         if rests || now >= by {
             self.engine.quiesce();
             self.save = Save::Settling;
@@ -120,15 +121,16 @@ impl<F: FrameMap> Balloon<F> {
         let woken = critical_section::with(|_| {
             let xen = self.transport.reservation_mut().memory_mut();
             let woken = self.suspension.suspend(xen).ok()?;
-            let desk = self.desk.as_mut()?;
-            match woken {
-                Woken::Restored => {
-                    if let Err(error) = self.ties.rebuild() {
-                        panic!("after a restore: {error}");
-                    }
-                    desk.restored();
-                }
-                Woken::Cancelled => desk.cancelled(),
+            // Whether or not there is still a desk.
+            if woken == Woken::Restored
+                && let Err(error) = self.ties.rebuild()
+            {
+                panic!("after a restore: {error}");
+            }
+            match (&mut self.desk, woken) {
+                (Some(desk), Woken::Restored) => desk.restored(),
+                (Some(desk), Woken::Cancelled) => desk.cancelled(),
+                (None, _) => {}
             }
             Some(woken)
         });
