@@ -118,6 +118,8 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
 
     /// Returns an isolated frame to the ledger, ballooned as before.
     ///
+    /// It sets the engine's signal: the frame may be what the engine is to take back.
+    ///
     /// # Errors
     /// Hands it back if the ledger refuses it (now).
     pub fn put_back<const N: usize>(
@@ -172,6 +174,11 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         lay(&mut lane.olds.entry, isolated.frame, isolated.path);
         lay(&mut lane.news.entry, new, GivePath::Told);
         lane.begin(Client::Kernel, transport.migration());
+        if self.plan.is_idle() {
+            // What a round met with is long ago.
+            self.host.reset();
+            self.in_vain = 0;
+        }
         self.isolated = self.isolated.saturating_sub(FrameCount::ONE);
         let mut io = super::Io {
             engine,
@@ -191,7 +198,8 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
 
     /// What became of a migration, once it is settled.
     ///
-    /// An answer that nobody takes occupies one of the batches.
+    /// An answer that nobody takes occupies one of the batches: once it is taken, a
+    /// round that waits for one goes on with the next step.
     ///
     /// # Errors
     /// Hands the ticket back while it is under way: step first.

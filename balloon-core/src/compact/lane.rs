@@ -297,6 +297,13 @@ impl Lane {
         }
     }
 
+    /// Ends a batch whose request finds no way to the host: as if it were refused.
+    pub(super) fn give_up(&mut self) {
+        if let Phase::Ready(leg) = self.phase {
+            self.end_with(leg, FrameCount::ZERO);
+        }
+    }
+
     fn submit<T: Migrate, const N: usize>(
         &mut self,
         leg: Leg,

@@ -49,8 +49,9 @@ pub const fn compactor_words(zone: FrameRange) -> u64 {
     plan::words_of(zone)
 }
 
-/// A round that the host refuses so often in a row is over; about half a
-/// minute by the default delays.
+/// A round that the host refuses, or has no room for, so often in a row is over,
+/// and so is a request that waits for room; about half a minute by the default
+/// delays.
 const PATIENCE: u32 = 8;
 
 /// What migrations did since the start.
@@ -103,14 +104,27 @@ pub struct Compactor<M, const L: usize = 2> {
     plan: Plan<M>,
     lanes: [Lane; L],
     isolated: FrameCount,
-    /// Waits for a host that refuses.
+    /// Waits for a host that refuses, or for room at it.
     host: Backoff,
     /// Waits for a source that does not take frames back.
     source: Backoff,
-    /// Refusals in a row.
+    /// Waits for the host in a row.
     in_vain: u32,
     stopping: bool,
     counters: Migrations,
+}
+
+/// What the batches came to when each was looked at.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pass {
+    /// Something was asked of the host.
+    submitted: bool,
+    /// The source or the ledger refuses frames.
+    stuck: bool,
+    /// A request found no slot or no room.
+    unsent: bool,
+    /// A batch is over.
+    over: bool,
 }
 
 /// What one step works with.
@@ -143,9 +157,10 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
 
     /// Begins a round: survey, plan, moves, survey.
     ///
-    /// A host that refuses is asked ever less often, and then no more: the round
-    /// ends early, the next one finds what is left. So it is where moving in two
-    /// steps would touch what [`Policy::keep`](crate::Policy::keep) sets aside.
+    /// A host that refuses, or has no room, is asked ever less often, and then no
+    /// more: the round ends early, the next one finds what is left. So it is where
+    /// moving in two steps would touch what [`Policy::keep`](crate::Policy::keep)
+    /// sets aside.
     ///
     /// A round under way goes on; it is false then.
     pub fn start(&mut self) -> bool {
@@ -193,8 +208,10 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     /// `engine` must be the same one each time, and serve no other compactor;
     /// `transport` and `source` as for [`Engine::step`]. Step both whenever the
     /// host signals, this one first: what became of migrations is for the engine to
-    /// mend and to tell the host. The other way round,
-    /// [`Signal::pending`](crate::Signal::pending) says that it has something to do.
+    /// mend and to tell the host. Frames that come to rest here, or by
+    /// [`migrate`](Self::migrate) and [`put_back`](Self::put_back), set the signal:
+    /// whoever calls these steps the engine while
+    /// [`Signal::pending`](crate::Signal::pending).
     pub fn step<T: Migrate, S: FrameSource + Ledger, const N: usize>(
         &mut self,
         engine: &mut Engine<N>,
@@ -223,10 +240,6 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         let in_flight = self.in_flight();
         let early = submitted && in_flight > 0 && io.engine.kick(1, io.transport, io.now);
         self.book(io.engine);
-        if self.is_drained() && io.engine.unpublished(io.source, now).is_some() {
-            // It may have been told between two requests of a migration.
-            io.engine.shared().signal().used();
-        }
         Step {
             more: early || (io.budget.is_spent() && self.may_start(&io)),
             wake_at: self.wake_at(&io),
@@ -252,8 +265,29 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         &mut self,
         io: &mut Io<'_, T, S, N>,
     ) -> bool {
+        let mut pass = self.pass(io);
+        let mut submitted = pass.submitted;
+        while pass.unsent && pass.over {
+            // What is over left room.
+            pass = self.pass(io);
+            submitted |= pass.submitted;
+        }
+        if !pass.stuck {
+            self.source.reset();
+        } else if !self.source.is_waiting(io.now) {
+            self.source
+                .fail(io.now, io.engine.policy().retry, Blocked::SourceRefused);
+        }
+        submitted
+    }
+
+    /// Looks at each batch once.
+    fn pass<T: Migrate, S: FrameSource + Ledger, const N: usize>(
+        &mut self,
+        io: &mut Io<'_, T, S, N>,
+    ) -> Pass {
         let slots = io.engine.shared().slots();
-        let (mut submitted, mut stuck) = (false, false);
+        let mut pass = Pass::default();
         for lane in &mut self.lanes {
             loop {
                 if io.engine.is_forgetting() {
@@ -263,27 +297,35 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                 }
                 let submits = matches!(lane.phase, Phase::Ready(_));
                 let step = lane.advance(slots, io.transport, io.source, io.now);
-                submitted |= submits && step == Advance::Moved;
-                if let Some(kind) = lane.refused.take() {
+                pass.submitted |= submits && step == Advance::Moved;
+                let unsent = matches!((step, &lane.phase), (Advance::Waits, Phase::Ready(_)));
+                let refused = lane.refused.take();
+                if refused.is_some() {
                     self.counters.refusals = self.counters.refusals.wrapping_add(1);
-                    if kind == TransportErrorKind::Broken {
-                        io.engine.note_transport::<(), _>(Err(kind));
-                    } else if !self.host.is_waiting(io.now) {
-                        let delays = io.engine.policy().retry;
-                        self.host.fail(io.now, delays, Blocked::HostRefused);
-                        self.in_vain += 1;
-                    }
+                }
+                if refused == Some(TransportErrorKind::Broken) {
+                    io.engine
+                        .note_transport::<(), _>(Err(TransportErrorKind::Broken));
+                } else if (unsent || refused.is_some()) && !self.host.is_waiting(io.now) {
+                    let delays = io.engine.policy().retry;
+                    self.host.fail(io.now, delays, Blocked::HostRefused);
+                    self.in_vain += 1;
                 }
                 match step {
                     Advance::Moved => {}
-                    Advance::Waits => break,
+                    Advance::Waits if unsent && self.in_vain >= PATIENCE => lane.give_up(),
+                    Advance::Waits => {
+                        pass.unsent |= unsent;
+                        break;
+                    }
                     Advance::Stuck => {
-                        stuck = true;
+                        pass.stuck = true;
                         break;
                     }
                     Advance::Over(tally) => {
+                        pass.over = true;
                         self.counters.add(tally);
-                        if tally.given != tally.taken || io.engine.is_forgetting() {
+                        if tally.given != tally.taken {
                             // The balloon is not as large as the engine made it.
                             io.engine.shared().signal().used();
                         }
@@ -299,13 +341,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                 }
             }
         }
-        if !stuck {
-            self.source.reset();
-        } else if !self.source.is_waiting(io.now) {
-            self.source
-                .fail(io.now, io.engine.policy().retry, Blocked::SourceRefused);
-        }
-        submitted
+        pass
     }
 
     /// Plans on and starts one more batch; false if none can start now.
@@ -397,16 +433,12 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         let policy = io.engine.policy();
         let waits = self.in_flight() > 0 && !io.caps.interrupts;
         let poll = waits.then(|| io.now.saturating_add(policy.poll));
-        // No slot or no room: an answer to somebody else makes some.
-        let unsent = self
-            .lanes
-            .iter()
-            .any(|lane| matches!(lane.phase, Phase::Ready(_)));
-        let retry = unsent.then(|| io.now.saturating_add(policy.retry.first));
-        let host = self.host.deadline().filter(|_| self.is_running());
-        let due = [poll, retry, host, self.source.deadline()]
-            .into_iter()
-            .flatten();
+        // An answer to somebody else makes room for what is unsent, and wakes us; this
+        // is for the one that never comes.
+        let unsent = |lane: &Lane| matches!(lane.phase, Phase::Ready(_));
+        let waits = self.is_running() || self.lanes.iter().any(unsent);
+        let host = self.host.deadline().filter(|_| waits);
+        let due = [poll, host, self.source.deadline()].into_iter().flatten();
         due.filter(|&at| at > io.now).min()
     }
 }

@@ -85,7 +85,7 @@ impl<const N: usize> Engine<N> {
     }
 
     /// The size, if the host is to be told of it now.
-    pub(crate) fn unpublished(&self, ledger: &impl Ledger, now: Nanos) -> Option<FrameCount> {
+    fn unpublished(&self, ledger: &impl Ledger, now: Nanos) -> Option<FrameCount> {
         // Frames being deflated are the host's until it answers. After a reset it
         // has none, whatever is left to take back.
         let size = if self.mode.is_forgetting() {

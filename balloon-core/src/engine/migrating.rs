@@ -31,10 +31,12 @@ impl Migrating {
 
 impl<const N: usize> Engine<N> {
     pub(crate) fn set_migrating(&mut self, migrating: Migrating) {
-        let full = self.is_full();
+        let (before, full) = (self.migrating, self.is_full());
         self.migrating = migrating;
-        if full && !self.is_full() {
-            // The room they leave is what we wait for.
+        let rest = migrating.coming < before.coming || (migrating.drained && !before.drained);
+        if rest || (full && !self.is_full()) {
+            // Frames that came to rest can be taken back, and the room that requests
+            // leave is there for others: either may be what we wait for.
             self.shared.signal().used();
         }
     }

@@ -101,7 +101,7 @@ fn an_isolated_frame_is_out_of_everybodys_reach_and_still_counts() {
         "all but the one that is isolated"
     );
     rig.put_back(isolated).unwrap();
-    rig.settle();
+    rig.settle_if_woken();
     assert_eq!(rig.host.owned().get(), 0);
 }
 
