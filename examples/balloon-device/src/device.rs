@@ -95,7 +95,12 @@ pub struct Device {
     /// The statistics buffer that the driver has left.
     held: Option<u16>,
     statistics: Vec<Statistic>,
+    /// A queue was left with requests in it.
+    unfinished: bool,
 }
+
+/// How often a queue is emptied before others have their turn.
+const TURNS: usize = 64;
 
 impl Device {
     /// A device behind `front` with the guest's memory in reach.
@@ -115,6 +120,7 @@ impl Device {
             buffer: None,
             held: None,
             statistics: Vec::new(),
+            unfinished: false,
         }
     }
 
@@ -194,6 +200,10 @@ impl Device {
         let lent = core::mem::replace(queues, [(); QueueId::COUNT].map(|()| empty()));
         self.queues = Some(lent);
         self.serve();
+        // Nobody else kicks for what is left.
+        while core::mem::take(&mut self.unfinished) {
+            self.serve();
+        }
         if let Some(lent) = core::mem::replace(&mut self.queues, own) {
             *queues = lent;
         }
@@ -220,7 +230,8 @@ impl Device {
         self.queues.is_some()
     }
 
-    /// Serves every queue until it is empty; whether there was anything.
+    /// Serves every queue until it is empty, or kicks itself to go on later with
+    /// one that fills up all the time; whether there was anything.
     pub fn serve(&mut self) -> bool {
         if !self.attend() {
             return false;
@@ -275,20 +286,21 @@ impl Device {
             return Vec::new();
         };
         let memory = ram.memory();
-        loop {
+        let mut found = Vec::new();
+        // A request may have come between the look and the wish. If there is none
+        // to be found even then, the index promises more than a queue can hold.
+        for _ in 0..2 {
             let _ = queue.disable_notification(memory);
-            let mut found = Vec::new();
-            while let Some(chain) = queue.pop_descriptor_chain(memory) {
+            while found.len() < QUEUE_SIZE.into()
+                && let Some(chain) = queue.pop_descriptor_chain(memory)
+            {
                 found.push((chain.head_index(), pages::descriptors(chain)));
             }
-            if !found.is_empty() {
-                return found;
-            }
-            // `Ok(true)`: a request came meanwhile.
-            if !matches!(queue.enable_notification(memory), Ok(true)) {
-                return found;
+            if !found.is_empty() || !matches!(queue.enable_notification(memory), Ok(true)) {
+                break;
             }
         }
+        found
     }
 
     fn answer(&mut self, id: QueueId, heads: &[(u16, u32)]) {
@@ -303,13 +315,11 @@ impl Device {
     }
 
     fn serve_queue(&mut self, id: QueueId) -> bool {
-        let mut some = false;
-        loop {
+        for turn in 0..TURNS {
             let requests = self.take(id);
             if requests.is_empty() {
-                return some;
+                return turn > 0;
             }
-            some = true;
             let mut answers = Vec::new();
             let mut given = Vec::new();
             for (head, descriptors) in requests {
@@ -345,6 +355,9 @@ impl Device {
                 self.serve_queue(QueueId::Hint);
             }
         }
+        self.unfinished = true;
+        self.front.kick.set();
+        true
     }
 
     /// Frames of a request on the inflate queue.

@@ -255,3 +255,14 @@ fn the_control_socket_speaks_lines() {
     assert_eq!(ask("statistics")["5"], 60 << 20);
     assert!(control::command("nonsense", &front, &worker).is_err());
 }
+
+#[test]
+fn an_index_that_runs_away_does_not_keep_the_device() {
+    let mut pair = Pair::<16>::new(Backing::Anon, Policy::new(), true, 16);
+    let queues = pair.front.queues();
+    let at = |queue: QueueId| queues[queue.index()].unwrap().at;
+    // More requests than the queue has entries.
+    let index = GuestAddress(at(QueueId::Inflate).driver + 2);
+    pair.ram.memory().write_obj(5000_u16, index).unwrap();
+    assert!(!pair.device.serve());
+}
