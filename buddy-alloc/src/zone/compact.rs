@@ -2,6 +2,7 @@
 
 use super::Zone;
 use crate::frame::{Frame, FrameCount, FrameRange};
+use crate::node::{Kind, Slot};
 
 /// The frames of one region (host granule) by state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,9 @@ impl RegionUse {
         free_populated: FrameCount::ZERO,
     };
 
-    /// Frames that must move before the region is one free block.
+    /// Frames that are not free. For a region found by [`Zone::compaction_candidates`] all of them
+    /// are used, and the region is one free block once they have moved away; elsewhere reserved,
+    /// isolated and ballooned ones count too.
     #[must_use]
     pub const fn to_move(&self) -> FrameCount {
         FrameCount::new(self.managed.get() - self.free.get())
@@ -68,9 +71,10 @@ impl Zone<'_> {
     }
 
     /// Finds whole regions that become one free block at the least cost: partly free ones, fewest
-    /// frames to move first.
+    /// frames to move first. Regions with reserved, isolated or ballooned frames are left out:
+    /// those do not move.
     ///
-    /// Looks at 4096 regions from `from` on, merges the best into `best` (kept sorted; fill it with
+    /// Looks at 4096 regions from `from` on, and at each block of those good enough for `best`, merges the best into `best` (kept sorted; fill it with
     /// [`RegionUse::EMPTY`] first) and returns where to go on, `None` at the end of the zone. To
     /// empty a region the kernel moves its frames away; [`take_at`](Self::take_at),
     /// [`allocate_at`](Self::allocate_at) and [`region_use`](Self::region_use) do the rest.
@@ -87,6 +91,7 @@ impl Zone<'_> {
             }
             let better = |kept: &RegionUse| kept.range.is_empty() || found.free > kept.free;
             if let Some(place) = best.iter().position(better)
+                && self.can_be_emptied(found.range)
                 && let Some(moved) = best.get_mut(place..)
             {
                 moved.rotate_right(1);
@@ -96,5 +101,20 @@ impl Zone<'_> {
             }
         }
         (end < numbers.end).then(|| Frame::new(end << granule))
+    }
+
+    /// Whether all frames of a region are free or used.
+    fn can_be_emptied(&self, region: FrameRange) -> bool {
+        let (start, end) = (region.start().get(), region.end().get());
+        let mut at = start;
+        while at < end {
+            match self.next_block(start, at) {
+                Some((head, order, Slot::Free(_) | Slot::Held(Kind::Used, _))) => {
+                    at = head + (1 << order);
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 }

@@ -1,7 +1,8 @@
 //! Sizes, splitting, fragmentation.
 
 use buddy_alloc::{
-    AllocError, Backing, Config, Frame, FrameCount, FreeError, Order, Preference, RegionUse,
+    AllocError, Backing, Config, Frame, FrameCount, FreeError, GivePath, Order, Preference,
+    RegionUse,
 };
 
 use super::{order, range, with_zone};
@@ -127,6 +128,31 @@ fn regions_are_found_by_density_and_by_gain() {
             zone.region_use(Frame::new(3 * 512)).unwrap().free,
             FrameCount::new(100)
         );
+    });
+}
+
+#[test]
+fn regions_that_cannot_be_emptied_are_no_candidates() {
+    with_zone(1 << 13, Config::new(), Backing::Untouched, |zone| {
+        // One frame each that cannot move, in a place of its own; two used ones in region 6.
+        let place = |region: u64| range(region * 512 + 100 * region % 512, 1);
+        zone.reserve(place(1)).unwrap();
+        zone.isolate_at(place(2).start(), Order::FRAME).unwrap();
+        for region in 3..6 {
+            zone.take_at(place(region)).unwrap();
+        }
+        zone.store(place(4), GivePath::Told).unwrap();
+        zone.store(place(5), GivePath::Bulk).unwrap();
+        zone.allocate_range_at(range(6 * 512 + 7, 2)).unwrap();
+        // A reserved range that reaches over two regions, and a used frame in one of them.
+        zone.reserve(range(7 * 512 + 500, 20)).unwrap();
+        zone.allocate_at(Frame::new(8 * 512 + 300), Order::FRAME)
+            .unwrap();
+        let mut best = [RegionUse::EMPTY; 3];
+        assert_eq!(zone.compaction_candidates(Frame::new(0), &mut best), None);
+        let found = best.map(|region| (region.range, region.to_move().get()));
+        let none = (range(0, 0), 0);
+        assert_eq!(found, [(range(6 * 512, 512), 2), none, none]);
     });
 }
 
