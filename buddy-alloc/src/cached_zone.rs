@@ -106,8 +106,9 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
 
     /// Allocates a block, from the cache if it can.
     ///
-    /// With nothing free behind the lock, all caches are drained before giving up. `Untouched`
-    /// demands bypass the caches, which hold used memory.
+    /// With nothing large enough behind the lock, all caches are drained before giving up: each such
+    /// call looks at up to 248 entries per CPU and releases what is there, under one hold of the
+    /// lock. `Untouched` demands bypass the caches, which hold used memory.
     ///
     /// # Errors
     /// See [`AllocError`].
@@ -187,20 +188,19 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         self.lock.with(|zone| zone.refused_free(frame, order))
     }
 
-    /// As [`Zone::allocate_at`]; drains the caches if the block is not free at once.
+    /// As [`Zone::allocate_at`]; drains the caches if the block is not free at once, at the cost
+    /// that [`allocate`](Self::allocate) states.
     ///
     /// # Errors
     /// See [`AtError`].
     pub fn allocate_at(&self, frame: Frame, order: Order) -> Result<(), AtError> {
-        self.lock
-            .with(|zone| zone.allocate_at(frame, order))
-            .or_else(|error| {
-                if error != AtError::NotFree {
-                    return Err(error);
-                }
-                self.drain_all();
-                self.lock.with(|zone| zone.allocate_at(frame, order))
-            })
+        self.lock.with(|zone| match zone.allocate_at(frame, order) {
+            Err(AtError::NotFree) => {
+                self.drain_all_into(zone);
+                zone.allocate_at(frame, order)
+            }
+            answer => answer,
+        })
     }
 
     /// As [`Zone::allocate_batch`], past the caches; drains them if that is what it takes.
@@ -347,7 +347,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         }
         match self.pop_any(cache, class, order) {
             Some(frame) => Ok(frame),
-            None => self.allocate_drained(order, preference),
+            None => self.allocate_locked(order, preference),
         }
     }
 
@@ -363,16 +363,15 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     }
 
     fn allocate_locked(&self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
-        match self.lock.with(|zone| zone.allocate(order, preference)) {
-            Err(AllocError::Exhausted) => self.allocate_drained(order, preference),
-            answer => answer,
-        }
-    }
-
-    #[cold]
-    fn allocate_drained(&self, order: Order, preference: Preference) -> Result<Frame, AllocError> {
-        self.drain_all();
-        self.lock.with(|zone| zone.allocate(order, preference))
+        self.lock
+            .with(|zone| match zone.allocate(order, preference) {
+                Err(AllocError::Exhausted) => {
+                    // Still under the lock: nobody else gets what is drained.
+                    self.drain_all_into(zone);
+                    zone.allocate(order, preference)
+                }
+                answer => answer,
+            })
     }
 
     /// The older half of a full stack goes back to the zone.

@@ -68,7 +68,7 @@ const BREAKABLE: usize = 1;
 /// Starts empty: [`add_range`](Self::add_range) brings frames in. Every call's cost is bounded by
 /// the number of orders plus one word per 64 frames of the block or range itself;
 /// [`split_block`](Self::split_block) writes to each part; calls that search (balloon, reporting,
-/// compaction) state their bound.
+/// compaction) and [`add_range`](Self::add_range) state their bound.
 pub struct Zone<'m> {
     span: FrameRange,
     base_pair: u64,

@@ -1,7 +1,7 @@
 //! The locked front with per-CPU caches.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Mutex;
 
 use buddy_alloc::{
@@ -153,6 +153,78 @@ fn exhaustion_drains_other_caches() {
             Err(AllocError::Exhausted)
         );
     });
+}
+
+/// Else another CPU could take what was drained, and a demand fail that had enough.
+#[test]
+fn what_is_drained_is_not_let_go_before_the_next_try() {
+    struct Counting<T>(Mutex<T>, AtomicU32);
+
+    impl<T> Lock<T> for &Counting<T> {
+        fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            f(&mut self.0.lock().unwrap())
+        }
+    }
+
+    let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
+    let mut memory = vec![0; Config::new().metadata_words(span)];
+    let mut bits = vec![0; CachedZone::words(span)];
+    let mut zone = Zone::new(span, Config::new(), &mut memory).unwrap();
+    zone.add_range(span, Backing::Untouched).unwrap();
+    let lock = Counting(Mutex::new(zone), AtomicU32::new(0));
+    let front = CachedZone::<_, 2>::new(&lock, &mut bits).unwrap();
+    let (four, whole) = (Order::new(4).unwrap(), Order::new(6).unwrap());
+    // Fills the cache with all of the zone, so that only a drain helps.
+    let fill = || {
+        let frames = [(); 64].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+        for frame in frames {
+            front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+        }
+        assert_eq!(front.with(|zone| zone.free_frames()), FrameCount::ZERO);
+        lock.1.store(0, Ordering::Relaxed);
+    };
+    fill();
+    assert!(front.allocate(CPUS[1], whole, Preference::Any).is_ok());
+    assert_eq!(lock.1.load(Ordering::Relaxed), 1, "a block past the caches");
+    front.free(CPUS[1], Frame::new(0), whole).unwrap();
+    fill();
+    assert_eq!(front.allocate_at(Frame::new(16), four), Ok(()));
+    assert_eq!(lock.1.load(Ordering::Relaxed), 1, "a block by address");
+    front.free(CPUS[1], Frame::new(16), four).unwrap();
+    fill();
+    let two = Order::new(2).unwrap();
+    assert!(front.allocate(CPUS[1], two, Preference::Any).is_ok());
+    assert_eq!(
+        lock.1.load(Ordering::Relaxed),
+        2,
+        "for the cache, then with a drain"
+    );
+}
+
+#[test]
+fn an_order_above_the_largest_drains_nothing() {
+    let span = FrameRange::new(Frame::new(0), FrameCount::new(1024));
+    let config = Config::new()
+        .with_max_order(Order::new(8).unwrap())
+        .with_granule(Order::new(8).unwrap());
+    let mut memory = vec![0; config.metadata_words(span)];
+    let mut bits = vec![0; CachedZone::words(span)];
+    let mut zone = Zone::new(span, config, &mut memory).unwrap();
+    zone.add_range(span, Backing::Untouched).unwrap();
+    let front = Front::new(StdLock(Mutex::new(zone)), &mut bits).unwrap();
+    let frame = front.allocate(CPUS[0], Order::FRAME, Preference::Any);
+    front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+    let free = front.with(|zone| zone.free_frames());
+    for preference in [Preference::Any, Preference::Untouched] {
+        for cpu in [CPUS[1], Cpu::new(99)] {
+            assert_eq!(
+                front.allocate(cpu, Order::MIB_2, preference),
+                Err(AllocError::TooLarge)
+            );
+        }
+    }
+    assert_eq!(front.with(|zone| zone.free_frames()), free);
 }
 
 #[test]

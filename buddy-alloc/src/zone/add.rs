@@ -27,8 +27,9 @@ impl Backing {
 impl Zone<'_> {
     /// Adds free frames. Ranges may touch each other; they merge.
     ///
-    /// Costs one visit per region and one word per 64 populated frames. An untouched range writes
-    /// a handful of metadata words however long it is.
+    /// Costs one visit per region and one word per 64 populated frames, and in regions that are
+    /// partly managed already one node per frame added. An untouched range writes a handful of
+    /// metadata words and the counters of its regions.
     ///
     /// # Errors
     /// See [`AddError`]; an empty range is fine.

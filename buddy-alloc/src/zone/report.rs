@@ -20,7 +20,7 @@ pub struct ReportCursor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ReportAsk {
-    /// Smallest block.
+    /// Smallest block. Nothing is found above the granule, in pieces of which larger blocks come.
     pub order: Order,
     /// Fewest populated frames in it.
     pub populated: FrameCount,
