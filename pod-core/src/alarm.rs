@@ -44,6 +44,10 @@ pub(crate) struct AlarmState {
     drain: u64,
     paid: u64,
     level: Level,
+    /// Frames by which releases to holes made the debt smaller.
+    pub(crate) given: u64,
+    /// Frames that went to the cache with a promise for each: the debt stays what it was.
+    pub(crate) returned: u64,
 }
 
 impl AlarmState {
@@ -52,6 +56,8 @@ impl AlarmState {
         drain: 0,
         paid: 0,
         level: Level::Safe,
+        given: 0,
+        returned: 0,
     };
 }
 
@@ -75,10 +81,12 @@ impl Pod<'_> {
     /// there is debt; a change of level is also an event.
     pub fn observe<H: Host + ?Sized>(&mut self, host: &mut H, now: Duration) -> Alarm {
         let totals = self.st.totals;
-        // Net outflow: reclaimed frames come back without changing the debt.
-        let drained = totals.populated.saturating_sub(totals.reclaimed);
-        let paid = totals.released + totals.stolen;
         let state = &mut self.st.alarm;
+        // Net outflow: reclaimed frames, and those reported free, come back without changing
+        // the debt. Only what becomes a hole pays it.
+        let back = totals.reclaimed.saturating_add(state.returned);
+        let drained = totals.populated.saturating_sub(back);
+        let paid = state.given;
         match state.seen {
             Some((then, d, p)) if now > then => {
                 let span = now.saturating_sub(then);
@@ -147,5 +155,59 @@ mod tests {
         assert_eq!(alarm.dry_in.map(|d| d.as_millis()), Some(1142));
         assert!(world.write(0, Gfn::new(0), Content::Data(1)));
         assert_eq!(look(&mut world, 4).level, Level::Dry);
+    }
+
+    #[test]
+    fn pages_reported_free_pay_nothing_and_come_back_to_the_cache() {
+        let mut config = Config::new(FrameCount::new(4096));
+        config.slack = FrameCount::ZERO;
+        for (kept, level) in [(0, Level::Racing), (100, Level::Losing)] {
+            let mut world = World::built(&config, 2048, 8192, 1);
+            world.sim.traits.max_order = crate::Order::FRAME;
+            let mut at = 0;
+            for second in 0..6 {
+                let alarm = world.with(|p, s| p.observe(s, Duration::from_secs(second)));
+                assert_eq!(alarm.even_in, None, "nobody pays");
+                if second > 0 {
+                    assert_eq!((alarm.level, alarm.dry_in.is_some()), (level, kept > 0));
+                }
+                for gfn in at..at + 200 {
+                    assert!(world.write(0, Gfn::new(gfn), Content::Data(1)));
+                }
+                let reported = FrameCount::new(200 - kept);
+                let gfn = Gfn::new(at);
+                let done = world.with(|p, s| {
+                    let zero = crate::Leave::Promise(crate::Pattern::ZERO);
+                    p.release(s, gfn, reported, zero, &mut crate::Budget::default())
+                });
+                assert_eq!(done.map(|d| d.stolen), Ok(reported));
+                world.sim.forget(gfn, reported.get());
+                at += 200;
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_only_moves_pays_nothing() {
+        let mut config = Config::new(FrameCount::new(4096));
+        config.slack = FrameCount::ZERO;
+        let mut world = World::built(&config, 2048, 8192, 1);
+        assert!(world.write(0, Gfn::new(0), Content::Data(1)));
+        let hole = Gfn::new(2048);
+        let one = FrameCount::new(1);
+        let budget = &mut crate::Budget::default();
+        let given = world.with(|p, s| p.release(s, hole, one, crate::Leave::Hole, budget));
+        assert!(given.is_ok());
+        let look = |world: &mut World, second: u64| {
+            world.with(|p, s| p.observe(s, Duration::from_secs(second)))
+        };
+        let debt = look(&mut world, 0).debt;
+        let (from, order) = (Gfn::new(9), crate::Order::FRAME);
+        let moved =
+            world.with(|p, s| p.relocate(s, from, hole, order, crate::Content::Discard, budget));
+        assert_eq!(moved, Ok(()));
+        let alarm = look(&mut world, 1);
+        assert_eq!((alarm.debt, alarm.even_in), (debt, None));
+        assert_eq!(alarm.dry_in, None);
     }
 }

@@ -169,6 +169,11 @@ impl Pod<'_> {
             }
         }
         settled.add(self.settle(host, &mut batch, budget));
+        if merges {
+            self.st.alarm.returned += settled.stolen;
+        } else {
+            self.st.alarm.given += promises + settled.stolen;
+        }
         self.check_alive(host)?;
         if merges && self.page_of(at) != 0 {
             // The end of the range may be what its region was waiting for.

@@ -221,8 +221,7 @@ impl Pod<'_> {
         let base = Mfn::new(u64::from(run) << self.superpage().get());
         let own = base.plus(self.page_of(to));
         let cached = self.cache().take_at(own, order);
-        // With debt the source's frame would stay too, and the guest own more than before.
-        if cached.is_some() || self.debt() > 0 {
+        if cached.is_some() || !self.may_grow(order) {
             return cached;
         }
         let backing = host.alloc_at(own, order)?;
@@ -231,6 +230,13 @@ impl Pod<'_> {
             return None;
         }
         Some(backing.into_zeroed(host, budget))
+    }
+
+    /// Whether the host may be asked for one more run, until the source's is back with it. With
+    /// debt that would stay too, and the guest own more than before.
+    const fn may_grow(&self, order: Order) -> bool {
+        let owned = self.st.populated + self.st.cache.count() + order.frames().get();
+        self.debt() == 0 && owned <= self.st.cfg.limit.get()
     }
 
     /// A frame to copy to: its own, one of the cache, or, without debt, one more of the host.
@@ -246,8 +252,7 @@ impl Pod<'_> {
         if let Some(frame) = own.or_else(|| self.cache().take(order, node)) {
             return Some(frame);
         }
-        let owned = self.st.populated + self.st.cache.count() + order.frames().get();
-        if self.debt() > 0 || owned > self.st.cfg.limit.get() {
+        if !self.may_grow(order) {
             return None;
         }
         let backing = host.alloc(order, node)?;
@@ -372,7 +377,9 @@ impl Pod<'_> {
             self.undo(host, (to, applied), promise, Entry::Hole, budget);
             return Err(RelocateError::NoTableMemory);
         }
-        let kept = self.settle(host, &mut batch, budget).kept;
+        let settled = self.settle(host, &mut batch, budget);
+        self.st.alarm.returned += settled.stolen;
+        let kept = settled.kept;
         if kept == 0 {
             return Ok(());
         }
