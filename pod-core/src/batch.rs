@@ -5,6 +5,7 @@
 //! virtual CPU can write it any more, and a frame is used again only after its table entry is
 //! known to be gone and flushed.
 
+use crate::cache::Claims;
 use crate::frame::{Flushed, ScannedZero};
 use crate::{
     Attr, Backing, Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Mfn, NeedsFlush, Order,
@@ -130,6 +131,7 @@ impl Pod<'_> {
         }
         let writers_gone = Flushed::new(host);
         let mut taken: [Option<(Held, u64, bool)>; BATCH] = [None; BATCH];
+        let mut claims = Claims::NONE;
         for (held, taken) in batch.held.iter_mut().zip(taken.iter_mut()) {
             let Some(run) = held.take() else { continue };
             let length = run.order.frames().get();
@@ -139,7 +141,7 @@ impl Pod<'_> {
             };
             let allowed = self.check_alive(host).is_ok()
                 && host.users(run.mfn, run.order) == Users::None
-                && self.has_place(&run);
+                && self.has_place(&run, &mut claims);
             let content = match run.job {
                 _ if !allowed => false,
                 Job::Check(pattern) => self.scan(host, &run, pattern, budget),
@@ -184,11 +186,12 @@ impl Pod<'_> {
         result
     }
 
-    /// A check commits only what the cache has room for.
-    fn has_place(&mut self, run: &Held) -> bool {
+    /// What becomes a promise is taken only if the cache has room for all such runs of the batch.
+    /// Other frames may go to the host.
+    fn has_place(&mut self, run: &Held, claims: &mut Claims) -> bool {
         match run.job {
             Job::Check(_) | Job::Give(Entry::Promise(_)) => {
-                self.cache().has_room(run.mfn, run.order)
+                self.cache().claim(run.mfn, run.order, claims)
             }
             Job::Give(_) => true,
         }

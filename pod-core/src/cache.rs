@@ -71,6 +71,23 @@ pub(crate) struct Cache<'a> {
     pub(crate) loose: &'a mut [u32],
 }
 
+/// Places that frames on their way into the cache have been promised.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claims {
+    blocks: u32,
+    loose: u64,
+    /// The run that was given a block last: neighbours in it need no other.
+    last: Option<u32>,
+}
+
+impl Claims {
+    pub(crate) const NONE: Self = Self {
+        blocks: 0,
+        loose: 0,
+        last: None,
+    };
+}
+
 /// Position inside a block.
 fn low(n: u64, order: Order) -> u16 {
     u16::try_from(n & (order.frames().get() - 1)).unwrap_or(0)
@@ -123,25 +140,46 @@ impl Cache<'_> {
         Mfn::new(u64::from(run) << self.superpage().get())
     }
 
+    /// Whether frames of this run are kept in blocks: the stack has no room for a large number.
+    fn uses_blocks(&self, last: Mfn, order: Order) -> bool {
+        self.state.rules.merge || order >= self.superpage() || u32::try_from(last.get()).is_err()
+    }
+
     /// Whether the frames of the run would all find a place.
     pub(crate) fn has_room(&mut self, mfn: Mfn, order: Order) -> bool {
+        let mut claims = Claims::NONE;
+        self.claim(mfn, order, &mut claims)
+    }
+
+    /// Whether they would beside all that was claimed before; claims it if so.
+    pub(crate) fn claim(&mut self, mfn: Mfn, order: Order, claims: &mut Claims) -> bool {
         let superpage = self.superpage();
         let last = mfn.plus(order.frames().get() - 1);
         let (Some(first), Some(_)) = (self.run_of(mfn), self.run_of(last)) else {
             return false;
         };
         let runs = 1_u32 << order.get().saturating_sub(superpage.get());
-        let in_blocks = if self.state.rules.merge || order >= superpage {
+        let (mut known, mut new) = (0, 0);
+        if self.uses_blocks(last, order) {
+            let free = self.state.pages.free_slots().saturating_sub(claims.blocks);
             let pages = self.pages();
-            let known =
-                (first..=first.saturating_add(runs - 1)).filter(|r| pages.find(*r).is_some());
-            u32::try_from(known.count()).unwrap_or(0) + self.state.pages.free_slots()
-        } else {
-            0
-        };
-        let others = u64::from(runs.saturating_sub(in_blocks));
+            let found = (first..=first.saturating_add(runs - 1))
+                .filter(|r| claims.last == Some(*r) || pages.find(*r).is_some());
+            known = u32::try_from(found.count()).unwrap_or(0);
+            new = free.min(runs.saturating_sub(known));
+        }
+        let others = u64::from(runs.saturating_sub(known).saturating_sub(new));
         let numbered = others == 0 || u32::try_from(last.get()).is_ok();
-        numbered && others * order.min(superpage).frames().get() <= self.loose_list().room()
+        let loose = claims.loose + others * order.min(superpage).frames().get();
+        let fits = numbered && (others == 0 || loose <= self.loose_list().room());
+        if fits {
+            claims.blocks += new;
+            claims.loose = loose;
+            if new > 0 && others == 0 {
+                claims.last = Some(first.saturating_add(runs - 1));
+            }
+        }
+        fits
     }
 
     /// Takes frames in. `owned` says that a region is laid out on this run.
@@ -159,22 +197,34 @@ impl Cache<'_> {
             return Err(frame);
         }
         let superpage = self.superpage();
-        if order > superpage {
-            for i in 0..1_u64 << (order.get() - superpage.get()) {
-                self.insert_bits(mfn.plus(i << superpage.get()), superpage, node, false);
-            }
-        } else if order == superpage || self.state.rules.merge {
-            self.insert_bits(mfn, order, node, owned);
+        let last = mfn.plus(order.frames().get() - 1);
+        let kept = if order > superpage {
+            (0..1_u64 << (order.get() - superpage.get())).fold(0, |kept, i| {
+                let part = mfn.plus(i << superpage.get());
+                let taken = self.insert_bits(part, superpage, node, false);
+                kept + u64::from(taken) * superpage.frames().get()
+            })
         } else {
-            self.loose_list().push(mfn, order);
-        }
-        self.state.count += order.frames().get();
+            let taken = if self.uses_blocks(last, order) {
+                self.insert_bits(mfn, order, node, owned)
+            } else {
+                self.loose_list().push(mfn, order)
+            };
+            if !taken {
+                return Err(frame);
+            }
+            order.frames().get()
+        };
+        self.state.count += kept;
         Ok(())
     }
 
-    fn insert_bits(&mut self, mfn: Mfn, order: Order, node: Node, owned: bool) {
+    /// Whether the frames found a place.
+    fn insert_bits(&mut self, mfn: Mfn, order: Order, node: Node, owned: bool) -> bool {
         let superpage = self.superpage();
-        let Some(run) = self.run_of(mfn) else { return };
+        let Some(run) = self.run_of(mfn) else {
+            return false;
+        };
         let mut slot = self.pages().obtain(run, node);
         if slot.is_none() && order == superpage && self.scatter_one().is_some() {
             slot = self.pages().obtain(run, node);
@@ -186,7 +236,7 @@ impl Cache<'_> {
         let mut pages = self.pages();
         pages.change(slot, |bits| bits.insert(start, order));
         let Some(&block) = pages.get(slot) else {
-            return;
+            return false;
         };
         if block.best() == Some(superpage) {
             let aside = block.class() == Class::Fragment;
@@ -199,6 +249,7 @@ impl Cache<'_> {
         } else if owned && block.class() == Class::Free {
             pages.set_class(slot, Class::Tied);
         }
+        true
     }
 
     /// Makes the frames of one block loose that has no two in a row, so that a superpage gets
@@ -209,6 +260,9 @@ impl Cache<'_> {
         let block = *self.blocks.get(slot as usize)?;
         let base = self.base_of(block.run());
         u32::try_from(base.plus(self.state.geometry.size()).get()).ok()?;
+        if u64::from(block.bits().count()) > self.loose_list().room() {
+            return None;
+        }
         for at in block.bits().iter() {
             let mfn = base.plus(u64::from(at));
             self.loose_list().push(mfn, Order::FRAME);
@@ -315,9 +369,9 @@ impl Cache<'_> {
         let Some(mfn) = self.pop_loose() else {
             return false;
         };
-        self.insert_bits(mfn, Order::FRAME, node, false);
-        self.state.count += 1;
-        true
+        let moved = self.insert_bits(mfn, Order::FRAME, node, false);
+        self.state.count += u64::from(moved);
+        moved
     }
 }
 
@@ -343,6 +397,77 @@ mod tests {
             }
             let taken = cache.take(Order::FRAME, node).map(|f| f.mfn().get());
             assert_eq!(taken, Some(expected));
+        }
+    }
+
+    /// A cache under these rules with so many blocks.
+    fn with_cache(rules: Rules, blocks: usize, test: impl FnOnce(&mut Cache<'_>)) {
+        let mut config = Config::new(FrameCount::new(8 * 512));
+        config.rules = rules;
+        let sizes = Sizes {
+            blocks,
+            ..Sizes::for_guest(&config, config.limit, 1)
+        };
+        let mut memory = Memory::new(&sizes);
+        let Ok(mut pod) = Pod::new(config, memory.storage()) else {
+            panic!("a legal configuration");
+        };
+        test(&mut pod.cache());
+    }
+
+    fn put(cache: &mut Cache<'_>, mfn: u64, order: Order) -> bool {
+        let frame = Frame::from_cache(Mfn::new(mfn), order);
+        cache.insert(frame, Node::default(), false).is_ok()
+    }
+
+    /// Takes single frames until there is none: how many, and each once.
+    fn take_all(cache: &mut Cache<'_>) -> usize {
+        let mut seen = alloc::collections::BTreeSet::new();
+        while let Some(frame) = cache.take(Order::FRAME, Node::default()) {
+            assert!(seen.insert(frame.mfn().get()), "{} twice", frame.mfn());
+            assert!(cache.audit());
+        }
+        assert_eq!(cache.state.count, 0);
+        seen.len()
+    }
+
+    #[test]
+    fn frames_whose_number_the_stack_cannot_hold_are_not_lost_where_nothing_merges() {
+        for base in [1_u64 << 32, 1 << 33, 512] {
+            with_cache(Rules::XEN, 4, |cache| {
+                assert!(put(cache, base, Order::SUPERPAGE));
+                assert!(cache.take(Order::FRAME, Node::default()).is_some());
+                assert!(put(cache, base + 512, Order::SUPERPAGE));
+                assert!(cache.audit());
+                assert_eq!(take_all(cache), 1023);
+            });
+        }
+    }
+
+    #[test]
+    fn a_frame_given_twice_goes_out_once_where_a_block_shows_it() {
+        let rules = Rules {
+            set_aside: 0,
+            ..Rules::FULL
+        };
+        for merge in [false, true] {
+            with_cache(rules, 1 + usize::from(merge), |cache| {
+                assert!(put(cache, 9 * 512, Order::FRAME));
+                if merge {
+                    assert!(put(cache, 10 * 512, Order::FRAME));
+                }
+                // No block is left: loose. Then one is, and the same frame comes in again.
+                assert!(put(cache, 8 * 512, Order::FRAME));
+                assert!(cache.remove_broken(Mfn::new(9 * 512)));
+                assert!(put(cache, 8 * 512, Order::SUPERPAGE));
+                if merge {
+                    assert!(cache.remove_broken(Mfn::new(10 * 512)));
+                    cache.merge_one(Node::default());
+                }
+                let surplus = cache.take_surplus(1).map(|f| f.order());
+                assert_eq!(surplus, Some(Order::FRAME));
+                assert_eq!(take_all(cache), 511);
+            });
         }
     }
 }

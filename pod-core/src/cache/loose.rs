@@ -18,14 +18,19 @@ impl Loose<'_> {
         (self.numbers.len() as u64).saturating_sub(*self.len as u64)
     }
 
-    pub(super) fn push(&mut self, mfn: Mfn, order: Order) {
-        for i in 0..order.frames().get() {
+    /// Takes all of the run, or nothing if there is no room or a number is too large.
+    pub(super) fn push(&mut self, mfn: Mfn, order: Order) -> bool {
+        let length = order.frames().get();
+        let fits =
+            length <= self.room() && u32::try_from(mfn.get().saturating_add(length - 1)).is_ok();
+        for i in 0..if fits { length } else { 0 } {
             let place = self.numbers.get_mut(*self.len as usize);
             if let (Some(place), Ok(number)) = (place, u32::try_from(mfn.get() + i)) {
                 *place = number;
                 *self.len += 1;
             }
         }
+        fits
     }
 
     pub(super) fn get(&self, at: u32) -> Option<Mfn> {

@@ -69,14 +69,19 @@ impl Cache<'_> {
         Some(self.base_of(run))
     }
 
-    fn take_superpage(&mut self, node: Node) -> Option<Mfn> {
+    /// A whole run that is tied to nobody.
+    fn whole_slot(&mut self, node: Node) -> Option<u32> {
         let superpage = self.superpage();
-        let slot = [Class::Free, Class::Fragment]
+        [Class::Free, Class::Fragment]
             .into_iter()
             .find_map(|class| {
                 nodes(node).find_map(|n| self.pages().pick_exact(n, class, superpage))
-            })?;
-        self.take_from(slot, superpage)
+            })
+    }
+
+    fn take_superpage(&mut self, node: Node) -> Option<Mfn> {
+        let slot = self.whole_slot(node)?;
+        self.take_from(slot, self.superpage())
     }
 
     fn take_small(&mut self, order: Order, node: Node) -> Option<Mfn> {
@@ -85,17 +90,11 @@ impl Cache<'_> {
         {
             return Some(mfn);
         }
-        if !self.state.rules.merge {
-            // Two lists: a superpage is broken into singles for good.
-            let base = self.take_superpage(node)?;
-            let superpage = self.superpage();
-            self.loose_list().push(base, superpage);
-            self.state.count += self.superpage().frames().get();
-            return if order == Order::FRAME {
-                self.pop_loose()
-            } else {
-                None
-            };
+        if !self.state.rules.merge
+            && let Some(slot) = self.whole_slot(node)
+            && self.scatter(slot)
+        {
+            return (order == Order::FRAME).then(|| self.pop_loose())?;
         }
         for n in nodes(node) {
             if let Some(slot) = self.pages().pick(n, Class::Fragment, order) {
@@ -118,10 +117,30 @@ impl Cache<'_> {
         self.take_from(slot, order)
     }
 
+    /// Two lists: a superpage is broken into singles for good. What the stack cannot hold stays
+    /// in its block.
+    fn scatter(&mut self, slot: u32) -> bool {
+        let superpage = self.superpage();
+        let Some(run) = self.pages().get(slot).map(|b| b.run()) else {
+            return false;
+        };
+        let base = self.base_of(run);
+        let scattered = self.loose_list().push(base, superpage)
+            && self.remove_bits(slot, 0, superpage).is_some();
+        self.state.count += u64::from(scattered) * superpage.frames().get();
+        scattered
+    }
+
+    /// The next loose frame. One that is in a block too, by a mistake of the host, is dropped
+    /// here: it goes out from there, once.
     pub(super) fn pop_loose(&mut self) -> Option<Mfn> {
-        let mfn = self.loose_list().pop()?;
-        self.state.count -= 1;
-        Some(mfn)
+        loop {
+            let mfn = self.loose_list().pop()?;
+            self.state.count -= 1;
+            if !self.in_blocks(mfn, Order::FRAME) {
+                return Some(mfn);
+            }
+        }
     }
 
     /// The run to give back when `surplus` frames are too many: whole superpages go whole, and

@@ -367,3 +367,60 @@ fn the_smallest_budget_is_good_for_a_region() {
     assert_eq!(marked.unwrap().done.get(), SUPER - 9);
     world.check();
 }
+
+#[test]
+fn a_batch_takes_no_more_than_the_cache_has_places_for() {
+    let mut config = config(8 * SUPER);
+    config.rules.set_aside = 0;
+    // Every frame has a block of its own; one is left when the cache is full again.
+    let sizes = pod_core::Sizes {
+        blocks: 40,
+        loose: 0,
+        ..pod_core::Sizes::for_guest(&config, frames(8 * SUPER), 1)
+    };
+    let mut world = World::with_sizes(&config, 128 * SUPER, 1, &sizes);
+    world.sim.traits.scattered = true;
+    world.set_target(32);
+    world.mark_all(Pattern::ZERO);
+    for gfn in 0..32 {
+        assert!(world.write(0, Gfn::new(gfn), Content::ZERO));
+    }
+    world.set_target(32 + 39);
+    let before = (world.stats().owned(), world.stats().debt());
+    reclaim_all(&mut world);
+    let stats = world.stats();
+    assert_eq!((stats.owned(), stats.debt()), before, "{stats}");
+    assert_eq!(stats.totals.refused, 0);
+    assert_eq!(stats.totals.reclaimed, 1);
+    world.check();
+}
+
+#[test]
+fn a_page_moves_to_its_own_frame_only_below_the_limit() {
+    for (limit, in_place) in [(2 * SUPER, true), (2 * SUPER - 1, false)] {
+        let limited = Config {
+            limit: frames(limit),
+            ..config(3 * SUPER)
+        };
+        let mut world = World::built(&limited, 2 * SUPER - 1, 16 * SUPER, 1);
+        assert!(release(&mut world, 2 * SUPER - 1, SUPER + 1).is_ok());
+        assert!(dirty(&mut world, 0..2 * SUPER - 1));
+        // The frame of this page goes to the host, and another comes for a page elsewhere.
+        let hole = Gfn::new(5);
+        assert!(release(&mut world, hole.get(), 1).is_ok());
+        assert!(crate::mark(&mut world, 2 * SUPER, 1).is_ok());
+        world.set_target(2 * SUPER - 1);
+        assert!(dirty(&mut world, [2 * SUPER]));
+        let stats = world.stats();
+        assert_eq!(stats.owned().get(), 2 * SUPER - 1);
+        assert_eq!((stats.debt().get(), stats.cache.get()), (0, 0));
+        let from = Gfn::new(SUPER + 9);
+        let moved = world.with(|p, s| {
+            let drop = pod_core::Content::Discard;
+            p.relocate(s, from, hole, Order::FRAME, drop, &mut Budget::default())
+        });
+        assert_eq!(moved, Ok(()));
+        let there = matches!(entry(&world, hole.get()), Entry::Ram { .. });
+        assert_eq!(there, in_place, "limit {limit}");
+    }
+}
