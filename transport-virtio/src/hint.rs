@@ -173,6 +173,25 @@ impl<const N: usize> Hinting<N> {
         release(source, held, wanted)
     }
 
+    /// Takes up answers and names nothing: before a suspend or a reset that is to
+    /// lose nothing. Whether the device has none of our requests; asks for no
+    /// interrupt.
+    ///
+    /// # Errors
+    /// If the device broke the queue.
+    pub fn drain<Q: Queues + ConfigIo, const M: usize>(
+        &mut self,
+        balloon: &mut VirtioBalloon<Q>,
+        slots: &'static Slots<M>,
+        source: &mut impl FrameSource,
+        held: &mut impl Ledger,
+    ) -> Result<bool, VirtioError> {
+        let collected = balloon.collect(QueueId::Hint, slots.completer());
+        self.settle(source, held);
+        collected?;
+        Ok(self.is_drained())
+    }
+
     /// The device was reset: no request and no round is left.
     pub fn reset(&mut self, source: &mut impl FrameSource, held: &mut impl Ledger) {
         for hint in self.hints.iter_mut().flatten() {

@@ -17,13 +17,17 @@ use crate::queues::Queues;
 /// Ranges of one report at most, whatever the queue could hold.
 const RUNS: usize = 32;
 
+/// Between two looks for what no interrupt tells of.
+const POLL: Nanos = Nanos::from_millis(10);
+
 /// How eagerly free memory is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReportPace {
     /// Only whole blocks of at least this order: smaller ones split the host's
     /// huge pages.
     pub order: Order,
-    /// How long to rest once everything free is reported.
+    /// How long to rest once everything free is reported, at least: nobody is
+    /// woken up for the next look.
     pub rest: Nanos,
     /// How long to wait between one step's reports and the next, for a kernel
     /// that would rather reuse what it just freed.
@@ -48,7 +52,8 @@ impl ReportPace {
 pub struct ReportStep {
     /// There is more to do at once.
     pub more: bool,
-    /// When to step again even if nothing happens.
+    /// When to step again even if nothing happens; `None` at rest, until
+    /// [`Reporting::look_again`].
     pub wake_at: Option<Nanos>,
     /// Frames that were found answered.
     pub reported: FrameCount,
@@ -133,6 +138,8 @@ pub struct Reporting<const N: usize = 2> {
     pace: ReportPace,
     reports: [Option<Report>; N],
     next: Nanos,
+    /// Nothing was found; what is freed changes that.
+    at_rest: bool,
     reported: FrameCount,
 }
 
@@ -144,6 +151,7 @@ impl<const N: usize> Reporting<N> {
             pace,
             reports: [const { None }; N],
             next: Nanos::ZERO,
+            at_rest: false,
             reported: FrameCount::ZERO,
         }
     }
@@ -164,9 +172,11 @@ impl<const N: usize> Reporting<N> {
     }
 
     /// Much was freed: the next step looks for something to report, however long
-    /// the rest was to take.
+    /// the rest was to take. A kernel that sleeps when nothing asks it not to has
+    /// to call this, and to step.
     pub const fn look_again(&mut self) {
         self.next = Nanos::ZERO;
+        self.at_rest = false;
     }
 
     /// Whether no frame is out of the allocator.
@@ -195,11 +205,9 @@ impl<const N: usize> Reporting<N> {
         let sent = self.look(limits, balloon, slots, source, now);
         // Answers that were taken up have used up the wish for an interrupt.
         let answered = self.out() > 0 && balloon.notify(QueueId::Reporting);
-        let full = self.reports.iter().all(Option::is_some);
         Ok(ReportStep {
             more: (sent? && self.pace.gap == Nanos::ZERO) || answered,
-            // An answer makes room and wakes us.
-            wake_at: (!full).then_some(self.next),
+            wake_at: self.wake_at(limits, balloon.capabilities().interrupts, now),
             reported: self.reported.saturating_sub(before),
         })
     }
@@ -213,18 +221,19 @@ impl<const N: usize> Reporting<N> {
         source: &mut impl FrameSource,
         now: Nanos,
     ) -> Result<bool, VirtioError> {
+        if now < self.next || self.out() >= limits.in_flight {
+            return Ok(false);
+        }
         let Some(place) = self.reports.iter_mut().find(|report| report.is_none()) else {
             return Ok(false);
         };
-        if now < self.next {
-            return Ok(false);
-        }
         let Ok(slot) = slots.claim(Kind::Report) else {
             return Ok(false);
         };
         let mut report = Report::take(source, limits, self.pace);
         if report.len == 0 {
             self.next = now.saturating_add(self.pace.rest);
+            self.at_rest = true;
             *place = Some(report);
             self.settle(source);
             return Ok(false);
@@ -242,7 +251,24 @@ impl<const N: usize> Reporting<N> {
         report.with_device = Some(slot);
         *place = Some(report);
         self.next = now.saturating_add(self.pace.gap);
+        self.at_rest = false;
         Ok(true)
+    }
+
+    /// When something is to be done that nothing else tells of.
+    fn wake_at(&self, limits: Limits, interrupts: bool, now: Nanos) -> Option<Nanos> {
+        let out = self.out();
+        let taken = self.reports.iter().flatten().count();
+        // An answer makes room, and wakes us if it can.
+        let full = taken == N || out >= limits.in_flight;
+        // If it was time already, there was no slot.
+        let next = Some(self.next).filter(|&next| next > now);
+        let next = next.unwrap_or(now.saturating_add(POLL));
+        let look = (!full && !self.at_rest).then_some(next);
+        // The allocator refused frames: nothing tells when it would take them.
+        let poll = taken > out || (out > 0 && !interrupts);
+        let poll = poll.then(|| now.saturating_add(POLL));
+        [look, poll].into_iter().flatten().min()
     }
 
     /// Reports with the device.
@@ -254,7 +280,7 @@ impl<const N: usize> Reporting<N> {
     }
 
     /// Takes up answers and makes no report: before a suspend or a reset that is
-    /// to lose nothing. Whether all frames are home.
+    /// to lose nothing. Whether all frames are home; asks for no interrupt.
     ///
     /// # Errors
     /// If the device broke the queue.
@@ -264,7 +290,7 @@ impl<const N: usize> Reporting<N> {
         slots: &'static Slots<M>,
         source: &mut impl FrameSource,
     ) -> Result<bool, VirtioError> {
-        let reaped = balloon.reap(slots.completer());
+        let reaped = balloon.collect(QueueId::Reporting, slots.completer());
         self.settle(source);
         reaped?;
         Ok(self.is_idle())

@@ -19,7 +19,7 @@ use balloon_core::{
 use crate::balloon::{VirtioBalloon, VirtioError};
 use crate::hint::{out, release};
 use crate::protocol::{CHUNKS_PER_RESPONSE, Command, ConfigIo, HostRequest, QueueId};
-use crate::queues::{HostRequestQueue, MAX_BYTES};
+use crate::queues::{HostRequestQueue, MAX_BYTES, Queues};
 
 /// Runs of a response, and the first of the next: only who knows that there is
 /// one may say that more follows.
@@ -39,7 +39,8 @@ enum Stage {
 /// What became of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnusedStep {
-    /// There is more to do at once.
+    /// There is more to do at once. If not, the device interrupts when it asks or
+    /// answers; a polled kernel steps as often as the host is to be heard.
     pub more: bool,
     /// Frames out of the allocator because of an answer.
     pub held: FrameCount,
@@ -48,6 +49,8 @@ pub struct UnusedStep {
 #[derive(Debug)]
 struct Response {
     with_device: Option<InFlight<'static>>,
+    /// The queue took it; if not, its frames are as free as before.
+    told: bool,
     runs: [Run; RUNS],
     len: usize,
 }
@@ -136,15 +139,14 @@ impl<const N: usize> UnusedPages<N> {
             Stage::Waiting => self.listen(balloon, slots),
             Stage::Answering(id) => self.name(id, balloon, slots, source),
             Stage::Ending => {
-                let home = self.is_drained() && {
-                    release(source, held, FrameCount::MAX);
-                    out(held).is_zero()
-                };
+                let drained = self.is_drained();
+                let moved = drained && !release(source, held, FrameCount::MAX).is_zero();
+                let home = drained && out(held).is_zero();
                 if home {
                     self.answers = self.answers.wrapping_add(1);
                     self.stage = Stage::Waiting;
                 }
-                Ok(self.is_drained())
+                Ok(moved || home)
             }
         };
         // Answers that were taken up have used the wish for an interrupt up.
@@ -153,6 +155,25 @@ impl<const N: usize> UnusedPages<N> {
             more: more? || answered,
             held: self.in_flight().saturating_add(out(held)),
         })
+    }
+
+    /// Takes up answers and names nothing: before a suspend or a reset that is to
+    /// lose nothing. Whether the device has none of our responses; asks for no
+    /// interrupt.
+    ///
+    /// # Errors
+    /// If the device broke the queue.
+    pub fn drain<Q: Queues + ConfigIo, const M: usize>(
+        &mut self,
+        balloon: &mut VirtioBalloon<Q>,
+        slots: &'static Slots<M>,
+        source: &mut impl FrameSource,
+        held: &mut impl Ledger,
+    ) -> Result<bool, VirtioError> {
+        let collected = balloon.collect(QueueId::Hint, slots.completer());
+        self.settle(source, held);
+        collected?;
+        Ok(self.is_drained())
     }
 
     /// The device was reset: no request and no response is left.
@@ -193,6 +214,10 @@ impl<const N: usize> UnusedPages<N> {
                         request.and_then(HostRequest::decode)
                     {
                         self.stage = Stage::Answering(id);
+                        // A buffer would take the only place of the response.
+                        if balloon.queues().capacity(QueueId::Hint).requests < 2 {
+                            return Ok(true);
+                        }
                     }
                 }
                 Err(waiting) => {
@@ -221,6 +246,10 @@ impl<const N: usize> UnusedPages<N> {
         slots: &'static Slots<M>,
         source: &mut impl FrameSource,
     ) -> Result<bool, VirtioError> {
+        let room = balloon.queues().capacity(QueueId::Hint).requests;
+        if balloon.in_flight(QueueId::Hint) >= room {
+            return Ok(false);
+        }
         let Some(place) = self.responses.iter_mut().find(|place| place.is_none()) else {
             return Ok(false);
         };
@@ -229,6 +258,7 @@ impl<const N: usize> UnusedPages<N> {
         };
         let mut response = Response {
             with_device: None,
+            told: false,
             runs: [Run::default(); RUNS],
             len: 0,
         };
@@ -259,6 +289,7 @@ impl<const N: usize> UnusedPages<N> {
             Ok(()) => Some(slot),
             Err(_) => slot.revoke().err(),
         };
+        response.told = submitted.is_ok();
         let frames = response.frames();
         *place = Some(response);
         submitted?;
@@ -281,7 +312,7 @@ impl<const N: usize> UnusedPages<N> {
             }
             while let Some(run) = response.runs().last() {
                 let range = run.range();
-                let stored = held.store(range, GivePath::Told).is_ok()
+                let stored = (response.told && held.store(range, GivePath::Told).is_ok())
                     || source.put(range, Backing::Unknown).is_ok();
                 if !stored {
                     break;

@@ -275,3 +275,27 @@ fn a_round_is_closed_by_any_change_if_its_command_is_gone_meanwhile() {
     assert_eq!(guest.hinting.hinted(), named);
     guest.whole();
 }
+
+#[test]
+fn hints_are_drained_in_the_middle_of_a_round() {
+    let mut guest = Guest::new();
+    guest.device().set_hint_command(7);
+    for _ in 0..10 {
+        guest.step();
+    }
+    let drain = |guest: &mut Guest| {
+        let (source, held) = (&mut guest.source, &mut guest.held);
+        let slots = guest.shared.slots();
+        let drained = guest.hinting.drain(&mut guest.balloon, slots, source, held);
+        drained.unwrap()
+    };
+    let hinted = guest.hinting.hinted();
+    assert!(!hinted.is_zero() && !drain(&mut guest));
+    guest.look();
+    assert!(drain(&mut guest));
+    assert_eq!(guest.look(), [], "nothing more is named");
+    assert_eq!(guest.held(), hinted.get());
+    guest.whole();
+    // The round goes on.
+    assert_eq!(guest.run(200).last(), Some(&Seen::Command(STOP)));
+}

@@ -146,9 +146,9 @@ fn what_is_free_and_populated_is_reported_once_and_stays_free() {
         (guest.memory.free.len(), guest.memory.populated()),
         (0x100, 0)
     );
-    // At rest: nothing to do before the pause is over, and no notification.
+    // At rest: nothing to wake up for, and no notification.
     let step = guest.step(60).unwrap();
-    assert!(!step.more && step.wake_at > Some(Nanos::from_millis(1000)));
+    assert!(!step.more && step.wake_at.is_none());
     // What was used meanwhile is reported again, after the pause.
     guest.memory.free.insert(0x125, true);
     guest.step(100).unwrap();
@@ -352,4 +352,77 @@ fn each_answer_interrupts_while_reports_are_out() {
         assert_eq!(guest.balloon.in_flight(QueueId::Reporting), left);
     }
     assert!(guest.reporting.is_idle());
+}
+
+#[test]
+fn a_short_queue_costs_no_frames_and_no_error() {
+    let profile = Profile::qemu(Features::PAGE_REPORTING).with_size(QueueId::Reporting, 1);
+    let mut guest = guest(pace(4));
+    let policy = Policy::new().with_reporting().without_bulk();
+    guest.balloon = fake::bring_up(profile, &policy).unwrap();
+    assert_eq!(guest.balloon.report_limits().unwrap().in_flight, 1);
+    guest.step(0).unwrap();
+    let held = guest.reporting.held();
+    for now in 1..5 {
+        guest.step(now).unwrap();
+        assert_eq!(guest.reporting.held(), held);
+    }
+    for now in 5..100 {
+        guest.serve();
+        guest.step(now).unwrap();
+    }
+    assert_eq!(guest.reporting.reported(), FrameCount::new(0x100));
+}
+
+#[test]
+fn a_polled_kernel_is_told_when_to_look() {
+    let policy = Policy::new().with_reporting().without_bulk().polled();
+    let mut guest = Guest::new(Features::PAGE_REPORTING, policy, pace(4));
+    guest.memory = Memory::new(0x100..0x300);
+    // All places are taken, or there is nothing more to report.
+    for now in 0..5 {
+        let step = guest.step(now).unwrap();
+        assert!(!guest.reporting.is_idle());
+        assert!(step.wake_at.unwrap() <= Nanos::from_millis(now).saturating_add(POLL));
+    }
+    guest.serve();
+    for now in 5..20 {
+        guest.step(now).unwrap();
+        guest.serve();
+    }
+    assert!(guest.reporting.is_idle());
+    assert_eq!(guest.step(20).unwrap().wake_at, None);
+}
+
+#[test]
+fn what_the_allocator_refused_is_offered_again() {
+    let mut guest = guest(pace(4));
+    guest.step(0).unwrap();
+    guest.step(0).unwrap();
+    guest.serve();
+    guest.memory.refuses = true;
+    let step = guest.step(1).unwrap();
+    assert!(!step.more && step.wake_at.is_some());
+}
+
+#[test]
+fn reports_come_home_whatever_became_of_other_queues() {
+    let mut guest = guest(pace(4));
+    guest.step(0).unwrap();
+    guest.serve();
+    guest
+        .balloon
+        .queues_mut()
+        .device_mut()
+        .jump(QueueId::Inflate, 1000);
+    let slots = guest.shared.slots();
+    let run = FrameRange::single(Pfn::new(9)).and_then(Run::new).unwrap();
+    let runs = [run];
+    let slot = slots.claim(Kind::Inflate).unwrap().launch();
+    let request = slot.request(GivePath::Told, &runs);
+    guest.balloon.submit(request, slots.completer()).unwrap();
+    let drained = guest
+        .reporting
+        .drain(&mut guest.balloon, slots, &mut guest.memory);
+    assert_eq!(drained, Ok(true));
 }

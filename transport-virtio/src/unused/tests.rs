@@ -8,7 +8,7 @@ use crate::protocol::Features;
 use balloon_core::Transport as _;
 use balloon_core::testing::FakeSource;
 use balloon_core::wire::chunks_v8::decode_strict;
-use balloon_core::{BitmapLedger, Budget, Engine, FrameRange, Nanos, Policy as Pace, Shared};
+use balloon_core::{BitmapLedger, Budget, Engine, FrameRange, Nanos, Policy as Pace, Shared, Stop};
 
 const FIRST: u64 = 0x100;
 const FRAMES: u64 = 1024;
@@ -27,7 +27,10 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let profile = Profile::chunk_transfer(Features::empty());
+        Self::on(Profile::chunk_transfer(Features::empty()))
+    }
+
+    fn on(profile: Profile) -> Self {
         let policy = Policy::new().with_chunk_transfer();
         let shared: &'static Shared<16> = Box::leak(Box::default());
         let memory = FrameRange::new(Pfn::new(FIRST), FrameCount::new(FRAMES)).unwrap();
@@ -231,4 +234,83 @@ fn every_request_is_heard_by_who_goes_by_interrupts() {
     }
     assert!(guest.source.in_hand().is_zero());
     assert_eq!(guest.broken(), [""; 0]);
+}
+
+#[test]
+fn short_queues_cost_no_frames_and_no_error() {
+    for size in [1, 2] {
+        let profile = Profile::chunk_transfer(Features::empty()).with_size(QueueId::Hint, size);
+        let mut guest = Guest::on(profile);
+        guest.source = guest.source.scattered();
+        let free = guest.source.free();
+        guest.step();
+        for id in 1..3 {
+            assert!(guest.ask(id), "size {size}");
+            let mut told = 0;
+            while guest.unused.answers() < id.into() {
+                guest.step();
+                told += guest.responses().iter().map(|&(.., n)| n).sum::<u64>();
+            }
+            assert_eq!(FrameCount::new(told), free);
+            guest.step();
+            guest.step();
+        }
+        assert_eq!(guest.source.free(), free);
+    }
+}
+
+#[test]
+fn responses_are_drained_in_the_middle_of_an_answer() {
+    let mut guest = Guest::new();
+    guest.source = guest.source.scattered();
+    guest.step();
+    assert!(guest.ask(5));
+    guest.step();
+    guest.step();
+    let told = guest.unused.told();
+    let mut drain = |balloon: &mut FakeBalloon<16>| {
+        let (source, held) = (&mut guest.source, &mut guest.held);
+        let slots = guest.shared.slots();
+        guest.unused.drain(balloon, slots, source, held)
+    };
+    assert_eq!(drain(&mut guest.balloon), Ok(false));
+    guest.balloon.queues_mut().device_mut().serve(QueueId::Hint);
+    assert_eq!(drain(&mut guest.balloon), Ok(true));
+    assert_eq!(guest.unused.told(), told, "nothing more is named");
+}
+
+#[test]
+fn an_allocator_that_refuses_does_not_keep_the_guest_busy() {
+    let mut guest = Guest::new();
+    guest.step();
+    assert!(guest.ask(5));
+    while guest.step().more {}
+    guest.responses();
+    let memory = guest.source.free().saturating_add(guest.source.in_hand());
+    let slots = guest.shared.slots();
+    let step = |unused: &mut UnusedPages, balloon: &mut FakeBalloon<16>, held: &mut _| {
+        unused.step(balloon, slots, &mut Refusing, held).unwrap()
+    };
+    let mut more = true;
+    for _ in 0..50 {
+        more = step(&mut guest.unused, &mut guest.balloon, &mut guest.held).more;
+    }
+    assert!(!more);
+    for _ in 0..50 {
+        guest.step();
+    }
+    assert_eq!(guest.source.free(), memory);
+}
+
+/// An allocator with room for nothing.
+struct Refusing;
+
+impl FrameSource for Refusing {
+    fn take(&mut self, _: Ask, _: &mut RangeSink<'_>) -> Stop {
+        Stop::Enough
+    }
+
+    fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
+        Err(range)
+    }
 }

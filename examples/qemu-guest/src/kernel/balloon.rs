@@ -10,7 +10,7 @@ use buddy_alloc::Zone;
 use guest_rt::{BootInfo, now, println};
 use qemu_guest::{Interrupts, Options, Poison, Ram, Watch, WatchLog};
 use spin::{Mutex, MutexGuard};
-use transport_virtio::{QueueId, VirtioError};
+use transport_virtio::{QueueError, QueueId, VirtioError};
 
 use super::beside::{Beside, BesideStep};
 use super::device::{self, DeviceError, Running, Transport};
@@ -18,7 +18,7 @@ use super::device::{self, DeviceError, Running, Transport};
 /// Requests in flight per direction: half of them are submitted with one kick.
 pub(super) const REQUESTS: usize = 128;
 
-/// Between two steps at a slow pace.
+/// Between two steps at a slow pace, or after a service was refused.
 const PAUSE: Nanos = Nanos::from_millis(1);
 
 /// What the interrupt handler touches.
@@ -142,6 +142,11 @@ impl Balloon {
         let inflating = !self.status(zone).inflating.is_zero();
         match self.beside.step(&mut self.transport, zone, inflating, now) {
             Ok(step) => step,
+            // Of the moment: a full queue empties, a configuration settles.
+            Err(VirtioError::Unstable | VirtioError::Queue(_, QueueError::Full)) => BesideStep {
+                more: false,
+                wake_at: Some(now.saturating_add(PAUSE)),
+            },
             Err(error) => {
                 defmt::error!("a service beside the balloon failed");
                 println!("@status beside: {error}");

@@ -55,8 +55,7 @@ impl Beside {
         beside
     }
 
-    /// A bounded piece of work of each service; one that fails is given up, with
-    /// the frames it still has.
+    /// A bounded piece of work of each service, up to one that fails.
     pub(super) fn step(
         &mut self,
         transport: &mut Transport,
