@@ -13,7 +13,7 @@ use core::hint::black_box;
 use std::time::Instant;
 
 use pod_core::scan::{self, PAGE_WORDS, Page};
-use pod_core::sim::{Balloon, Boot, Content, Full, Memory, Scrub, World};
+use pod_core::sim::{Balloon, Boot, Content, Full, Memory, Scrub, Sim, World};
 use pod_core::{
     Budget, Config, Demand, FrameCount, Gfn, Leave, Order, Pod, ReclaimStep, Rules, Sizes, Toucher,
     Vcpu,
@@ -137,57 +137,60 @@ fn guest(max: u64, target: u64, rules: Rules, vcpus: usize) -> World {
 
 /// Demand, split, reclaim and release on the simulator, whose table work is part of the time.
 fn operations() {
-    let best = |run: fn() -> f64| (0..3).map(|_| run()).fold(f64::MAX, f64::min);
-    row(
-        "demand, 2 MiB",
-        "simulator",
-        best(|| demand(Order::MAX, SUPER)),
-        "ns/op",
-    );
-    row(
-        "demand, 4 KiB, tied run",
-        "simulator",
-        best(|| demand(Order::FRAME, 1)),
-        "ns/op",
-    );
-    row(
-        "split of a 2 MiB promise",
-        "simulator",
-        best(split),
-        "ns/op",
-    );
-    row(
-        "reclaim, 2 MiB",
-        "simulator",
-        best(|| reclaim(Order::MAX)),
-        "ns/op",
-    );
-    row(
-        "reclaim, 512 x 4 KiB in one run",
-        "simulator",
-        best(|| reclaim(Order::FRAME)),
-        "ns/op",
-    );
-    row(
-        "release, 2 MiB stolen",
-        "simulator",
-        best(|| release(SUPER)),
-        "ns/op",
-    );
-    row(
-        "release, 4 KiB stolen",
-        "simulator",
-        best(|| release(1)),
-        "ns/op",
-    );
+    type Run = fn() -> (f64, f64);
+    let cases: [(&str, Run); 7] = [
+        ("demand, 2 MiB", || demand(Order::MAX, SUPER)),
+        ("demand, 4 KiB, tied run", || demand(Order::FRAME, 1)),
+        ("split of a 2 MiB promise", split),
+        ("reclaim, 2 MiB", || reclaim(Order::MAX)),
+        ("reclaim, 512 x 4 KiB in one run", || reclaim(Order::FRAME)),
+        ("release, 2 MiB stolen", || release(SUPER)),
+        ("release, 4 KiB stolen", || release(1)),
+    ];
+    for (name, run) in cases {
+        let (mut best, mut cost) = (f64::MAX, 0.0);
+        for _ in 0..3 {
+            let (time, table) = run();
+            (best, cost) = (best.min(time), table);
+        }
+        row(name, "simulator", best, "ns/op");
+        row(
+            name,
+            "table work by the cost model",
+            cost,
+            "entry writes/op",
+        );
+    }
+}
+
+/// Time and table work since some moment.
+struct Meter {
+    start: Instant,
+    cost: u64,
+}
+
+impl Meter {
+    fn new(sim: &Sim) -> Self {
+        Self {
+            start: Instant::now(),
+            cost: sim.table_work().cost(sim.work.flushes),
+        }
+    }
+
+    /// Nanoseconds, and writes of one entry, for each of so many operations.
+    fn per(&self, sim: &Sim, operations: f64) -> (f64, f64) {
+        let time = self.start.elapsed().as_nanos() as f64;
+        let cost = sim.table_work().cost(sim.work.flushes) - self.cost;
+        (time / operations, cost as f64 / operations)
+    }
 }
 
 const SUPERS: u64 = 256;
 
-fn demand(largest: Order, step: u64) -> f64 {
+fn demand(largest: Order, step: u64) -> (f64, f64) {
     let mut world = guest(SUPERS * SUPER, SUPERS * SUPER, Rules::FULL, 1);
     world.with(|pod, sim| {
-        let start = Instant::now();
+        let meter = Meter::new(sim);
         let mut n = 0;
         for gfn in (0..SUPERS * SUPER).step_by(step as usize).map(Gfn::new) {
             let by = Toucher::Vcpu(Vcpu::new(0));
@@ -195,24 +198,24 @@ fn demand(largest: Order, step: u64) -> f64 {
             assert!(matches!(answer, Ok(Demand::Populated(_))), "{answer:?}");
             n += 1;
         }
-        start.elapsed().as_nanos() as f64 / f64::from(n)
+        meter.per(sim, f64::from(n))
     })
 }
 
-fn split() -> f64 {
+fn split() -> (f64, f64) {
     let mut world = guest(SUPERS * SUPER, SUPERS * SUPER, Rules::FULL, 1);
     world.with(|pod, sim| {
-        let start = Instant::now();
+        let meter = Meter::new(sim);
         for gfn in (0..SUPERS).map(|i| Gfn::new(i * SUPER)) {
             let by = Toucher::Vcpu(Vcpu::new(0));
             let answer = pod.demand(sim, gfn, by, Order::FRAME, &mut Budget::default());
             assert_eq!(answer, Ok(Demand::Populated(Order::FRAME)));
         }
-        start.elapsed().as_nanos() as f64 / SUPERS as f64
+        meter.per(sim, SUPERS as f64)
     })
 }
 
-fn reclaim(largest: Order) -> f64 {
+fn reclaim(largest: Order) -> (f64, f64) {
     let mut world = guest(SUPERS * SUPER, SUPERS * SUPER / 2, Rules::FULL, 1);
     world.sim.traits.max_order = Order::FRAME;
     if largest > Order::FRAME {
@@ -222,29 +225,29 @@ fn reclaim(largest: Order) -> f64 {
         assert!(world.write(0, Gfn::new(gfn), Content::ZERO));
     }
     world.with(|pod, sim| {
-        let (start, before) = (Instant::now(), pod.stats().totals.reclaimed);
+        let (meter, before) = (Meter::new(sim), pod.stats().totals.reclaimed);
         while let Ok(ReclaimStep::Found(_) | ReclaimStep::More) =
             pod.reclaim_step(sim, &mut Budget::default())
         {}
         let reclaimed = pod.stats().totals.reclaimed - before;
-        start.elapsed().as_nanos() as f64 / (reclaimed as f64 / SUPER as f64)
+        meter.per(sim, reclaimed as f64 / SUPER as f64)
     })
 }
 
-fn release(count: u64) -> f64 {
+fn release(count: u64) -> (f64, f64) {
     let mut world = guest(SUPERS * SUPER, SUPERS * SUPER / 2, Rules::FULL, 1);
     for gfn in 0..SUPERS / 4 {
         assert!(world.write(0, Gfn::new(gfn * SUPER), Content::Data(1)));
     }
     world.with(|pod, sim| {
-        let start = Instant::now();
+        let meter = Meter::new(sim);
         let end = SUPERS / 4 * SUPER / (if count == 1 { 8 } else { 1 });
         for gfn in (0..end).step_by(count as usize) {
             let (gfn, frames) = (Gfn::new(gfn), FrameCount::new(count));
             let done = pod.release(sim, gfn, frames, Leave::Hole, &mut Budget::default());
             assert!(done.is_ok_and(|d| d.stolen.get() == count));
         }
-        start.elapsed().as_nanos() as f64 / (end / count) as f64
+        meter.per(sim, (end / count) as f64)
     })
 }
 

@@ -1,7 +1,7 @@
 //! Guests that boot ballooned: scrubbers, data, balloons that are early, late, short or absent.
 
 use pod_core::sim::{Balloon, Boot, Outcome, Scrub, World};
-use pod_core::{Config, FrameCount, Level, Order, Pattern};
+use pod_core::{Config, FrameCount, Level, Order, Pattern, Rules};
 
 const MIB: u64 = 256;
 const POISON: u64 = 0xaaaa_aaaa_aaaa_aaaa;
@@ -127,4 +127,29 @@ fn most_memory_is_in_superpages_after_boot() {
         "{census:?} {}",
         outcome.stats
     );
+}
+
+#[test]
+fn more_memory_is_in_superpages_than_with_the_rules_of_xen() {
+    for (vcpus, piece) in [(4, Order::FRAME), (16, Order::FRAME), (4, Order::SUPERPAGE)] {
+        let [full, xen] = [Rules::FULL, Rules::XEN].map(|rules| {
+            let rules = Config {
+                rules,
+                ..config(128 * MIB)
+            };
+            let mut world = World::built(&rules, 64 * MIB, 256 * MIB, vcpus);
+            let guest = Boot {
+                extent: Order::SUPERPAGE,
+                piece,
+                data: 32 * MIB,
+                ..LATE
+            };
+            let outcome = guest.run(&mut world);
+            world.check();
+            assert!(outcome.survived, "{}", outcome.stats);
+            let large = outcome.census.superpages.get() + outcome.census.gigas.get();
+            large * 1000 / outcome.census.ram().get()
+        });
+        assert!(full > xen, "{vcpus} vCPUs: {full} against {xen} of 1000");
+    }
 }

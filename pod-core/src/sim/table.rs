@@ -14,7 +14,7 @@ enum Slot {
     Small(Box<[Entry]>),
 }
 
-/// Work of the table so far: the published cost model counts these.
+/// Work of the table so far: the cost model, [`TableWork::cost`], weighs these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TableWork {
@@ -24,6 +24,29 @@ pub struct TableWork {
     pub splits: u64,
     /// Tables replaced by one leaf.
     pub joins: u64,
+}
+
+impl TableWork {
+    /// One entry written: the unit.
+    pub const WRITE: u64 = 1;
+    /// A leaf split, beside the entries written: a table page is taken and cleared, 64 lines.
+    pub const SPLIT: u64 = 64;
+    /// A table replaced by a leaf, beside the entry: its page is unlinked and given back.
+    pub const JOIN: u64 = 16;
+    /// A flush: every CPU is interrupted and answers.
+    pub const FLUSH: u64 = 1024;
+
+    /// Cost of the work and of so many flushes, in writes of one entry.
+    ///
+    /// A model to compare rules and orders of steps with, not a measurement: the weights are
+    /// assumptions. A host that knows its own weighs the counts itself.
+    #[must_use]
+    pub const fn cost(&self, flushes: u64) -> u64 {
+        self.writes * Self::WRITE
+            + self.splits * Self::SPLIT
+            + self.joins * Self::JOIN
+            + flushes * Self::FLUSH
+    }
 }
 
 #[derive(Clone, Debug)]
