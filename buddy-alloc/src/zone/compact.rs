@@ -74,10 +74,11 @@ impl Zone<'_> {
     /// frames to move first. Regions with reserved, isolated or ballooned frames are left out:
     /// those do not move.
     ///
-    /// Looks at 4096 regions from `from` on, and at each block of those good enough for `best`, merges the best into `best` (kept sorted; fill it with
-    /// [`RegionUse::EMPTY`] first) and returns where to go on, `None` at the end of the zone. To
-    /// empty a region the kernel moves its frames away; [`take_at`](Self::take_at),
-    /// [`allocate_at`](Self::allocate_at) and [`region_use`](Self::region_use) do the rest.
+    /// Looks at 4096 regions from `from` on, and at the blocks of each that is good enough for
+    /// `best`. Merges the best into `best` (kept sorted; fill it with [`RegionUse::EMPTY`] first) and
+    /// returns where to go on, `None` at the end of the zone. To empty a region the kernel moves its
+    /// frames away; [`take_at`](Self::take_at), [`allocate_at`](Self::allocate_at) and
+    /// [`region_use`](Self::region_use) do the rest.
     pub fn compaction_candidates(&self, from: Frame, best: &mut [RegionUse]) -> Option<Frame> {
         let granule = self.regions.order();
         let numbers = self.regions.numbers();
