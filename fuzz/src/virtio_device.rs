@@ -76,8 +76,17 @@ impl Bytes<'_> {
         } else {
             profile
         };
-        if odd & 4 != 0 {
+        let profile = if odd & 4 != 0 {
             profile.without(Features::EVENT_IDX | Features::INDIRECT_DESC)
+        } else {
+            profile
+        };
+        // Now and then any bits the other way round, VERSION_1 among them.
+        if odd & 8 != 0 {
+            let bits = u64::from(self.word()) | u64::from(self.word()) << 32;
+            let bits = Features::from_bits_retain(bits);
+            let offered = profile.offered();
+            profile.without(bits & offered).with(bits - offered)
         } else {
             profile
         }

@@ -8,8 +8,8 @@ use core::fmt;
 use crate::device::{Device, RingAddresses};
 use crate::dma::Dma;
 use crate::protocol::{
-    ConfigIo, Features, HostRequest, Numbering, POISON_VALUE, Policy, QueueId, QueueMap, discover,
-    needed_config,
+    ConfigIo, Features, HostRequest, Numbering, POISON_VALUE, Policy, QueueId, QueueIndex,
+    QueueMap, discover, needed_config,
 };
 use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
 use crate::ring::{Access, DESCRIPTOR, Ring, Segment, store_bytes};
@@ -163,7 +163,16 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
             return Err(AttachError::MemoryMisaligned);
         }
         let (exist, wanted) = (policy.queues(offered), policy.queues(negotiated));
-        let map = discover(exist, wanted, |index| device.max_queue_size(index))
+        // Read once: a device that says something else later changes nothing.
+        let mut sizes = [0; 8];
+        let size = |index: QueueIndex| {
+            let size = device.max_queue_size(index);
+            if let Some(place) = sizes.get_mut(usize::from(index.get())) {
+                *place = size;
+            }
+            size
+        };
+        let map = discover(exist, wanted, size)
             .map_err(|missing| AttachError::MissingQueue(missing.0))?;
         // Buffers and tables are written before the device is shown them.
         for place in (0..Self::LAYOUT.rings).step_by(2) {
@@ -178,7 +187,8 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
             let Some(index) = map.index(queue) else {
                 continue;
             };
-            let size = usable_size(device.max_queue_size(index), S);
+            let max = sizes.get(usize::from(index.get())).copied();
+            let size = usable_size(max.unwrap_or(0), S);
             if size == 0 {
                 return Err(AttachError::QueueRefused(queue));
             }

@@ -79,6 +79,10 @@ pub struct FakeDevice<M = FakeMemory> {
     pub refuses: Option<QueueId>,
     /// The device asks for a reset as soon as it runs.
     pub fails: bool,
+    /// The device shows the size of each queue once, then zero.
+    pub forgets_sizes: bool,
+    /// The queues whose size was shown, as bits.
+    shown: u8,
     /// The configuration changes at every look.
     pub restless: bool,
 }
@@ -106,6 +110,8 @@ impl<M: Dma> FakeDevice<M> {
             picky: false,
             refuses: None,
             fails: false,
+            forgets_sizes: false,
+            shown: 0,
             restless: false,
         }
     }

@@ -148,6 +148,13 @@ impl Profile {
         self
     }
 
+    /// The same device with some features more; the queues stay.
+    #[must_use]
+    pub const fn with(mut self, features: Features) -> Self {
+        self.offered = self.offered.union(features);
+        self
+    }
+
     /// All the feature bits the device offers.
     #[must_use]
     pub const fn offered(&self) -> Features {

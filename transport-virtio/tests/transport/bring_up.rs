@@ -230,3 +230,19 @@ fn memory_is_handed_back_when_the_device_has_let_go_of_it() {
     let refused = balloon.reset(&mut NoDelay).unwrap_err();
     assert_eq!(refused.error, BringUpError::Stuck);
 }
+
+#[test]
+fn the_size_of_a_queue_is_read_once() {
+    let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, 16>::DMA_BYTES);
+    let mut device = FakeDevice::new(Profile::qemu(Features::empty()), memory.clone());
+    device.forgets_sizes = true;
+    let balloon = FakeBalloon::<16>::bring_up(device, memory, &Policy::new(), &mut NoDelay);
+    assert_eq!(
+        balloon
+            .unwrap()
+            .queues()
+            .device()
+            .queue_size(QueueId::Inflate),
+        16
+    );
+}

@@ -76,6 +76,12 @@ impl Beside {
             let step = hinting.step(transport, SHARED.slots(), zone, held)?;
             left.more |= step.more;
             left.wake_at = step.waiting.then(|| now.saturating_add(HINT_PAUSE));
+            // What the host let go of is free again.
+            if step.held < self.hinted
+                && let Some(reporting) = &mut self.reporting
+            {
+                reporting.look_again();
+            }
             self.hinted = step.held;
             if inflating {
                 let new = hinting.hinted().saturating_sub(before);

@@ -42,7 +42,14 @@ impl<M> ConfigIo for FakeDevice<M> {
 
 impl<M: Dma> Device for FakeDevice<M> {
     fn max_queue_size(&mut self, queue: QueueIndex) -> u16 {
-        self.profile.max_size(queue)
+        let bit = 1_u8.checked_shl(queue.get().into()).unwrap_or(0);
+        let gone = self.forgets_sizes && self.shown & bit != 0;
+        self.shown |= bit;
+        if gone {
+            0
+        } else {
+            self.profile.max_size(queue)
+        }
     }
 
     fn set_queue(
