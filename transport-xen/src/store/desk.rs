@@ -123,7 +123,8 @@ pub struct Desk<P> {
     unit: Option<Order>,
     downgrades: u64,
     timeouts: u32,
-    /// There may be messages that the last step did not get to.
+    /// There is work for a step: messages that the last one did not get to, or
+    /// news for the toolstack.
     more: bool,
 }
 
@@ -204,7 +205,8 @@ impl<P: SharedPage> Desk<P> {
     }
 
     /// When to call [`step`](Self::step) even if no event comes: a time long past
-    /// if the last one left messages behind, `None` at rest.
+    /// if the last one left messages behind or there is something to tell since,
+    /// `None` at rest.
     #[must_use]
     pub fn wake_at(&self) -> Option<Nanos> {
         if self.more {
@@ -224,7 +226,7 @@ impl<P: SharedPage> Desk<P> {
     pub fn publish_unit(&mut self, unit: Order) {
         if self.unit != Some(unit) {
             self.unit = Some(unit);
-            self.make_due(Chore::PublishUnit);
+            self.tell(Chore::PublishUnit);
         }
     }
 
@@ -233,13 +235,13 @@ impl<P: SharedPage> Desk<P> {
     pub fn publish_downgrades(&mut self, downgrades: u64) {
         if downgrades != self.downgrades {
             self.downgrades = downgrades;
-            self.make_due(Chore::PublishDowngrades);
+            self.tell(Chore::PublishDowngrades);
         }
     }
 
     /// Acknowledges a request to stop; [`Notice::Acknowledged`] follows.
     pub fn acknowledge(&mut self) {
-        self.make_due(Chore::Acknowledge);
+        self.tell(Chore::Acknowledge);
     }
 
     /// Starts anew after a restore: watches are gone, the ring was reset.
@@ -251,8 +253,8 @@ impl<P: SharedPage> Desk<P> {
     /// Starts anew after a cancelled suspend: everything is still in place, but
     /// what happened meanwhile is looked at.
     pub fn cancelled(&mut self) {
-        self.make_due(Chore::ReadTarget);
-        self.make_due(Chore::ReadShutdown);
+        self.tell(Chore::ReadTarget);
+        self.tell(Chore::ReadShutdown);
     }
 
     /// Requests that were not answered in time.
@@ -269,6 +271,7 @@ impl<P: SharedPage> Desk<P> {
 
     fn open(&mut self) {
         self.progress = [Progress::default(); CHORES.len()];
+        self.more = true;
         for chore in OPENING {
             if chore != Chore::OfferSuspend || self.policy.offer_suspend {
                 self.make_due(chore);
@@ -280,6 +283,12 @@ impl<P: SharedPage> Desk<P> {
         if self.downgrades > 0 {
             self.make_due(Chore::PublishDowngrades);
         }
+    }
+
+    /// What the kernel wants done from outside a step, by the next one.
+    fn tell(&mut self, chore: Chore) {
+        self.make_due(chore);
+        self.more = true;
     }
 
     fn make_due(&mut self, chore: Chore) {

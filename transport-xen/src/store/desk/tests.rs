@@ -66,6 +66,19 @@ fn messages_left_in_the_ring_are_asked_for_at_once() {
 }
 
 #[test]
+fn news_for_the_toolstack_ask_for_a_step() {
+    let (mut desk, mut store) = desk();
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(desk.wake_at(), None);
+    desk.publish_unit(Order::FRAME);
+    assert_eq!(desk.wake_at(), Some(Nanos::ZERO));
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(store.nodes["data/balloon/unit"], b"4");
+    desk.publish_unit(Order::FRAME);
+    assert_eq!(desk.wake_at(), None, "no news");
+}
+
+#[test]
 fn a_domain_that_cannot_be_saved_offers_nothing() {
     let (desk, mut store) = desk();
     let policy = DeskPolicy {
