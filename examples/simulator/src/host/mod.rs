@@ -175,7 +175,10 @@ impl Host {
     /// It dies: of what it was asked it did some, and says so to nobody.
     pub(crate) fn die(&mut self) {
         self.life = Life::Dead;
-        for job in core::mem::take(&mut self.queue) {
+        let mut jobs = core::mem::take(&mut self.queue);
+        // A frame that is hinted may be on its way back in another job: that first.
+        jobs.sort_by_key(|job| !job.unused.is_empty());
+        for job in jobs {
             if self.rng.chance(500) {
                 self.apply(&job, usize::MAX);
             } else if !self.must_tell {
