@@ -9,5 +9,5 @@ mod qemu;
 mod rust;
 
 pub(crate) use debian::{backports, cxx};
-pub(crate) use qemu::{Qemu, any, emulators};
+pub(crate) use qemu::{Qemu, any, emulators, measured};
 pub(crate) use rust::{component, nightly, target, tool, toolchain, tools};

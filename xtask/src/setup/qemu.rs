@@ -14,9 +14,9 @@ use crate::vm::Architecture;
 use crate::workspace::Workspace;
 
 /// Older ones were never tried.
-const OLDEST: Version = Version { major: 7, minor: 2 };
-/// From here on a QEMU counts as the new one of the pair that the tests run on.
-const NEW: Version = Version {
+const OLDEST: Release = Release { major: 7, minor: 2 };
+/// From here on a QEMU counts as the new one of the pair that the tests run on; what a bench measures on.
+const NEW: Release = Release {
     major: 10,
     minor: 0,
 };
@@ -49,24 +49,62 @@ pub(crate) struct Qemu {
 
 /// A QEMU release, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version {
+struct Release {
     major: u32,
     minor: u32,
 }
 
-impl std::fmt::Display for Version {
+impl std::fmt::Display for Release {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A QEMU release with its corrections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    release: Release,
+    patch: u32,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.release, self.patch)
+    }
+}
+
+/// What is asked of a QEMU.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    AtLeast(Release),
+    Exactly(Release),
+}
+
+impl Wanted {
+    fn fits(self, version: Version) -> bool {
+        match self {
+            Self::AtLeast(release) => version.release >= release,
+            Self::Exactly(release) => version.release == release,
+        }
+    }
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtLeast(release) => write!(f, "QEMU {release} or newer"),
+            Self::Exactly(release) => write!(f, "QEMU {release}"),
+        }
     }
 }
 
 impl Qemu {
     /// Whether it is the old one of the pair, which has faults of its own.
     pub(crate) fn is_oldest(&self) -> bool {
-        self.version == OLDEST
+        self.version.release == OLDEST
     }
 
-    /// Its release.
+    /// Which one it is.
     pub(crate) fn version(&self) -> Version {
         self.version
     }
@@ -115,9 +153,13 @@ impl Qemu {
 fn parse_version(text: &str) -> Option<Version> {
     let (_, rest) = text.split_once("version ")?;
     let mut numbers = rest.split(['.', ' ', '\n']);
+    let mut number = || numbers.next()?.parse().ok();
     Some(Version {
-        major: numbers.next()?.parse().ok()?,
-        minor: numbers.next()?.parse().ok()?,
+        release: Release {
+            major: number()?,
+            minor: number()?,
+        },
+        patch: number()?,
     })
 }
 
@@ -133,36 +175,58 @@ fn on_path(shell: &Shell, architecture: Architecture) -> Option<Qemu> {
 fn plain(program: PathBuf) -> Qemu {
     Qemu {
         program,
-        version: OLDEST,
+        // Until it is asked.
+        version: Version {
+            release: OLDEST,
+            patch: 0,
+        },
         arguments: Vec::new(),
         environment: Vec::new(),
     }
 }
 
-/// Any QEMU that is new enough: the one on the path, or else Debian's.
+/// The QEMU on the path if it fits, or else Debian's, if that does.
+fn find(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    architecture: Architecture,
+    wanted: Wanted,
+) -> Result<Qemu> {
+    let shell = workspace.shell()?;
+    if let Some(found) = on_path(&shell, architecture).filter(|found| wanted.fits(found.version)) {
+        return Ok(found);
+    }
+    let package = package(architecture);
+    debian::packages(workspace, runner, Suite::Backports, &[package])?;
+    // A QEMU installed from elsewhere may come first on the path.
+    let debian = plain(Path::new("/usr/bin").join(program(architecture))).ask()?;
+    if !wanted.fits(debian.version) {
+        bail!(
+            "{wanted} is needed; {} is {}. Put one that fits first on the path: on Debian 12 by\n  \
+             apt-get install -t bookworm-backports {package}",
+            debian.shown(),
+            debian.version
+        );
+    }
+    Ok(debian)
+}
+
+/// Any QEMU that is new enough.
 pub(crate) fn any(
     workspace: &Workspace,
     runner: &mut Runner,
     architecture: Architecture,
 ) -> Result<Qemu> {
-    let shell = workspace.shell()?;
-    let on_path = || on_path(&shell, architecture);
-    if let Some(found) = on_path().filter(|found| found.version >= OLDEST) {
-        return Ok(found);
-    }
-    let package = package(architecture);
-    debian::packages(workspace, runner, Suite::Backports, &[package])?;
-    match on_path() {
-        Some(found) if found.version >= OLDEST => Ok(found),
-        Some(found) => bail!(
-            "{} is older than {OLDEST}: remove it from the path",
-            found.shown()
-        ),
-        None => bail!(
-            "{package} is installed, but {} is not on the path",
-            program(architecture)
-        ),
-    }
+    find(workspace, runner, architecture, Wanted::AtLeast(OLDEST))
+}
+
+/// The one release that figures are measured on, so that they can be compared.
+pub(crate) fn measured(
+    workspace: &Workspace,
+    runner: &mut Runner,
+    architecture: Architecture,
+) -> Result<Qemu> {
+    find(workspace, runner, architecture, Wanted::Exactly(NEW))
 }
 
 /// Both QEMUs the tests run on: a new one, and 7.2.
@@ -171,27 +235,9 @@ pub(crate) fn emulators(
     runner: &mut Runner,
     architecture: Architecture,
 ) -> Result<[Qemu; 2]> {
-    let shell = workspace.shell()?;
-    let found = on_path(&shell, architecture);
-    let new = match &found {
-        Some(found) if found.version >= NEW => found.clone(),
-        _ => {
-            let packages = [package(architecture)];
-            debian::packages(workspace, runner, Suite::Backports, &packages)?;
-            // A QEMU installed from elsewhere may come first on the path.
-            let debian = plain(Path::new("/usr/bin").join(program(architecture))).ask()?;
-            if debian.version < NEW {
-                bail!(
-                    "the tests need QEMU {NEW} or newer; {} is {}",
-                    debian.shown(),
-                    debian.version
-                );
-            }
-            debian
-        }
-    };
-    let old = match found {
-        Some(found) if found.version == OLDEST => found,
+    let new = find(workspace, runner, architecture, Wanted::AtLeast(NEW))?;
+    let old = match on_path(&workspace.shell()?, architecture) {
+        Some(found) if found.is_oldest() => found,
         _ => unpacked(workspace, runner, architecture)?,
     };
     Ok([new, old])
@@ -227,7 +273,7 @@ fn unpacked(
         qemu.arguments.extend(["-L".into(), data.into()]);
     }
     let qemu = qemu.ask()?;
-    if qemu.version != OLDEST {
+    if !qemu.is_oldest() {
         bail!(
             "{} holds QEMU {}, not {OLDEST}: remove the folder",
             folder.display(),
@@ -311,16 +357,27 @@ mod tests {
     #[test]
     fn versions_are_read() {
         let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright";
-        assert_eq!(
-            parse_version(text),
-            Some(Version {
-                major: 10,
-                minor: 0
-            })
-        );
+        let new = parse_version(text).unwrap();
+        assert_eq!((new.release, new.patch), (NEW, 2));
+        assert_eq!(new.to_string(), "10.0.2");
         let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n";
-        assert_eq!(parse_version(text), Some(OLDEST));
+        assert_eq!(parse_version(text).map(|old| old.release), Some(OLDEST));
         assert_eq!(parse_version("something else"), None);
-        assert!(OLDEST < NEW);
+    }
+
+    #[test]
+    fn corrections_do_not_make_a_release() {
+        let version = |major, minor, patch| Version {
+            release: Release { major, minor },
+            patch,
+        };
+        for (wanted, fit, unfit) in [
+            (Wanted::Exactly(NEW), version(10, 0, 7), version(10, 1, 0)),
+            (Wanted::Exactly(NEW), version(10, 0, 0), version(9, 2, 4)),
+            (Wanted::AtLeast(OLDEST), version(10, 1, 0), version(7, 1, 9)),
+        ] {
+            assert!(wanted.fits(fit), "{wanted}, {fit}");
+            assert!(!wanted.fits(unfit), "{wanted}, {unfit}");
+        }
     }
 }

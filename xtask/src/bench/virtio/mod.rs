@@ -1,4 +1,4 @@
-//! `cargo xtask bench virtio`: our guest beside Linux, on the same QEMU in the same run.
+//! `cargo xtask bench virtio`: our guest beside Linux, on the same QEMU 10.0 in the same run.
 //!
 //! A fresh boot for each guest and path. Both fill their memory and free it; then the host asks for all
 //! but an eighth of it and gives it back, or looks how fast freed memory is reported. Every figure is the
@@ -35,8 +35,9 @@ const REST: Duration = Duration::from_secs(60);
 
 /// Our QEMU guest beside Debian's Linux for clouds: inflate, deflate, a minute at rest, free page reporting.
 ///
-/// Takes some ten minutes and 9 GiB of memory; quote figures of a quiet machine only. Every phase has a limit,
-/// and each row is printed as soon as there is one. A figure that misses its bar is an error.
+/// On QEMU 10.0 and no other, so that figures can be compared. Takes some ten minutes and 9 GiB of memory; quote
+/// figures of a quiet machine only. Every phase has a limit, and each row is printed as soon as there is one. A
+/// figure that misses its bar is an error.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench virtio")]
 struct Arguments {
@@ -152,11 +153,20 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(1800))?;
     let bench = Bench {
         elf: image::build(workspace, &mut runner, Guest::Qemu)?,
-        qemu: setup::any(workspace, &mut runner, Board::Q35.architecture())?,
+        qemu: setup::measured(workspace, &mut runner, Board::Q35.architecture())?,
         linux: linux::unpack(workspace, &mut runner)?,
         folder: workspace.output("bench-virtio")?,
         mem_mib: mem,
     };
+    ui::finish(
+        &bar,
+        &format!(
+            "guests of {mem} MiB on QEMU {}; {}",
+            bench.qemu.version(),
+            bench.linux.name
+        ),
+    );
+    let bar = ui::spinner("measuring");
     let mut rows = Vec::new();
     for who in Who::ALL {
         for path in ["reporting", "pfn"] {
@@ -167,17 +177,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
         }
         rows.push(bench.report(who, &bar)?);
     }
-    ui::finish(
-        &bar,
-        &format!(
-            "guests of {mem} MiB on QEMU {}; {}",
-            bench.qemu.version(),
-            bench.linux.name
-        ),
-    );
-    println!("{}", table(&rows));
+    ui::finish(&bar, &table(&rows));
     let json = super::keep(workspace, "bench-virtio.json", &rows)?;
-    println!("figures: {}", json.display());
+    println!(
+        "figures of QEMU {}: {}",
+        bench.qemu.version(),
+        json.display()
+    );
     if let Some(file) = plot {
         std::fs::write(&file, plot::draw(mem, &rows))
             .with_context(|| format!("writing {}", file.display()))?;
