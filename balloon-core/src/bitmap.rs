@@ -68,16 +68,15 @@ impl<'a> Bitmap<'a> {
         }
     }
 
-    /// The first run of set bits at or after `from`, at most `longest` bits.
-    pub(crate) fn next_run(&self, from: u64, longest: u64) -> Option<(u64, u64)> {
-        let start = self.next_set(from, u64::MAX)?;
-        Some(self.run_at(start, longest))
+    /// The first set bit in `from..before`.
+    pub(crate) fn next(&self, from: u64, before: u64) -> Option<u64> {
+        self.next_set(from, before).filter(|&bit| bit < before)
     }
 
     /// The first run of set bits in `from..before`, cut off there; looks at
     /// nothing beyond.
     pub(crate) fn next_run_before(&self, from: u64, before: u64) -> Option<(u64, u64)> {
-        let start = self.next_set(from, before).filter(|&bit| bit < before)?;
+        let start = self.next(from, before)?;
         Some(self.run_at(start, before - start))
     }
 

@@ -1,18 +1,26 @@
 //! A ledger for allocators that cannot remember ballooned frames themselves.
 //!
-//! Two bits per frame (given frame by frame, given in bulk) plus a summary: 64
-//! MiB of frames cost 4 KiB of words. Never a list: at eight bytes an entry a
+//! Two bits per frame (given frame by frame, given in bulk) plus a summary and the
+//! same again for each 2 MiB: 64 MiB of frames cost little more than 4 KiB of words.
+//! Never a list: at eight bytes an entry a
 //! full list would cost 0.2 % of memory and have to grow under pressure.
 
-use core::fmt;
+mod side;
 
-use crate::bitmap::{self, Bitmap};
+use core::fmt;
+use core::ops::Range;
+
 use crate::run::RangeSink;
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
-use crate::units::{FrameCount, FrameRange, Pfn};
+use crate::units::{FrameCount, FrameRange, Order, Pfn};
+use side::Side;
 
 /// How many disjoint regions of memory one [`BitmapLedger`] covers.
 pub const MAX_REGIONS: usize = 8;
+
+/// What a ledger does not break while it holds other frames: what hosts map in one
+/// piece.
+const BLOCK: Order = Order::SUPERPAGE;
 
 /// One bit per frame and give path, in words of the caller.
 ///
@@ -22,23 +30,55 @@ pub const MAX_REGIONS: usize = 8;
 pub struct BitmapLedger<M> {
     words: M,
     regions: [Option<Region>; MAX_REGIONS],
-    bits: u64,
-    told: Side,
-    bulk: Side,
+    /// Frames and blocks of all regions.
+    frames: u64,
+    blocks: u64,
+    /// Frames held, by path.
+    told: u64,
+    bulk: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Region {
     frames: FrameRange,
     first_bit: u64,
+    first_block: u64,
 }
 
-/// What is known about one path's bitmap without looking at it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Side {
-    held: u64,
-    /// No bit below this one is set.
-    cursor: u64,
+impl Region {
+    const fn contains(self, range: FrameRange) -> bool {
+        self.frames.start().get() <= range.start().get()
+            && range.end().get() <= self.frames.end().get()
+    }
+
+    /// The bits of a range inside.
+    const fn bits(self, range: FrameRange) -> (u64, u64) {
+        let first = range.start().get() - self.frames.start().get();
+        let start = self.first_bit + first;
+        (start, start + range.count().get())
+    }
+
+    /// The frame of a bit.
+    const fn frame(self, bit: u64) -> Pfn {
+        Pfn::new(self.frames.start().get() + (bit - self.first_bit))
+    }
+
+    /// The blocks that a range inside touches.
+    const fn blocks(self, range: FrameRange) -> Range<u64> {
+        let size = BLOCK.frames().get();
+        let before = self.frames.start().get() / size;
+        let start = range.start().get() / size - before;
+        let end = range.end().get().div_ceil(size) - before;
+        self.first_block + start..self.first_block + end
+    }
+
+    /// The frames of a block that lie in this region.
+    fn block(self, block: u64) -> Option<FrameRange> {
+        let size = BLOCK.frames();
+        let before = self.frames.start().get() / size.get();
+        let start = (before + (block - self.first_block)) * size.get();
+        FrameRange::new(Pfn::new(start), size)?.intersection(self.frames)
+    }
 }
 
 /// Why a ledger could not be built.
@@ -69,7 +109,9 @@ impl BitmapLedger<()> {
     /// Words of storage for memory of this many frames in all.
     #[must_use]
     pub const fn words(frames: FrameCount) -> u64 {
-        bitmap::words(frames.get()) * 2
+        // A region may touch a block more at either end than fit into it.
+        let blocks = frames.get() / BLOCK.frames().get() + 2 * MAX_REGIONS as u64;
+        Side::words(frames.get(), blocks) * 2
     }
 }
 
@@ -80,7 +122,7 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
     /// See [`LedgerError`].
     pub fn new(mut words: M, regions: &[FrameRange]) -> Result<Self, LedgerError> {
         let mut table = [None; MAX_REGIONS];
-        let mut bits = 0;
+        let (mut bits, mut blocks) = (0, 0);
         for (index, &frames) in regions.iter().enumerate() {
             let earlier = regions.get(..index).unwrap_or_default();
             if earlier
@@ -89,11 +131,14 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
             {
                 return Err(LedgerError::Overlap);
             }
-            *table.get_mut(index).ok_or(LedgerError::TooManyRegions)? = Some(Region {
+            let region = Region {
                 frames,
                 first_bit: bits,
-            });
+                first_block: blocks,
+            };
+            *table.get_mut(index).ok_or(LedgerError::TooManyRegions)? = Some(region);
             bits += frames.count().get();
+            blocks = region.blocks(frames).end;
         }
         let storage = words.as_mut();
         if (storage.len() as u64) < BitmapLedger::words(FrameCount::new(bits)) {
@@ -103,112 +148,77 @@ impl<M: AsMut<[u64]>> BitmapLedger<M> {
         Ok(Self {
             words,
             regions: table,
-            bits,
-            told: Side::default(),
-            bulk: Side::default(),
+            frames: bits,
+            blocks,
+            told: 0,
+            bulk: 0,
         })
     }
 
-    fn side(&mut self, path: GivePath) -> Option<(Bitmap<'_>, &mut Side)> {
-        let each = usize::try_from(bitmap::words(self.bits)).ok()?;
+    fn side(&mut self, path: GivePath) -> Option<Side<'_>> {
+        let each = usize::try_from(Side::words(self.frames, self.blocks)).ok()?;
         let (told, bulk) = self.words.as_mut().split_at_mut_checked(each)?;
-        let (storage, side) = match path {
+        let (storage, held) = match path {
             GivePath::Told => (told, &mut self.told),
             GivePath::Bulk => (bulk, &mut self.bulk),
         };
-        Some((Bitmap::new(storage, self.bits)?, side))
+        Side::new(storage, self.frames, self.blocks, held)
     }
 
-    /// The bits of a range that lies in one region.
-    fn bits_of(&self, range: FrameRange) -> Option<(u64, u64)> {
-        self.regions.iter().flatten().find_map(|region| {
-            let inside =
-                region.frames.start() <= range.start() && range.end() <= region.frames.end();
-            let first = range
-                .start()
-                .get()
-                .wrapping_sub(region.frames.start().get());
-            inside.then(|| {
-                let start = region.first_bit + first;
-                (start, start + range.count().get())
-            })
-        })
-    }
-
-    /// The frame of a bit, and how many bits of its region follow.
-    fn frame_of(&self, bit: u64) -> Option<(Pfn, u64)> {
-        self.regions.iter().flatten().find_map(|region| {
-            let offset = bit.checked_sub(region.first_bit)?;
-            let left = region
-                .frames
-                .count()
-                .get()
-                .checked_sub(offset)
-                .filter(|&left| left > 0)?;
-            Some((Pfn::new(region.frames.start().get() + offset), left))
-        })
+    /// The region around a range.
+    fn region_of(&self, range: FrameRange) -> Option<Region> {
+        let mut regions = self.regions.iter().flatten();
+        regions.find(|region| region.contains(range)).copied()
     }
 }
 
+/// A block of 2 MiB that lies in two regions is not known to be one.
 impl<M: AsMut<[u64]>> Ledger for BitmapLedger<M> {
     fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        let (start, end) = self.bits_of(range).ok_or(range)?;
+        let region = self.region_of(range).ok_or(range)?;
         for path in GivePath::ALL {
-            let (map, _) = self.side(path).ok_or(range)?;
-            if map.any(start, end) {
+            let side = self.side(path).ok_or(range)?;
+            if side.holds_any(region, range) {
                 return Err(range);
             }
         }
-        let (mut map, side) = self.side(path).ok_or(range)?;
-        map.set(start, end);
-        side.held += range.count().get();
-        side.cursor = side.cursor.min(start);
+        self.side(path).ok_or(range)?.store(region, range);
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        while !out.is_full() {
-            let Some((map, side)) = self.side(path) else {
-                return Stop::Empty;
-            };
-            let Some((start, end)) = map.next_run(side.cursor, out.wanted().get()) else {
-                side.cursor = u64::MAX;
-                return Stop::Empty;
-            };
-            let Some((pfn, left)) = self.frame_of(start) else {
-                return Stop::Empty;
-            };
-            let count = (end - start).min(left);
-            let Some(range) = FrameRange::new(pfn, FrameCount::new(count)) else {
-                return Stop::Empty;
-            };
-            if out.push(range, Backing::Unpopulated).is_err() {
-                return Stop::Enough;
-            }
-            if let Some((mut map, side)) = self.side(path) {
-                map.clear(start, start + count);
-                side.held -= count;
-                side.cursor = start + count;
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        for whole in [false, true] {
+            for region in self.regions.into_iter().flatten() {
+                match self.side(path) {
+                    Some(mut side) if whole => side.recall_whole(region, unit, out),
+                    Some(mut side) if unit < BLOCK => side.recall_scattered(region, unit, out),
+                    _ => {}
+                }
             }
         }
-        Stop::Enough
+        if out.is_full() {
+            Stop::Enough
+        } else if self.held(path).is_zero() {
+            Stop::Empty
+        } else {
+            Stop::Fragmented
+        }
     }
 
     fn held(&self, path: GivePath) -> FrameCount {
         FrameCount::new(match path {
-            GivePath::Told => self.told.held,
-            GivePath::Bulk => self.bulk.held,
+            GivePath::Told => self.told,
+            GivePath::Bulk => self.bulk,
         })
     }
 
     fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        let (start, end) = self.bits_of(range).ok_or(range)?;
-        let (mut map, side) = self.side(path).ok_or(range)?;
-        if !map.all(start, end) {
+        let region = self.region_of(range).ok_or(range)?;
+        let mut side = self.side(path).ok_or(range)?;
+        if !side.holds_all(region, range) {
             return Err(range);
         }
-        map.clear(start, end);
-        side.held -= range.count().get();
+        side.remove(region, range);
         Ok(())
     }
 
@@ -218,14 +228,10 @@ impl<M: AsMut<[u64]>> Ledger for BitmapLedger<M> {
             let Some(part) = region.frames.intersection(within) else {
                 continue;
             };
-            let (start, end) = self.bits_of(part)?;
             for path in GivePath::ALL {
-                let (map, _) = self.side(path)?;
-                let Some((from, to)) = map.next_run_before(start, end) else {
+                let Some(found) = self.side(path)?.first(region, part) else {
                     continue;
                 };
-                let pfn = Pfn::new(part.start().get() + (from - start));
-                let found = FrameRange::new(pfn, FrameCount::new(to - from))?;
                 if first.is_none_or(|(earlier, _)| found.start() < earlier.start()) {
                     first = Some((found, path));
                 }
@@ -274,8 +280,8 @@ impl<S, L: Ledger> Ledger for Ledgered<S, L> {
         self.ledger.store(range, path)
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        self.ledger.recall(path, out)
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        self.ledger.recall(path, unit, out)
     }
 
     fn held(&self, path: GivePath) -> FrameCount {

@@ -174,7 +174,8 @@ pub trait FrameSource {
 /// The memory of which frames are ballooned.
 ///
 /// Laws, checked by `testing::check_ledger_laws`:
-/// * `recall` yields only frames that were stored with that path, each once;
+/// * `recall` yields only frames that were stored with that path, each once, and
+///   only in naturally aligned blocks of the unit that are held from end to end;
 /// * `held` is the sum of what was stored less what was recalled;
 /// * a refused `store` or `recall_at` changes nothing;
 /// * what `next_held` shows, `recall_at` yields.
@@ -186,8 +187,12 @@ pub trait Ledger {
     /// or held already.
     fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange>;
 
-    /// Ballooned → in hand: pushes frames given by `path`.
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop;
+    /// Ballooned → in hand: pushes frames given by `path`, in blocks of `unit`.
+    ///
+    /// Asked for frames, a ledger that can tell cheaply breaks no whole 2 MiB while
+    /// it has others: what comes back in one piece may be mapped as one by the host
+    /// again. Stops with [`Stop::Fragmented`] if it has no more whole blocks.
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop;
 
     /// Frames ballooned by `path`.
     fn held(&self, path: GivePath) -> FrameCount;
@@ -240,8 +245,8 @@ impl<L: Ledger + ?Sized> Ledger for &mut L {
         (**self).store(range, path)
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        (**self).recall(path, out)
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        (**self).recall(path, unit, out)
     }
 
     fn held(&self, path: GivePath) -> FrameCount {

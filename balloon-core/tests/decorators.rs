@@ -120,9 +120,10 @@ impl Ledger for Blind {
     fn recall(
         &mut self,
         path: balloon_core::GivePath,
+        unit: balloon_core::Order,
         out: &mut balloon_core::RangeSink<'_>,
     ) -> balloon_core::Stop {
-        self.0.recall(path, out)
+        self.0.recall(path, unit, out)
     }
 
     fn held(&self, path: balloon_core::GivePath) -> FrameCount {

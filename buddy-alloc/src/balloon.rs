@@ -165,8 +165,18 @@ macro_rules! glue {
                 Self::store(self, range_of(range), path_of(path)).map_err(|_| range)
             }
 
-            fn recall(&mut self, path: core_::GivePath, out: &mut RangeSink<'_>) -> Stop {
-                stop_of(Self::recall(self, path_of(path), &mut Bridge::new(out)))
+            fn recall(
+                &mut self,
+                path: core_::GivePath,
+                unit: core_::Order,
+                out: &mut RangeSink<'_>,
+            ) -> Stop {
+                let path = path_of(path);
+                match Order::new(unit.get()) {
+                    Some(unit) => stop_of(Self::recall(self, path, unit, &mut Bridge::new(out))),
+                    None if self.ballooned(path) == FrameCount::ZERO => Stop::Empty,
+                    None => Stop::Fragmented,
+                }
             }
 
             fn held(&self, path: core_::GivePath) -> core_::FrameCount {
@@ -243,8 +253,13 @@ impl Ledger for Reserved<'_, '_> {
         Ledger::store(self.zone(), range, path)
     }
 
-    fn recall(&mut self, path: core_::GivePath, out: &mut RangeSink<'_>) -> Stop {
-        Ledger::recall(self.zone(), path, out)
+    fn recall(
+        &mut self,
+        path: core_::GivePath,
+        unit: core_::Order,
+        out: &mut RangeSink<'_>,
+    ) -> Stop {
+        Ledger::recall(self.zone(), path, unit, out)
     }
 
     fn held(&self, path: core_::GivePath) -> core_::FrameCount {

@@ -120,7 +120,7 @@ pub(crate) struct Layout {
     pub(crate) nodes: usize,
     pub(crate) populated: usize,
     pub(crate) regions: usize,
-    /// Each of three maps over regions: dense, ballooned by either path.
+    /// Each of five maps over regions: dense, two for each path to the host.
     pub(crate) region_bits: usize,
 }
 
@@ -129,7 +129,7 @@ impl Layout {
         self.nodes
             .saturating_add(self.populated)
             .saturating_add(self.regions)
-            .saturating_add(self.region_bits.saturating_mul(3))
+            .saturating_add(self.region_bits.saturating_mul(5))
     }
 }
 

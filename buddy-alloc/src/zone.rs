@@ -10,6 +10,7 @@ mod batch;
 mod compact;
 mod free;
 mod front;
+mod given;
 mod look;
 mod moves;
 mod report;
@@ -22,6 +23,7 @@ use core::fmt;
 
 pub use add::Backing;
 pub use alloc::Preference;
+pub(crate) use balloon::recall_end;
 pub use balloon::{GivePath, TakeAsk, TakeStop};
 pub use batch::FreeBatchError;
 pub use compact::RegionUse;
@@ -39,6 +41,7 @@ use crate::list::List;
 use crate::node::{Kind, Node, Nodes, Slot};
 use crate::region::Regions;
 use crate::storage::Cells;
+use given::GivenRegions;
 
 /// The free blocks of one order.
 #[derive(Clone, Copy, Debug)]
@@ -80,8 +83,8 @@ pub struct Zone<'m> {
     cached: CachedBits<'m>,
     populated: Bits<'m>,
     regions: Regions<'m>,
-    /// Regions that may hold frames ballooned by either path; a superset.
-    ballooned: [Bits<'m>; 2],
+    /// Which regions hold ballooned frames, by path.
+    given: [GivenRegions<'m>; 2],
     /// By list set and order; a power of two long, so that no index needs a check.
     bins: [[Bin; BINS]; 2],
     /// Bit per order with blocks, by list set and class (cold, hot).
@@ -177,7 +180,10 @@ impl<'m> Zone<'m> {
             cached: CachedBits::NONE,
             populated,
             regions,
-            ballooned: [region_bits()?, region_bits()?],
+            given: [
+                GivenRegions::new(region_bits()?, region_bits()?),
+                GivenRegions::new(region_bits()?, region_bits()?),
+            ],
             bins: [[Bin::EMPTY; BINS]; 2],
             masks: [[0; 2]; 2],
             held: [0; KINDS],

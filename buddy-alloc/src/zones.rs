@@ -4,6 +4,7 @@ use crate::error::{AddError, AllocError, AtError, FreeError, RangeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::zone::{
     Backing, BlockState, FreeBatchError, GivePath, Preference, RangeSink, TakeAsk, TakeStop, Zone,
+    recall_end,
 };
 
 /// Up to `N` zones with disjoint spans. Calls go to the zone of the frame, demands to the first
@@ -263,14 +264,14 @@ impl<'m, const N: usize> Zones<'m, N> {
             .store(range, path)
     }
 
-    /// As [`Zone::recall`], zone after zone.
-    pub fn recall<S: RangeSink>(&mut self, path: GivePath, sink: &mut S) -> TakeStop {
-        for zone in self.iter_mut() {
-            if zone.recall(path, sink) == TakeStop::Enough {
-                return TakeStop::Enough;
+    /// As [`Zone::recall`]: from all zones before any zone's whole regions are broken.
+    pub fn recall<S: RangeSink>(&mut self, path: GivePath, unit: Order, sink: &mut S) -> TakeStop {
+        for whole in [false, true] {
+            for zone in self.iter_mut() {
+                zone.recall_pass(path, unit, whole, sink);
             }
         }
-        TakeStop::Empty
+        recall_end(self.ballooned(path), sink)
     }
 
     /// As [`Zone::take_at`].

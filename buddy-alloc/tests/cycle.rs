@@ -88,7 +88,7 @@ impl World<'_> {
         while left > 0 {
             let mut sink = RangeBuf::new(&mut places, FrameCount::new(left));
             assert_eq!(
-                self.zone.recall(GivePath::Bulk, &mut sink),
+                self.zone.recall(GivePath::Bulk, Order::FRAME, &mut sink),
                 TakeStop::Enough
             );
             for range in sink.ranges().to_vec() {

@@ -43,6 +43,7 @@ const ACTIONS: [Action; 16] = [
     Action::Recall {
         wanted: 2,
         ranges: 1,
+        unit: 0,
         bulk: true,
     },
     Action::Put { nth: 0, backing: 1 },

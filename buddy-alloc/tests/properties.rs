@@ -34,8 +34,10 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (nth, kind.clone()).prop_map(|(nth, backing)| Action::Put { nth, backing }),
         1 => nth.prop_map(|nth| Action::PutUnchanged { nth }),
         2 => (nth, any::<bool>()).prop_map(|(nth, bulk)| Action::Store { nth, bulk }),
-        2 => (count.clone(), ranges, any::<bool>())
-            .prop_map(|(wanted, ranges, bulk)| Action::Recall { wanted, ranges, bulk }),
+        2 => (count.clone(), ranges, order.clone(), any::<bool>())
+            .prop_map(|(wanted, ranges, unit, bulk)| {
+                Action::Recall { wanted, ranges, unit, bulk }
+            }),
         2 => (order.clone(), count).prop_map(|(order, populated)| {
             Action::Isolate { order, populated }
         }),

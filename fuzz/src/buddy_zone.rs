@@ -77,6 +77,7 @@ impl Step {
             17 => Action::Recall {
                 wanted: count,
                 ranges: order,
+                unit: kind / 2,
                 bulk,
             },
             18 => Action::Isolate {

@@ -21,8 +21,8 @@
 //! [`HintStep::waiting`].
 
 use balloon_core::{
-    Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Ledger, Pfn, RangeSink, Run,
-    Slots, Transport,
+    Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Ledger, Order, Pfn, RangeSink,
+    Run, Slots, Transport,
 };
 
 use crate::balloon::{VirtioBalloon, VirtioError};
@@ -345,7 +345,7 @@ pub(crate) fn release(
 ) -> FrameCount {
     let mut runs = [Run::default(); 16];
     let mut sink = RangeSink::new(&mut runs, wanted);
-    held.recall(GivePath::Told, &mut sink);
+    held.recall(GivePath::Told, Order::FRAME, &mut sink);
     let mut released = FrameCount::ZERO;
     for range in sink.runs().iter().map(|run| run.range()) {
         if source.put(range, Backing::Unknown).is_ok() {

@@ -53,7 +53,8 @@ proptest! {
         }
         let mut bit = u64::from(from) % size;
         let mut runs = Vec::new();
-        while let Some((start, end)) = map.next_run(bit, 100) {
+        while let Some((start, end)) = map.next_run_before(bit, size) {
+            prop_assert_eq!(map.next(bit, size), Some(start));
             runs.extend(start..end);
             bit = end;
         }

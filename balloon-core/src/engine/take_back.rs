@@ -1,10 +1,11 @@
 //! Deflation: ballooned frames become free again.
 
+use super::table::Entry;
 use super::{Engine, Io};
-use crate::run::RangeSink;
+use crate::run::{RangeSink, Run};
 use crate::slots::{Claimed, Kind};
-use crate::source::{FrameSource, GivePath, Ledger};
-use crate::transport::Transport;
+use crate::source::{FrameSource, GivePath, Ledger, Stop};
+use crate::transport::{Limits, Transport};
 use crate::units::{FrameCount, Order};
 
 impl<const N: usize> Engine<N> {
@@ -62,6 +63,9 @@ impl<const N: usize> Engine<N> {
 
     /// Ballooned → a claimed deflate slot, up to one request's worth: how many
     /// frames.
+    ///
+    /// Whole blocks first, and none is cut as long as as much is wanted: only in one
+    /// piece do they bring back the host's large mapping.
     pub(super) fn recall<T: Transport, S: FrameSource + Ledger>(
         &mut self,
         claimed: &Claimed<'static>,
@@ -69,23 +73,24 @@ impl<const N: usize> Engine<N> {
         surplus: FrameCount,
         io: &mut Io<'_, T, S>,
     ) -> FrameCount {
+        let limits = match path {
+            GivePath::Bulk => Limits {
+                frames: FrameCount::MAX,
+                run: Run::MAX,
+                ..io.caps.deflate
+            },
+            GivePath::Told => io.caps.deflate,
+        };
+        let unit = self.return_order(limits, &io.caps);
         let Some(entry) = self.deflating.entry_mut(claimed.slot()) else {
             return FrameCount::ZERO;
         };
-        let limits = io.caps.deflate;
-        let wanted = match path {
-            GivePath::Bulk => surplus,
-            GivePath::Told => surplus.min(limits.frames),
-        };
-        let sink = RangeSink::new(entry.spare(limits.runs), wanted);
-        let mut sink = match path {
-            GivePath::Bulk => sink,
-            GivePath::Told => sink.with_longest_run(limits.run),
-        };
-        io.source.recall(path, &mut sink);
-        let laid = sink.into();
-        entry.extend(laid);
-        entry.seal(path, limits.run);
+        let stop = lay(entry, io.source, path, unit, limits, surplus);
+        let left = surplus.saturating_sub(entry.frames());
+        if unit > Order::FRAME && (stop != Stop::Enough || left < unit.frames()) {
+            lay(entry, io.source, path, Order::FRAME, limits, surplus);
+        }
+        entry.seal(path, io.caps.deflate.run);
         let frames = entry.frames();
         self.forget_whole_blocks();
         frames
@@ -106,4 +111,27 @@ impl<const N: usize> Engine<N> {
         self.deflating.settle(claimed, frames);
         self.place(Kind::Deflate, slot, source)
     }
+}
+
+/// Recalls blocks of `unit` until the entry holds `surplus` frames or one limit is
+/// met.
+fn lay(
+    entry: &mut Entry,
+    ledger: &mut impl Ledger,
+    path: GivePath,
+    unit: Order,
+    limits: Limits,
+    surplus: FrameCount,
+) -> Stop {
+    let most = limits.frames.min(surplus);
+    let wanted = most.saturating_sub(entry.frames()).round_down(unit);
+    let sink = RangeSink::new(entry.spare(limits.runs), wanted);
+    let mut sink = sink.with_longest_run(limits.run.round_down(unit));
+    if sink.is_full() {
+        return Stop::Enough;
+    }
+    let stop = ledger.recall(path, unit, &mut sink);
+    let laid = sink.into();
+    entry.extend(laid);
+    stop
 }

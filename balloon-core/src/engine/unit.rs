@@ -10,7 +10,7 @@ use super::{Engine, Io, held};
 use crate::events::Event;
 use crate::policy::Unit;
 use crate::source::{Ledger, Stop};
-use crate::transport::{Capabilities, Transport};
+use crate::transport::{Capabilities, Limits, Transport};
 use crate::units::{FrameCount, Order, Pfn};
 
 /// The unit in force.
@@ -65,6 +65,21 @@ impl<const N: usize> Engine<N> {
             Unit::Whole(order) => order,
             Unit::Adaptive if self.unit.blocks_gone || deficit < caps.unit.frames() => Order::FRAME,
             Unit::Adaptive => caps.unit,
+        }
+    }
+
+    /// The block in which frames are taken back as long as there are whole ones.
+    pub(super) fn return_order(&self, limits: Limits, caps: &Capabilities) -> Order {
+        let unit = match self.policy.unit {
+            Unit::Frames => Order::FRAME,
+            Unit::Whole(order) => order,
+            Unit::Adaptive => caps.unit,
+        };
+        // After a reset the host has none of them, in one piece or not.
+        if limits.hold(unit) && !self.mode.is_forgetting() {
+            unit
+        } else {
+            Order::FRAME
         }
     }
 

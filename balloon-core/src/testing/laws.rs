@@ -9,7 +9,7 @@ use crate::run::{RangeSink, Run};
 use crate::slots::{InFlight, Kind, Outcome, Slots};
 use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
 use crate::transport::{Limits, Transport};
-use crate::units::{FrameCount, FrameRange, Pfn};
+use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 fn frames(runs: &[Run]) -> Vec<Pfn> {
     runs.iter().flat_map(|run| run.range().frames()).collect()
@@ -158,7 +158,7 @@ pub fn check_ledger_laws(ledger: &mut impl Ledger, in_hand: FrameRange) {
         loop {
             let mut runs = vec![Run::ZERO; 2];
             let mut sink = RangeSink::new(&mut runs, FrameCount::new(3));
-            let stop = ledger.recall(path, &mut sink);
+            let stop = ledger.recall(path, Order::FRAME, &mut sink);
             let got = frames(sink.runs());
             assert!(got.len() <= 3, "more than was wanted");
             assert!(got.iter().all(|&pfn| back.insert(pfn)), "recalled twice");
@@ -173,7 +173,48 @@ pub fn check_ledger_laws(ledger: &mut impl Ledger, in_hand: FrameRange) {
         );
         assert_eq!(ledger.held(path), FrameCount::ZERO);
     }
+    check_recalling_blocks(ledger, told, bulk);
     check_recalling_by_place(ledger, told, bulk);
+}
+
+/// Whole blocks of a unit come back as such, and frames that make none stay.
+fn check_recalling_blocks(ledger: &mut impl Ledger, told: FrameRange, bulk: FrameRange) {
+    for unit in (0..=4).rev().filter_map(Order::new) {
+        assert_eq!(ledger.store(told, GivePath::Told), Ok(()));
+        assert_eq!(ledger.store(bulk, GivePath::Bulk), Ok(()));
+        for (path, range) in [(GivePath::Told, told), (GivePath::Bulk, bulk)] {
+            let size = unit.frames().get();
+            let (mut back, mut blocks) = (BTreeSet::new(), 0);
+            loop {
+                let mut runs = vec![Run::ZERO; 2];
+                // Part of a block is not to be had for the rest.
+                let mut sink = RangeSink::new(&mut runs, FrameCount::new(2 * size - 1));
+                let stop = ledger.recall(path, unit, &mut sink);
+                for run in sink.runs().iter().map(|run| run.range()) {
+                    assert!(run.start().is_aligned(unit), "{run} starts inside a block");
+                    assert!(run.end().is_aligned(unit), "{run} ends inside a block");
+                    assert!(run.frames().all(|pfn| back.insert(pfn)), "recalled twice");
+                    blocks += run.count().get() / size;
+                }
+                if sink.frames().is_zero() {
+                    assert_ne!(stop, Stop::Enough, "nothing was recalled");
+                    break;
+                }
+            }
+            let (start, end) = (range.start().get(), range.end().get());
+            let whole = (end / size).saturating_sub(start.div_ceil(size));
+            // A ledger may have no blocks, but not some.
+            assert!(blocks == whole || blocks == 0, "{blocks} of {whole} blocks");
+            let left = range.frames().filter(|pfn| !back.contains(pfn));
+            let left: Vec<_> = left.collect();
+            assert_eq!(ledger.held(path).get(), left.len() as u64);
+            let mut runs = vec![Run::ZERO; left.len() + 1];
+            let wanted = range.count().saturating_add(FrameCount::ONE);
+            let mut sink = RangeSink::new(&mut runs, wanted);
+            assert_eq!(ledger.recall(path, Order::FRAME, &mut sink), Stop::Empty);
+            assert!(frames(sink.runs()).into_iter().eq(left), "frames are left");
+        }
+    }
 }
 
 /// What is shown can be recalled by its path, and by no other.
@@ -211,7 +252,8 @@ fn check_recalling_by_place(ledger: &mut impl Ledger, told: FrameRange, bulk: Fr
         // A ledger that cannot look.
         for path in GivePath::ALL {
             let mut runs = vec![Run::ZERO; 2];
-            ledger.recall(path, &mut RangeSink::new(&mut runs, all.count()));
+            let mut sink = RangeSink::new(&mut runs, all.count());
+            ledger.recall(path, Order::FRAME, &mut sink);
         }
         return;
     }

@@ -260,22 +260,28 @@ impl Ledger for FakeSource {
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
         while !out.is_full() {
-            let found = self
-                .ballooned
-                .iter()
-                .find(|&(_, &p)| p == path)
-                .map(|(&pfn, _)| pfn);
-            let Some(range) = found.and_then(FrameRange::single) else {
-                return Stop::Empty;
+            let starts = self.ballooned.iter();
+            let whole = starts
+                .filter(|&(pfn, p)| *p == path && pfn.is_aligned(unit))
+                .filter_map(|(&pfn, _)| FrameRange::new(pfn, unit.frames()))
+                .find(|block| block.frames().all(|pfn| self.ballooned(pfn) == Some(path)));
+            let Some(block) = whole else {
+                return if self.held(path).is_zero() {
+                    Stop::Empty
+                } else {
+                    Stop::Fragmented
+                };
             };
-            if out.push(range, Backing::Unpopulated).is_err() {
+            if out.push(block, Backing::Unpopulated).is_err() {
                 break;
             }
-            self.ballooned.remove(&range.start());
-            *self.held_mut(path) -= 1;
-            self.in_hand.insert(range.start());
+            for pfn in block.frames() {
+                self.ballooned.remove(&pfn);
+                self.in_hand.insert(pfn);
+            }
+            *self.held_mut(path) -= block.count().get();
         }
         Stop::Enough
     }

@@ -86,6 +86,7 @@ pub enum Action {
     Recall {
         wanted: u16,
         ranges: u8,
+        unit: u8,
         bulk: bool,
     },
     Isolate {

@@ -235,10 +235,11 @@ impl Machine {
             Action::Recall {
                 wanted,
                 ranges,
+                unit,
                 bulk,
             } => {
                 let path = if bulk { GivePath::Bulk } else { GivePath::Told };
-                self.recall(zone, path, wanted, ranges);
+                self.recall(zone, path, order_of(unit % 12), wanted, ranges);
             }
             Action::Isolate { order, populated } => {
                 let ask = ReportAsk {
@@ -444,25 +445,60 @@ impl Machine {
         }
     }
 
-    fn recall(&mut self, zone: &mut Zone<'_>, path: GivePath, wanted: u16, ranges: u8) {
+    fn recall(
+        &mut self,
+        zone: &mut Zone<'_>,
+        path: GivePath,
+        unit: Order,
+        wanted: u16,
+        ranges: u8,
+    ) {
         let wanted = u64::from(wanted) % 5000;
+        let state = State::Ballooned(path);
+        let whole = self.blocks(state, zone.granule());
         let mut places = vec![FrameRange::block(Frame::new(0), Order::FRAME); usize::from(ranges)];
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(wanted));
-        let stop = zone.recall(path, &mut sink);
-        let state = State::Ballooned(path);
+        let stop = zone.recall(path, unit, &mut sink);
         let taken: u64 = sink.ranges().iter().map(|range| range.count().get()).sum();
         let full = sink.ranges().len() == usize::from(ranges) || taken == wanted;
         assert_eq!(stop == TakeStop::Enough, full, "recall");
         for &range in sink.ranges() {
+            let odd = (range.start().get() | range.count().get()) & (unit.frames() - 1);
+            assert_eq!(odd, 0, "{range} is not made of blocks of {unit}");
             assert!(
                 self.oracle.all(range, state),
                 "{range} was not ballooned by {path:?}"
             );
             self.oracle.set(range, State::InHand);
         }
-        if stop != TakeStop::Enough {
-            assert_eq!(self.oracle.count(state), 0, "frames left behind");
+        let left = self.blocks(state, unit);
+        if !full && wanted - taken >= unit.frames() {
+            assert_eq!(left, [], "left behind");
         }
+        let touched = |block: &&FrameRange| !self.oracle.all(**block, state);
+        let broken = |block: &&FrameRange| !self.oracle.all(**block, State::InHand);
+        assert!(whole.iter().filter(touched).filter(broken).count() <= 1);
+        if unit < zone.granule() && whole.iter().any(|block| touched(&block)) {
+            let scattered = |unit: &FrameRange| {
+                !whole
+                    .iter()
+                    .any(|block| block.start() <= unit.start() && unit.end() <= block.end())
+            };
+            assert!(!left.iter().any(scattered), "a whole block came first");
+        }
+        if stop == TakeStop::Empty {
+            assert_eq!(self.oracle.count(state), 0);
+        }
+    }
+
+    /// The aligned blocks of which every frame is in a state.
+    fn blocks(&self, state: State, order: Order) -> Vec<FrameRange> {
+        let (start, end) = (self.span.start().get(), self.span.end().get());
+        let starts = (start.next_multiple_of(order.frames())..end).step_by(1 << order.get());
+        starts
+            .map(|start| FrameRange::block(Frame::new(start), order))
+            .filter(|&block| self.oracle.all(block, state))
+            .collect()
     }
 
     fn allocate_batch(

@@ -4,6 +4,7 @@
 //! [`Zone::recall`] and [`Zone::put`]. Their owner tags are the allocator's own nodes: a
 //! ballooned frame and its give path cost no byte.
 
+use super::given::Given;
 use super::sink::Taker;
 use super::{Backing, RangeSink, Zone};
 use crate::error::{AtError, RangeError};
@@ -65,6 +66,17 @@ pub enum TakeStop {
     Empty,
 }
 
+/// Why a recall stopped that left so many frames ballooned.
+pub(crate) fn recall_end<S: RangeSink>(left: FrameCount, sink: &S) -> TakeStop {
+    if sink.wanted() == FrameCount::ZERO {
+        TakeStop::Enough
+    } else if left == FrameCount::ZERO {
+        TakeStop::Empty
+    } else {
+        TakeStop::Fragmented
+    }
+}
+
 impl Zone<'_> {
     /// Takes exactly this range for the balloon, as a migration needs it.
     ///
@@ -103,46 +115,133 @@ impl Zone<'_> {
         for (frame, order) in self.blocks_of(start, end) {
             self.populated.fill(frame, order, false);
         }
-        for (region, ..) in self.by_region(start, end) {
-            if let Some(bits) = self.ballooned.get_mut(path as usize) {
-                bits.fill(region, 0, true);
-            }
-        }
+        self.note_given(path, start, end, true);
         Ok(())
     }
 
-    /// Ballooned → in hand: frames given by `path`, lowest first, neighbours merged.
+    /// Ballooned → in hand: frames given by `path`, in aligned blocks of `unit` that were given
+    /// from end to end; neighbours merged.
+    ///
+    /// Regions of which all was given come last, as far as the unit lets others come at all: single
+    /// frames break no block that could go back to the host's page tables in one piece. Otherwise the
+    /// lowest come first.
     ///
     /// Regions without ballooned frames are skipped 64 words at a time; within a region every
-    /// block is passed once per call. A region is visited in vain at most once per
-    /// [`store`](Self::store) into it.
-    pub fn recall<S: RangeSink>(&mut self, path: GivePath, sink: &mut S) -> TakeStop {
-        let mut taker = Taker::new(sink, 0, self.span.end().get(), false);
+    /// block is passed a few times per call. A region is visited in vain at most once per
+    /// [`store`](Self::store) into it, if the unit is a frame or the granule; with any other unit, at
+    /// most once per call.
+    pub fn recall<S: RangeSink>(&mut self, path: GivePath, unit: Order, sink: &mut S) -> TakeStop {
+        for whole in [false, true] {
+            self.recall_pass(path, unit, whole, sink);
+        }
+        recall_end(self.ballooned(path), sink)
+    }
+
+    /// Recalls from the regions of which all was given by `path`, or from the others.
+    pub(crate) fn recall_pass<S: RangeSink>(
+        &mut self,
+        path: GivePath,
+        unit: Order,
+        whole: bool,
+        sink: &mut S,
+    ) {
+        let unit = u32::from(unit.get());
+        let mut taker = Taker::new(sink, unit, self.span.end().get(), false);
+        if whole {
+            self.recall_whole(&mut taker, path);
+        } else if unit < self.regions.order() {
+            self.recall_scattered(&mut taker, path);
+        }
+        taker.flush();
+    }
+
+    /// Recalls from the regions of which not all was given; `None` when the sink is full.
+    fn recall_scattered<S: RangeSink>(
+        &mut self,
+        taker: &mut Taker<'_, S>,
+        path: GivePath,
+    ) -> Option<()> {
         let granule = self.regions.order();
         let mut from = self.regions.numbers().start;
-        let stop = loop {
-            let found = self
-                .ballooned
-                .get(path as usize)
-                .and_then(|bits| bits.next_set(from));
-            let Some(region) = found else {
-                break TakeStop::Empty;
-            };
+        while let Some(region) = self.given(path).next_some(from) {
+            from = region + 1;
             let (start, end) = (region << granule, (region + 1) << granule);
-            if self.recall_between(&mut taker, path, start, end).is_none() {
-                break TakeStop::Enough;
+            if self.given(path).may_be_all(region) {
+                let all = self.check_held(start, end, path.kind()).is_ok();
+                let seen = if all { Given::All } else { Given::Some };
+                self.given_mut(path).set(region, seen);
+                if all {
+                    continue;
+                }
             }
-            if let Some(bits) = self.ballooned.get_mut(path as usize) {
-                bits.fill(region, 0, false);
+            if taker.unit == 0 {
+                self.recall_between(taker, path, start, end)?;
+                self.given_mut(path).set(region, Given::Nothing);
+            } else {
+                self.recall_units(taker, path, start, end)?;
             }
-            from = region;
-        };
-        taker.flush();
-        if sink.wanted() == FrameCount::ZERO {
-            TakeStop::Enough
-        } else {
-            stop
         }
+        Some(())
+    }
+
+    /// Recalls from the regions of which all was given, in pieces of no less than a region as long
+    /// as so much is wanted; `None` when the sink is full.
+    fn recall_whole<S: RangeSink>(
+        &mut self,
+        taker: &mut Taker<'_, S>,
+        path: GivePath,
+    ) -> Option<()> {
+        let granule = self.regions.order();
+        let step = 1 << granule.max(taker.unit);
+        let mut from = self.regions.numbers().start;
+        while let Some(region) = self.given(path).next_all(from) {
+            let start = (region << granule).next_multiple_of(step);
+            if start != region << granule {
+                from = self.regions.of(start);
+                continue;
+            }
+            let room = Some(taker.room(start)).filter(|&room| room != 0)?;
+            let tail = match self.block_at(start) {
+                Some((head, order, _)) => head + (1 << order),
+                None => start,
+            };
+            let end = tail.max(start + step).min(start.saturating_add(room));
+            from = self.regions.of(start + step);
+            if self
+                .retag(FrameRange::raw(start, end), path.kind(), Kind::Taken)
+                .is_ok()
+            {
+                taker.add(start, end, 0);
+                self.note_given(path, start, end, false);
+                from = from.max(self.regions.of(end));
+            } else if step == 1 << granule {
+                self.given_mut(path).set(region, Given::Some);
+            }
+        }
+        Some(())
+    }
+
+    /// Recalls the whole units of a region; `None` when the sink is full.
+    fn recall_units<S: RangeSink>(
+        &mut self,
+        taker: &mut Taker<'_, S>,
+        path: GivePath,
+        start: u64,
+        end: u64,
+    ) -> Option<()> {
+        let unit = 1 << taker.unit;
+        let mut at = start;
+        while at < end {
+            if taker.room(at) == 0 {
+                return None;
+            }
+            let range = FrameRange::raw(at, at + unit);
+            if self.retag(range, path.kind(), Kind::Taken).is_ok() {
+                taker.add(at, at + unit, 0);
+            }
+            at += unit;
+        }
+        Some(())
     }
 
     /// Recalls all of a region; `None` when the sink is full.
@@ -182,7 +281,9 @@ impl Zone<'_> {
     /// # Errors
     /// See [`RangeError`].
     pub fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), RangeError> {
-        self.retag(range, path.kind(), Kind::Taken)
+        self.retag(range, path.kind(), Kind::Taken)?;
+        self.note_given(path, range.start().get(), range.end().get(), false);
+        Ok(())
     }
 
     /// Frames ballooned by a path.

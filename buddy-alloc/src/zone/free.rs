@@ -108,7 +108,7 @@ impl Zone<'_> {
 
     /// Checks that every frame of a range is held as `kind`, and says where the first block starts
     /// and the last one ends; else the first frame that is not.
-    fn check_held(&self, start: u64, end: u64, kind: Kind) -> Result<(u64, u64), u64> {
+    pub(super) fn check_held(&self, start: u64, end: u64, kind: Kind) -> Result<(u64, u64), u64> {
         let Some((head, order, slot)) = self.block_at(start) else {
             return Err(start);
         };

@@ -23,10 +23,8 @@ impl Zone<'_> {
     #[must_use]
     pub fn next_ballooned(&self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
         let next_region = |region| {
-            self.ballooned
-                .iter()
-                .filter_map(|bits| bits.next_set(region))
-                .min()
+            let found = self.given.iter().filter_map(|given| given.next(region));
+            found.min()
         };
         self.look(within, next_region, |state| match state {
             State::Ballooned(path) => Some(path),

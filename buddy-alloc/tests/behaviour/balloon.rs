@@ -71,7 +71,10 @@ fn ballooned_frames_remember_their_path() {
         assert_eq!(zone.ballooned(GivePath::Bulk), FrameCount::new(512));
         let mut places = [range(0, 1); 4];
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(1000));
-        assert_eq!(zone.recall(GivePath::Bulk, &mut sink), TakeStop::Empty);
+        assert_eq!(
+            zone.recall(GivePath::Bulk, Order::FRAME, &mut sink),
+            TakeStop::Empty
+        );
         assert_eq!(sink.ranges(), [range(512, 512)], "one run");
         zone.put(range(512, 512), Backing::Untouched).unwrap();
         zone.recall_at(range(7, 3), GivePath::Told).unwrap();

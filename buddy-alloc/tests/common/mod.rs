@@ -93,6 +93,7 @@ pub fn random_action(random: &mut Random) -> Action {
         34 | 35 => Action::Recall {
             wanted,
             ranges,
+            unit: if number % 3 == 0 { order } else { 0 },
             bulk: number.is_multiple_of(2),
         },
         36 | 37 => Action::Isolate {

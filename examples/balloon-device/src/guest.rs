@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use balloon_core::{
     Ask, Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, GivePath,
-    Ledger, Nanos, Pfn, Policy as Pace, Progress, RangeSink, Shared, Status, Step, Stop,
+    Ledger, Nanos, Order, Pfn, Policy as Pace, Progress, RangeSink, Shared, Status, Step, Stop,
 };
 use buddy_alloc::{Config, Zone};
 use embedded_hal::delay::DelayNs;
@@ -47,8 +47,8 @@ impl Ledger for Timed {
         Ledger::store(&mut self.zone, range, path)
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        Ledger::recall(&mut self.zone, path, out)
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        Ledger::recall(&mut self.zone, path, unit, out)
     }
 
     fn held(&self, path: GivePath) -> FrameCount {

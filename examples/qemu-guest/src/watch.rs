@@ -2,7 +2,7 @@
 //! with an account of what passed through.
 
 use balloon_core::{Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, Ledger};
-use balloon_core::{RangeSink, Stop};
+use balloon_core::{Order, RangeSink, Stop};
 use buddy_alloc::Frame;
 use heapless::{HistoryBuf, Vec};
 
@@ -109,8 +109,8 @@ impl<S: Ledger> Ledger for Watch<'_, S> {
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        self.inner.recall(path, out)
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        self.inner.recall(path, unit, out)
     }
 
     fn held(&self, path: GivePath) -> FrameCount {
@@ -163,7 +163,7 @@ mod tests {
 
         let mut runs = [balloon_core::Run::default(); 4];
         let mut sink = RangeSink::new(&mut runs, FrameCount::new(1024));
-        watch.recall(GivePath::Bulk, &mut sink);
+        watch.recall(GivePath::Bulk, Order::FRAME, &mut sink);
         for start in (64..1024).step_by(64) {
             watch.put(range(start, 64), Backing::Unpopulated).unwrap();
         }

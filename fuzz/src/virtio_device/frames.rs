@@ -8,7 +8,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use balloon_core::{
-    Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, Ledger, Pfn, RangeSink, Stop,
+    Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, Ledger, Order, Pfn, RangeSink,
+    Stop,
 };
 
 pub(super) const FRAMES: u64 = 64;
@@ -123,7 +124,10 @@ impl Frames {
         FrameRange::single(Pfn::new(self.0.first.get() + u64::from(index)))
     }
 
-    fn recall(&self, from: Owner, out: &mut RangeSink<'_>) -> Stop {
+    fn recall(&self, from: Owner, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        if unit > Order::FRAME {
+            return Stop::Fragmented;
+        }
         while !out.is_full() {
             let held = self.owner(from).get();
             let lowest = held & held.wrapping_neg();
@@ -193,8 +197,8 @@ impl Ledger for Frames {
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        Self::recall(self, given(path), out)
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        Self::recall(self, given(path), unit, out)
     }
 
     fn held(&self, path: GivePath) -> FrameCount {
@@ -213,9 +217,9 @@ impl Ledger for Kept {
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
         match path {
-            GivePath::Told => self.0.recall(self.1, out),
+            GivePath::Told => self.0.recall(self.1, unit, out),
             GivePath::Bulk => Stop::Empty,
         }
     }

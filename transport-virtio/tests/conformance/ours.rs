@@ -38,8 +38,8 @@ impl Ledger for Frames {
         self.inner.store(range, path)
     }
 
-    fn recall(&mut self, path: GivePath, out: &mut RangeSink<'_>) -> Stop {
-        self.inner.recall(path, out)
+    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+        self.inner.recall(path, unit, out)
     }
 
     fn held(&self, path: GivePath) -> FrameCount {
