@@ -6,8 +6,8 @@
 //! the balloon's size and of its engine.
 
 use balloon_core::{
-    Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, InFlight, Kind, Limits, Nanos,
-    Order, RangeSink, Run, Slots, Transport,
+    Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Limits, Nanos, Order,
+    RangeSink, Run, Slots, Transport,
 };
 
 use crate::balloon::{VirtioBalloon, VirtioError};
@@ -111,16 +111,14 @@ impl Report {
         report
     }
 
-    /// Adds a range, as part of the last one if it continues it.
+    /// Adds a range, as part of the last one if it is its neighbour.
     fn add(&mut self, run: Run, longest: FrameCount) {
         let last = self.len.checked_sub(1);
         if let Some(last) = last.and_then(|last| self.runs.get_mut(last)) {
             let (before, range) = (last.range(), run.range());
-            let count = before.count().saturating_add(range.count());
-            if before.end() == range.start()
-                && count <= longest
-                && let Some(both) = FrameRange::new(before.start(), count).and_then(Run::new)
-            {
+            let both = before.joined(range).or_else(|| range.joined(before));
+            let both = both.filter(|both| both.count() <= longest);
+            if let Some(both) = both.and_then(Run::new) {
                 *last = both;
                 return;
             }

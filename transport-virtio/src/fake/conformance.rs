@@ -9,6 +9,7 @@
 //! A driver that waits in a loop for an answer hangs the suite.
 
 mod scenarios;
+mod stage;
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -86,6 +87,10 @@ pub trait Driver: Sized {
     /// A program gives a frame back.
     fn free(&mut self, frame: Pfn);
 
+    /// Memory is short: gives the kernel what it may have at once, be it hinted or
+    /// ballooned.
+    fn relieve(&mut self) {}
+
     /// Whether it shows that the device owes it answers.
     fn is_waiting(&self) -> bool;
 
@@ -131,7 +136,9 @@ macro_rules! conformance_suite {
             rule_09_queues_then_driver_ok_then_notifications: "9",
             rule_10_poison_is_told_before_driver_ok: "10",
             rule_11_gives_while_below_the_target: "11",
+            rule_12_sizes_follow_the_target_down: "12",
             rule_13_takes_nothing_back_against_the_target: "13",
+            rule_14_deflates_on_oom_alone_against_the_target: "14",
             rule_15_what_was_told_away_is_told_back: "15",
             rule_16_must_tell_host_waits_for_the_answer: "16",
             rule_17_no_use_between_giving_and_its_answer: "17",
@@ -151,10 +158,12 @@ macro_rules! conformance_suite {
             rule_32_hints_are_writable_and_in_a_round: "32",
             rule_33_a_round_is_closed: "33",
             rule_34_no_use_before_the_hint_is_answered: "34",
+            rule_35_hinted_frames_are_filled_before_use: "35",
             rule_36_hinted_frames_are_kept_until_done: "36",
             rule_38_frames_taken_back_hold_the_poison: "38",
             rule_39_no_use_before_the_report_is_answered: "39",
             rule_40_reported_frames_hold_the_poison: "40",
+            rule_41_large_ranges_are_reported: "41",
             rule_r1_256_page_numbers: "R1",
             rule_r2_one_descriptor: "R2",
             rule_r3_page_numbers_rise: "R3",

@@ -23,23 +23,28 @@
 //! | 9 | queues, then poison value, then `DRIVER_OK`, then notifications (5.5.5) |
 //! | 10 | the poison value stands once the device runs (5.5.6.6, D) |
 //! | 11 | frames are given while the target is above the size (5.5.6.1, S) |
+//! | 12 | while it is below, none are given, and they come back (5.5.6.1, M: a driver need not take any back, but one that never does is not judged by 13 to 22 either) |
 //! | 13 | none are taken back against the target (5.5.6.1, D) |
+//! | 14 | with `DEFLATE_ON_OOM` some are, if memory is short (5.5.6.1, M) |
 //! | 15, 17 | a frame told away is used only after it was told back (5.5.6.1, D) |
 //! | 16 | with `MUST_TELL_HOST`: after that was answered (5.5.6.1, D) |
 //! | 18 | a frame is told back only after its giving was answered (5.5.6.1, D) |
-//! | 19 | the size is published after each change (5.5.6.1, D) |
+//! | 19 | the size is published after each change, and counts frames given by either path: told away, or reported and kept (5.5.6.1, D) |
 //! | 20 | page numbers are whole 32-bit words of guest memory (5.5.6, D) |
 //! | 21 | used lengths are ignored (5.5.6.2.1, S) |
 //! | 22 | a frame is filled when the device no longer writes to it (5.5.6.2) |
 //! | 23 to 27 | one filled statistics buffer, again after each answer, of whole, equal entries (5.5.6.3, D) |
 //! | 28, 37 | the legacy interface, of another byte order, is not driven as if it were the modern one |
+//! | 29 | binds the device, which has to ignore statistics it does not know (5.5.6.3.2): no driver can break it, and the judge, which plays the device, finds no fault with them |
 //! | 30, 31, 33 | hinting commands of four bytes, each round opened once and closed (5.5.6.5, D) |
 //! | 32 | hints are writable, and only during a round (5.5.6.5, S) |
 //! | 34 | no hinted frame is used before its answer (M, but several devices lose data) |
+//! | 35 | a hinted frame is written to before it is used (5.5.6.5, D): by the kernel if it relies on what free frames hold; else by the program that gets it, which no device sees |
 //! | 36 | hinted frames are kept at STOP, released at DONE (5.5.6.5, S) |
 //! | 38 | frames taken back hold the poison value when they are used (5.5.6.6, D) |
 //! | 39 | a reported frame is used only after the answer (5.5.6.7, D) |
 //! | 40 | with `PAGE_POISON`: it holds the value when it is reported (5.5.6.7, D) |
+//! | 41 | large ranges are reported where there are any (5.5.6.7, S); that reports are allowed at any time after `DRIVER_OK` (M) forbids only what 9 does, and which frames programs get first (S) is the allocator's choice |
 //! | R1 | at most 256 page numbers in a descriptor |
 //! | R2 | one descriptor for each request of page numbers, two on a host with unsplittable pages of 2 MiB |
 //! | R3 | page numbers rise |
@@ -52,9 +57,6 @@
 //! | R10, R11 | `ACCESS_PLATFORM` and `SUSPEND` are declined |
 //! | R12 | a target beyond all reason leaves the kernel memory |
 //! | V8 | under `CHUNK_TRANSFER`: whole responses, each on the queue of its kind |
-//!
-//! What is missing binds the device (29), allows something (12, 14, 41), or is the write of a program to a frame
-//! it was given (35).
 
 mod registers;
 mod requests;
@@ -112,6 +114,12 @@ pub struct Judge {
     /// Frames named in this round, and whether the device wants them kept.
     hinted: BTreeSet<u64>,
     stopped: bool,
+    /// Frames named in any round that nobody has filled since.
+    undefined: BTreeSet<u64>,
+    /// Frames whose report was answered and that nobody has used since.
+    discarded: BTreeSet<u64>,
+    /// Frames and ranges reported.
+    reported: (u64, u64),
     /// The kernel relies on what free frames hold.
     poison: bool,
     /// Frames the device may have written to since the kernel filled them.
@@ -142,6 +150,9 @@ impl Judge {
             round: None,
             hinted: BTreeSet::new(),
             stopped: false,
+            undefined: BTreeSet::new(),
+            discarded: BTreeSet::new(),
+            reported: (0, 0),
             poison: false,
             junk: BTreeSet::new(),
             guarded: false,
@@ -177,6 +188,14 @@ impl Judge {
         self.told.len()
     }
 
+    /// Frames the host may have discarded and nobody has used since, whether they
+    /// were told away or reported.
+    #[must_use]
+    pub fn given(&self) -> FrameCount {
+        let count = self.told.len() + self.discarded.len();
+        FrameCount::new(count as u64)
+    }
+
     /// The kernel relies on what free frames hold, and fills them.
     pub const fn set_poison(&mut self) {
         self.poison = true;
@@ -190,7 +209,21 @@ impl Judge {
             Some(Place::Returning) if tell => self.note("22", "filled before it was back"),
             Some(Place::Returning) | None => {}
         }
-        self.junk.remove(&pfn.get());
+        let pfn = pfn.get();
+        self.junk.remove(&pfn);
+        if !self.holds(QueueId::Hint, pfn) {
+            self.undefined.remove(&pfn);
+        }
+    }
+
+    /// Whether the device has a request that names this frame in a range.
+    fn holds(&self, queue: QueueId, pfn: u64) -> bool {
+        let held = self
+            .ranges
+            .iter()
+            .filter(|((of, _), _)| *of == queue.index());
+        let mut held = held.flat_map(|(_, ranges)| ranges);
+        held.any(|range| range.contains(&pfn))
     }
 
     /// The guest uses this frame from now on.
@@ -212,20 +245,20 @@ impl Judge {
             ),
             (QueueId::Hint, "34", "used before its hint was answered"),
         ] {
-            let mut ranges = self
-                .ranges
-                .iter()
-                .filter(|((of, _), _)| *of == queue.index());
-            if ranges.any(|(_, ranges)| ranges.iter().any(|range| range.contains(&pfn))) {
+            if self.holds(queue, pfn) {
                 self.note(rule, what);
             }
         }
         if self.stopped && self.hinted.contains(&pfn) {
             self.note("36", "used though the round was only stopped");
         }
+        if self.poison && self.undefined.contains(&pfn) {
+            self.note("35", "used after a hint without having been filled");
+        }
         if self.accepted.contains(Features::PAGE_POISON) && self.junk.contains(&pfn) {
             self.note("38", "used without having been filled");
         }
+        self.discarded.remove(&pfn);
     }
 
     /// The driver has done what it wanted to for now.
@@ -244,6 +277,16 @@ impl Judge {
     /// Whether the driver has opened a round and not closed it.
     pub(super) const fn in_round(&self) -> bool {
         self.round.is_some()
+    }
+
+    /// Frames and ranges of all reports.
+    pub(super) const fn reported(&self) -> (u64, u64) {
+        self.reported
+    }
+
+    /// What was noted is forgotten.
+    pub(super) fn acquit(&mut self) {
+        self.violations.clear();
     }
 
     pub(super) fn note(&mut self, rule: &'static str, what: &'static str) {
@@ -285,6 +328,15 @@ mod tests {
             .iter()
             .map(|broken| broken.rule)
             .collect()
+    }
+
+    #[test]
+    fn rule_29_unknown_statistics_are_no_fault() {
+        let unknown: Vec<u8> = [9_999_u16, u16::MAX]
+            .into_iter()
+            .flat_map(|tag| tag.to_le_bytes().into_iter().chain([0; 8]))
+            .collect();
+        assert_eq!(broken(QueueId::Statistics, 20, false, &unknown), [""; 0]);
     }
 
     /// Rules that our rings cannot be made to break.

@@ -4,12 +4,14 @@ use crate::protocol::{Features, Policy};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use balloon_core::{Pfn, Shared, Stop};
+use balloon_core::{FrameRange, Pfn, Shared, Stop};
 
 /// Free frames, and whether the host is believed to back each.
 struct Memory {
     free: BTreeMap<u64, bool>,
     refuses: bool,
+    /// Hands out the highest first.
+    falling: bool,
 }
 
 impl Memory {
@@ -17,6 +19,7 @@ impl Memory {
         Self {
             free: frames.map(|pfn| (pfn, true)).collect(),
             refuses: false,
+            falling: false,
         }
     }
 
@@ -47,7 +50,8 @@ impl FrameSource for Memory {
                 blocks.push((populated, start));
             }
         }
-        blocks.sort_by_key(|&(populated, start)| (core::cmp::Reverse(populated), start));
+        let order = |start: u64| if self.falling { !start } else { start };
+        blocks.sort_by_key(|&(populated, start)| (core::cmp::Reverse(populated), order(start)));
         for (populated, start) in blocks {
             let left = self.free.len() as u64 - size;
             if out.wanted().get() < size || left < ask.keep.get() {
@@ -275,25 +279,29 @@ fn no_reports_where_they_would_break_an_expectation() {
 
 #[test]
 fn neighbours_travel_as_one_range_without_what_is_unpopulated() {
-    let mut guest = guest(pace(4));
-    guest.memory = Memory::new(0x100..0x200);
-    guest
-        .memory
-        .free
-        .range_mut(0x1c0..)
-        .for_each(|(_, populated)| *populated = false);
-    let ranges: Vec<_> = (0..10)
-        .flat_map(|now| {
-            guest.step(now).unwrap();
-            guest.serve()
-        })
-        .collect();
-    // Four blocks at a time, each time merged.
-    assert_eq!(ranges, [(0x100, 0x40), (0x140, 0x40), (0x180, 0x40)]);
-    assert_eq!(
-        (guest.memory.free.len(), guest.memory.populated()),
-        (0x100, 0)
-    );
+    for falling in [false, true] {
+        let mut guest = guest(pace(4));
+        guest.memory = Memory::new(0x100..0x200);
+        guest.memory.falling = falling;
+        guest
+            .memory
+            .free
+            .range_mut(0x1c0..)
+            .for_each(|(_, populated)| *populated = false);
+        let mut ranges: Vec<_> = (0..10)
+            .flat_map(|now| {
+                guest.step(now).unwrap();
+                guest.serve()
+            })
+            .collect();
+        ranges.sort_unstable();
+        // Four blocks at a time, each time merged.
+        assert_eq!(ranges, [(0x100, 0x40), (0x140, 0x40), (0x180, 0x40)]);
+        assert_eq!(
+            (guest.memory.free.len(), guest.memory.populated()),
+            (0x100, 0)
+        );
+    }
 }
 
 #[test]

@@ -38,10 +38,26 @@ mod suite {
 
         #[test]
         fn each_rule_fails_for_a_driver_that_breaks_it() {
+            // Our rings cannot be made to break these: the judge's own tests do.
+            let breakable = RULES
+                .iter()
+                .filter(|rule| !["R1", "R4b", "R9"].contains(rule));
             let unseen = |rule: &&&'static str| !crate::naive::is_seen_to_break(rule);
-            let missed: Vec<_> = RULES.iter().filter(unseen).collect();
-            // These our rings cannot be made to break: the judge's own tests do.
-            assert_eq!(missed, [&"R1", &"R4b", &"R9"]);
+            let missed: Vec<_> = breakable.filter(unseen).collect();
+            assert!(missed.is_empty(), "{missed:?}");
+        }
+
+        /// Where the device has a queue for reports, which QEMU's plainest has not.
+        #[test]
+        fn rule_17_is_kept_under_any_numbering_though_the_device_lies() {
+            assert!(crate::naive::is_seen_to_break_by("17", "17 if lied to"));
+        }
+
+        #[test]
+        fn rule_19_covers_what_is_given_in_bulk() {
+            for fault in ["19 told only", "19 not back"] {
+                assert!(crate::naive::is_seen_to_break_by("19", fault), "{fault}");
+            }
         }
     }
 }

@@ -1,10 +1,10 @@
 //! A second driver, which shares nothing with this crate's but the rings: a
-//! request at a time, as drivers were first written. It keeps every rule, and
-//! breaks the one it is told to.
+//! request at a time, as drivers were first written, but ranges where it may give
+//! them. It keeps every rule, and breaks the one it is told to.
 
 use core::cell::Cell;
 
-use balloon_core::{FrameRange, InFlight, Kind, Outcome, Pfn, Run, Slots};
+use balloon_core::{FrameCount, FrameRange, InFlight, Kind, Outcome, Pfn, Run, Slots};
 use transport_virtio::fake::conformance::{Driver, Kernel};
 use transport_virtio::fake::{FakeDevice, FakeMemory};
 use transport_virtio::protocol::{ACTUAL, HINT_COMMAND, NUM_PAGES, POISON_VALUE};
@@ -14,13 +14,18 @@ use transport_virtio::{
 };
 
 thread_local! {
-    /// The rule that this thread's drivers break.
+    /// The rule that this thread's drivers break, and how if there are several ways.
     static FAULT: Cell<&'static str> = const { Cell::new("") };
 }
 
 /// Whether the suite sees that a driver breaks this rule which is to.
 pub(crate) fn is_seen_to_break(rule: &'static str) -> bool {
-    FAULT.set(rule);
+    is_seen_to_break_by(rule, rule)
+}
+
+/// Whether the suite sees that a driver breaks this rule which does so by `fault`.
+pub(crate) fn is_seen_to_break_by(rule: &'static str, fault: &'static str) -> bool {
+    FAULT.set(fault);
     let seen = transport_virtio::fake::conformance::breaks::<Naive>(rule);
     FAULT.set("");
     seen
@@ -49,6 +54,9 @@ pub(crate) struct Naive {
     superpages: bool,
     free: Vec<u64>,
     told: Vec<u64>,
+    /// Reported and kept.
+    bulk: Vec<u64>,
+    gives_in_bulk: bool,
     hinted: Vec<u64>,
     pending: Vec<Pending>,
     command: u32,
@@ -113,14 +121,30 @@ impl Naive {
         self.send(kind, queue, Body::Bytes(&bytes), pfns)
     }
 
+    /// Ranges of neighbours that rise.
     fn ranges(&mut self, kind: Kind, queue: QueueId, pfns: Vec<u64>) -> bool {
-        let run = |&pfn: &u64| {
-            FrameRange::single(Pfn::new(pfn))
-                .and_then(Run::new)
-                .unwrap()
+        let run = |pfns: &[u64]| {
+            let count = FrameCount::new(pfns.len() as u64);
+            FrameRange::new(Pfn::new(*pfns.first()?), count).and_then(Run::new)
         };
-        let runs: Vec<Run> = pfns.iter().map(run).collect();
+        let runs = pfns.chunk_by(|a, b| a + 1 == *b);
+        let runs: Vec<Run> = runs.map(|pfns| run(pfns).unwrap()).collect();
         self.send(kind, queue, Body::Ranges(&runs), pfns)
+    }
+
+    /// Up to so many free neighbours, from below.
+    fn take_run(&mut self, most: usize) -> Vec<u64> {
+        self.free
+            .sort_unstable_by_key(|pfn| core::cmp::Reverse(*pfn));
+        let mut run: Vec<u64> = Vec::new();
+        while run.len() < most
+            && let Some(next) = self
+                .free
+                .pop_if(|pfn| run.last().is_none_or(|last| last + 1 == *pfn))
+        {
+            run.push(next);
+        }
+        run
     }
 
     fn home(&mut self, pfns: &[u64]) {
@@ -130,14 +154,18 @@ impl Naive {
         }
     }
 
+    const fn size(&self) -> usize {
+        self.told.len() + self.bulk.len()
+    }
+
     fn write_actual(&mut self) {
-        let size = u32::try_from(self.told.len()).unwrap();
-        let size = if breaks("19") {
-            size.saturating_sub(1)
-        } else {
-            size
+        let size = match FAULT.get() {
+            "19" => self.size().saturating_sub(1),
+            "19 told only" => self.told.len(),
+            _ => self.size(),
         };
-        self.rings.write_config(ACTUAL, size);
+        self.rings
+            .write_config(ACTUAL, u32::try_from(size).unwrap());
     }
 
     fn reap(&mut self) {
@@ -164,8 +192,15 @@ impl Naive {
                         }
                         self.write_actual();
                     }
-                    QueueId::Hint if breaks("36") => self.free.extend(pending.pfns),
+                    QueueId::Hint if breaks("36") => self.home(&pending.pfns),
                     QueueId::Hint => self.hinted.extend(pending.pfns),
+                    QueueId::Reporting if kind == Kind::Inflate => {
+                        if breaks("17 if lied to") && self.rings.counters().spurious_answers > 0 {
+                            self.free.extend(&pending.pfns);
+                        }
+                        self.bulk.extend(pending.pfns);
+                        self.write_actual();
+                    }
                     QueueId::Reporting if breaks("39") => {}
                     _ => self.free.extend(pending.pfns),
                 }
@@ -195,18 +230,24 @@ impl Naive {
             _ if self.superpages => 512,
             _ => 256,
         };
-        let give = target.saturating_sub(self.told.len()).min(spare).min(most);
+        let give = target.saturating_sub(self.size()).min(spare).min(most);
         let give = if breaks("11") { give.min(16) } else { give };
-        let back = self.told.len().saturating_sub(target).min(256);
-        let taken = if self.free.is_empty() && breaks("13") {
-            1
-        } else {
-            back
+        let back = self.size().saturating_sub(target).min(256);
+        let (give, back) = match FAULT.get() {
+            "12" if back > 0 => (spare.min(1), 0),
+            "13" if self.free.is_empty() => (0, 1),
+            "14" if give == 0 && self.accepted.contains(Features::DEFLATE_ON_OOM) => (0, 1),
+            _ => (give, back),
         };
-        if give > 0 && self.idle(QueueId::Inflate) && self.idle(QueueId::Deflate) {
-            if breaks("11") && self.told.len() > 64 {
-                return;
+        if breaks("11") && give > 0 && self.size() > 64 {
+            return;
+        }
+        if give > 0 && self.gives_in_bulk {
+            if self.idle(QueueId::Reporting) {
+                let pfns = self.take_run(give);
+                self.ranges(Kind::Inflate, QueueId::Reporting, pfns);
             }
+        } else if give > 0 && self.idle(QueueId::Inflate) && self.idle(QueueId::Deflate) {
             self.free
                 .sort_unstable_by_key(|pfn| core::cmp::Reverse(*pfn));
             if self.scattered {
@@ -223,10 +264,26 @@ impl Naive {
                 return;
             }
             self.tell(QueueId::Inflate, pfns);
-        } else if taken > 0 && self.idle(QueueId::Deflate) && self.idle(QueueId::Inflate) {
-            let pfns = self
-                .told
-                .split_off(self.told.len() - taken.min(self.told.len()));
+        } else if back > 0 {
+            self.take_back(back);
+        }
+    }
+
+    fn take_back(&mut self, most: usize) {
+        if !self.bulk.is_empty() {
+            // A size that does not count them is all it takes.
+            let left = self.bulk.len().saturating_sub(most);
+            let pfns = self.bulk.split_off(left);
+            if !breaks("19 not back") {
+                self.write_actual();
+            }
+            self.free.extend(pfns);
+        } else if self.idle(QueueId::Deflate) && self.idle(QueueId::Inflate) {
+            let left = self.told.len().saturating_sub(most);
+            let pfns = self.told.split_off(left);
+            if pfns.is_empty() {
+                return;
+            }
             if breaks("15") {
                 self.free.extend(pfns);
                 return self.write_actual();
@@ -280,7 +337,8 @@ impl Naive {
             return;
         }
         let generation = Some(self.rings.generation());
-        if self.generation != generation
+        // Firecracker's never moves.
+        if (self.generation != generation || !self.round)
             && let Some(command) = self.read(HINT_COMMAND)
         {
             self.generation = generation;
@@ -289,10 +347,7 @@ impl Naive {
                 self.round = command > 1;
                 match command {
                     0 => drop(self.command_to_device(0)),
-                    1 => {
-                        let hinted = core::mem::take(&mut self.hinted);
-                        self.free.extend(hinted);
-                    }
+                    1 => {}
                     _ => {
                         self.command_to_device(command);
                         if breaks("31") {
@@ -301,6 +356,10 @@ impl Naive {
                     }
                 }
             }
+        }
+        if self.command == 1 {
+            let hinted = core::mem::take(&mut self.hinted);
+            self.home(&hinted);
         }
         if breaks("32") && !self.round && self.command == 1 {
             self.hint_one();
@@ -341,12 +400,13 @@ impl Naive {
         if !self.reports.is_multiple_of(4) {
             return;
         }
-        let pfn = self.free.pop().unwrap();
+        let most = if breaks("41") { 1 } else { 64 };
+        let pfns = self.take_run(most.min(self.free.len() - self.floor));
         if breaks("39") {
-            self.free.push(pfn);
+            self.free.extend(&pfns);
         }
-        if !self.ranges(Kind::Report, QueueId::Reporting, vec![pfn]) {
-            self.free.push(pfn);
+        if !self.ranges(Kind::Report, QueueId::Reporting, pfns.clone()) {
+            self.free.extend(pfns);
         }
     }
 }
@@ -359,7 +419,8 @@ fn negotiate(device: &mut FakeDevice, kernel: &Kernel) -> Option<(Features, Feat
     if !offered.contains(Features::VERSION_1) && !breaks("28") {
         return None;
     }
-    let mut wanted = Features::VERSION_1 | Features::MUST_TELL_HOST | kernel.services;
+    let mut wanted =
+        Features::VERSION_1 | Features::MUST_TELL_HOST | Features::DEFLATE_ON_OOM | kernel.services;
     if kernel.poison.is_some() {
         wanted |= Features::PAGE_POISON;
         if !offered.contains(Features::PAGE_POISON) && !breaks("5") {
@@ -441,6 +502,9 @@ impl Driver for Naive {
             superpages: kernel.superpages,
             free: kernel.frames.frames().map(Pfn::get).collect(),
             told: Vec::new(),
+            bulk: Vec::new(),
+            gives_in_bulk: accepted.contains(Features::PAGE_REPORTING)
+                && !accepted.intersects(Features::MUST_TELL_HOST | Features::PAGE_POISON),
             hinted: Vec::new(),
             pending: Vec::new(),
             command: 0,
@@ -484,8 +548,21 @@ impl Driver for Naive {
         }
     }
 
+    fn relieve(&mut self) {
+        let hinted = core::mem::take(&mut self.hinted);
+        if breaks("35") {
+            self.free.extend(hinted);
+        } else {
+            self.home(&hinted);
+        }
+        if self.accepted.contains(Features::DEFLATE_ON_OOM) {
+            self.take_back(16);
+        }
+    }
+
     fn is_waiting(&self) -> bool {
-        !self.idle(QueueId::Inflate) && !breaks("R8")
+        let waits = !self.idle(QueueId::Inflate) || !self.idle(QueueId::Reporting);
+        waits && !breaks("R8")
     }
 
     fn take_filled(&mut self) -> Vec<Pfn> {

@@ -3,7 +3,7 @@
 use balloon_core::testing::FakeSource;
 use balloon_core::{
     Ask, Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, GivePath,
-    Ledger, Nanos, Order, Pfn, Policy as Pace, RangeSink, Shared, Stop, Unit,
+    Ledger, Nanos, Need, Order, Pfn, Policy as Pace, RangeSink, Shared, Stop, Unit,
 };
 use transport_virtio::fake::conformance::{Driver, Kernel};
 use transport_virtio::fake::{FakeBalloon, FakeDevice, FakeMemory, NoDelay};
@@ -160,8 +160,17 @@ impl<const BULK: bool> Driver for Ours<BULK> {
         }
     }
 
+    fn relieve(&mut self) {
+        let (balloon, frames) = (&mut self.balloon, &mut self.frames);
+        let (now, wanted) = (Nanos::from_millis(self.now), FrameCount::new(64));
+        self.engine
+            .relieve(balloon, frames, Need::frames(wanted), now);
+        self.hinting.relieve(frames, &mut self.hinted, wanted);
+    }
+
     fn is_waiting(&self) -> bool {
-        self.balloon.in_flight(QueueId::Inflate) > 0
+        let out = |queue| self.balloon.in_flight(queue);
+        out(QueueId::Inflate) + out(QueueId::Reporting) > 0
             && !self.engine.status(&self.frames).inflating.is_zero()
     }
 

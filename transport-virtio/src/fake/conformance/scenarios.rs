@@ -3,18 +3,20 @@
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use balloon_core::{FrameCount, Order, Pfn};
+use balloon_core::{FrameCount, Order};
 
+use super::stage::{PATIENCE, Stage};
 use super::{Driver, Kernel, frames};
-use crate::fake::{FakeDevice, FakeMemory, Profile};
+use crate::fake::Profile;
 use crate::protocol::{Features, QueueId};
-
-/// Steps in which a driver is to get anywhere.
-const PATIENCE: usize = 2000;
 
 const SERVICES: Features = Features::STATS_VQ
     .union(Features::FREE_PAGE_HINT)
     .union(Features::PAGE_REPORTING);
+
+/// Frames of a range worth a report: less frees nothing on a host whose pages
+/// are of 64 KiB.
+const LARGE: u64 = 16;
 
 const SUSPEND: Features = Features::from_bits_retain(1 << 43);
 
@@ -39,31 +41,29 @@ pub(super) fn play_all<D: Driver>(until: Option<&str>) -> Rules {
         }
         play(&mut rules, &kernel, scenario);
     }
-    let quiet = Kernel::new(Profile::qemu(Features::empty()));
-    let divided = || Stage::<D>::start(&quiet).is_some_and(Stage::believes_lies);
-    if until.is_none_or(|rule| !rules.contains(rule)) && divided() {
-        rules.insert("17");
-    }
     rules
 }
 
 fn scenarios<D: Driver>() -> Vec<Scenario<D>> {
-    let quiet = Kernel::new(Profile::qemu(Features::empty()));
+    let quiet = Profile::qemu(Features::empty());
     let serving = |profile| Kernel {
         services: SERVICES,
         ..Kernel::new(profile)
     };
     let hinting = Profile::qemu(Features::FREE_PAGE_HINT);
+    let reporting = Profile::qemu(Features::PAGE_REPORTING);
     let mut scenarios: Vec<Scenario<D>> = Vec::from([
-        (quiet.clone(), Stage::odd_lengths as fn(&mut Stage<D>)),
-        (quiet.clone(), Stage::restless),
-        (quiet.clone(), Stage::deaf),
-        (quiet.clone(), Stage::greedy),
-        (quiet.clone(), Stage::under_pressure),
-        (serving(quiet.profile), Stage::statistics),
+        (serving(quiet), Stage::statistics as fn(&mut Stage<D>)),
         (serving(hinting), Stage::hints),
+        (relying(serving(hinting)), Stage::short_in_a_round),
+        (serving(reporting), Stage::reports),
         (superpages(), Stage::superpages),
     ]);
+    for profile in [quiet, reporting] {
+        let kernel = Kernel::new(profile.with(Features::DEFLATE_ON_OOM));
+        scenarios.push((kernel, Stage::may_deflate_when_short));
+    }
+    scenarios.extend(hostile(&Kernel::new(quiet)));
     // Queues of any size: a driver that refuses one has not read R6.
     for size in [2, 32, 256] {
         let profile = Profile::qemu(SERVICES)
@@ -76,14 +76,9 @@ fn scenarios<D: Driver>() -> Vec<Scenario<D>> {
     for profile in [
         Profile::qemu(SERVICES | Features::PAGE_POISON),
         Profile::specification(Features::MUST_TELL_HOST | Features::PAGE_POISON),
-        Profile::qemu(Features::PAGE_REPORTING),
+        reporting,
     ] {
-        let poison = Some(0x5a5a_5a5a);
-        let kernel = Kernel {
-            poison,
-            ..serving(profile)
-        };
-        scenarios.push((kernel, Stage::live));
+        scenarios.push((relying(serving(profile)), Stage::live));
     }
     for profile in profiles() {
         for services in [Features::empty(), SERVICES] {
@@ -97,7 +92,34 @@ fn scenarios<D: Driver>() -> Vec<Scenario<D>> {
             }
         }
     }
+    for profile in profiles() {
+        for kernel in [Kernel::new(profile), serving(profile)] {
+            scenarios.extend(hostile(&kernel));
+        }
+    }
     scenarios
+}
+
+/// Hosts that say odd things, or ask for what they cannot have.
+fn hostile<D: Driver>(kernel: &Kernel) -> [Scenario<D>; 7] {
+    let scenarios: [fn(&mut Stage<D>); 7] = [
+        Stage::odd_lengths,
+        Stage::restless,
+        Stage::deaf,
+        Stage::greedy,
+        Stage::under_pressure,
+        Stage::shrinking,
+        Stage::lied_to,
+    ];
+    scenarios.map(|scenario| (kernel.clone(), scenario))
+}
+
+/// The same kernel, relying on what its free frames hold.
+fn relying(kernel: Kernel) -> Kernel {
+    Kernel {
+        poison: Some(0x5a5a_5a5a),
+        ..kernel
+    }
 }
 
 /// Each device model, in variants that matter.
@@ -137,112 +159,7 @@ fn play<D: Driver>(rules: &mut Rules, kernel: &Kernel, scenario: fn(&mut Stage<D
     rules.extend(violations.iter().map(|violation| violation.rule));
 }
 
-/// A driver, the programs beside it, and chance.
-struct Stage<D> {
-    driver: D,
-    kernel: Kernel,
-    used: Vec<Pfn>,
-    /// Requests that the device has taken and not answered.
-    taken: Vec<(QueueId, u32)>,
-    random: u64,
-}
-
 impl<D: Driver> Stage<D> {
-    fn start(kernel: &Kernel) -> Option<Self> {
-        let memory = FakeMemory::new(D::DMA_BYTES);
-        let mut device = FakeDevice::new(kernel.profile, memory.clone());
-        let judge = device.judge_mut();
-        judge.set_memory(kernel.frames.start()..kernel.frames.end());
-        if kernel.poison.is_some() {
-            judge.set_poison();
-        }
-        if kernel.superpages {
-            judge.set_superpages();
-        }
-        Some(Self {
-            driver: D::bring_up(device, memory, kernel)?,
-            kernel: kernel.clone(),
-            used: Vec::new(),
-            taken: Vec::new(),
-            random: 0x9e37_79b9_7f4a_7c15,
-        })
-    }
-
-    fn device(&mut self) -> &mut FakeDevice {
-        self.driver.device()
-    }
-
-    fn note(&mut self, rule: &'static str, what: &'static str) {
-        self.device().judge_mut().note(rule, what);
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % bound
-    }
-
-    fn step(&mut self) {
-        self.driver.step();
-        for pfn in self.driver.take_filled() {
-            self.device().judge_mut().fills(pfn);
-        }
-        self.device().judge_mut().steps();
-    }
-
-    fn allocate(&mut self) -> bool {
-        let Some(pfn) = self.driver.allocate() else {
-            return false;
-        };
-        self.device().judge_mut().uses(pfn);
-        self.used.push(pfn);
-        true
-    }
-
-    /// Programs end; a few of them at random, or all.
-    fn free_down_to(&mut self, keep: usize) {
-        while self.used.len() > keep {
-            let pfn = self.used.swap_remove(0);
-            self.driver.free(pfn);
-        }
-    }
-
-    /// Programs come and go.
-    fn churn(&mut self) {
-        for _ in 0..self.below(8) {
-            self.allocate();
-        }
-        let keep = 32 + self.below(32);
-        self.free_down_to(usize::try_from(keep).unwrap_or(0));
-    }
-
-    /// The device takes some of what there is, and answers some of what it has.
-    fn serve(&mut self) {
-        for queue in QueueId::ALL {
-            for _ in 0..self.below(4) {
-                if let Some(chain) = self.device().take(queue) {
-                    self.taken.push((queue, chain.head.into()));
-                }
-            }
-        }
-        let answers = self.below(8).min(self.taken.len() as u64);
-        let answers = usize::try_from(answers).unwrap_or(0);
-        for (queue, head) in self.taken.drain(..answers).collect::<Vec<_>>() {
-            self.device().answer(queue, head, 0);
-        }
-    }
-
-    /// Whether the driver publishes this size within its time.
-    fn reaches(&mut self, target: u32) -> bool {
-        self.device().set_target(target);
-        (0..PATIENCE).any(|_| {
-            self.step();
-            self.serve();
-            self.device().actual() == target
-        })
-    }
-
     fn live(&mut self) {
         let frames = self.kernel.frames.count().get();
         for round in 0..160_u32 {
@@ -267,16 +184,10 @@ impl<D: Driver> Stage<D> {
         if !self.reaches(giving) {
             self.note("11", "a size that is possible is not reached");
         }
-        self.settle();
-        let told = self.device().judge().told();
-        let bulk = self
-            .kernel
-            .profile
-            .offered()
-            .contains(Features::PAGE_REPORTING);
-        if !bulk && self.device().actual() as usize != told {
+        if !self.size_is_true() {
             self.note("19", "the size is not what was given");
         }
+        self.free_down_to(0);
         if self.reaches(0) {
             self.settle();
             if self.device().judge().told() != 0 {
@@ -284,26 +195,49 @@ impl<D: Driver> Stage<D> {
             }
         }
         // What came back is used.
-        while self.allocate() {}
-    }
-
-    /// All that is on its way arrives.
-    fn settle(&mut self) {
-        for _ in 0..50 {
-            self.step();
-            self.serve();
+        if !self.size_is_true() {
+            self.note("19", "the size is not what is left to take back");
         }
     }
 
-    /// Whether a device that answers what it was not asked, twice, and in the end
-    /// with an index that ran away, makes the driver give a frame two owners.
-    ///
-    /// The judge takes such a device at its word, so it is not asked.
-    fn believes_lies(mut self) -> bool {
-        for round in 0..300_u32 {
-            self.device().set_target(round % 64 * 8);
+    /// The host wants back to what it gave, in one go.
+    fn shrinking(&mut self) {
+        self.reaches(500);
+        self.settle();
+        self.device().set_target(100);
+        let given = |stage: &mut Self| {
+            let device = stage.device();
+            (device.actual(), device.judge().told())
+        };
+        let mut before = given(self);
+        for _ in 0..PATIENCE {
             self.step();
-            for queue in [QueueId::Inflate, QueueId::Deflate] {
+            self.serve();
+            let now = given(self);
+            if now.0 > before.0 || now.1 > before.1 {
+                self.note("12", "given while the target was below the size");
+            }
+            before = now;
+            if now.0 == 100 {
+                return;
+            }
+        }
+        self.note("12", "nothing, or not all, is taken back");
+    }
+
+    /// A device that answers what it was not asked, twice, with any length, and in
+    /// the end with indices that ran away: no frame may have two owners.
+    fn lied_to(&mut self) {
+        for round in 0..120_u32 {
+            self.device().set_target(round % 64 * 8);
+            match round % 60 {
+                0 | 10 => self.device().set_hint_command(7 + round),
+                30 => self.device().set_hint_command(0),
+                40 => self.device().set_hint_command(1),
+                _ => {}
+            }
+            self.step();
+            for queue in QueueId::ALL {
                 let head = self
                     .device()
                     .take(queue)
@@ -314,26 +248,33 @@ impl<D: Driver> Stage<D> {
             }
             self.churn();
         }
-        self.device().jump(QueueId::Inflate, 1000);
+        for queue in QueueId::ALL {
+            self.device().jump(queue, 1000);
+        }
         self.settle();
-        while self.allocate() {}
+        self.allocate_all();
+        // The judge took the device at its word.
+        self.device().judge_mut().acquit();
         let owners = self.used.len();
         self.used.sort_unstable();
         self.used.dedup();
-        owners != self.used.len()
+        if owners != self.used.len() {
+            self.note("17", "a frame has two owners");
+        }
     }
 
     fn odd_lengths(&mut self) {
         self.device().set_target(100);
         for written in (0..200_u32).map(|round| u32::MAX - round) {
             self.step();
-            if let Some(chain) = self.device().take(QueueId::Inflate) {
-                let head = chain.head.into();
-                self.device().answer(QueueId::Inflate, head, written);
+            for queue in QueueId::ALL {
+                if let Some(chain) = self.device().take(queue) {
+                    let head = chain.head.into();
+                    self.device().answer(queue, head, written);
+                }
             }
         }
-        let told = self.device().judge().told();
-        if self.device().actual() != 100 || told != 100 {
+        if self.device().actual() != 100 || !self.size_is_true() {
             self.note("21", "a used length is believed");
         }
     }
@@ -380,13 +321,31 @@ impl<D: Driver> Stage<D> {
         self.reaches(500);
         self.settle();
         let given = (self.device().actual(), self.device().judge().told());
-        while self.allocate() {}
+        self.allocate_all();
         for _ in 0..200 {
+            self.relieve();
             self.step();
             self.serve();
         }
         if given != (self.device().actual(), self.device().judge().told()) {
             self.note("13", "taken back against the target");
+        }
+    }
+
+    /// The host has allowed what [`under_pressure`](Self::under_pressure) forbids.
+    fn may_deflate_when_short(&mut self) {
+        self.reaches(500);
+        for _ in 0..200 {
+            self.step();
+            self.serve();
+            if self.device().actual() != 500 {
+                return self.note("14", "taken back without need");
+            }
+        }
+        self.allocate_all();
+        self.relieve();
+        if !self.size_is_true() {
+            self.note("19", "the size is not what is left");
         }
     }
 
@@ -417,7 +376,7 @@ impl<D: Driver> Stage<D> {
     fn hints(&mut self) {
         let frames = self.kernel.frames.count().get();
         let obtainable = |stage: &mut Self| {
-            while stage.allocate() {}
+            stage.allocate_all();
             let count = stage.used.len() as u64;
             stage.free_down_to(0);
             count
@@ -441,6 +400,30 @@ impl<D: Driver> Stage<D> {
         let floor = self.kernel.floor.get();
         if obtainable(self) + floor < frames {
             self.note("36", "hinted frames are not released at DONE");
+        }
+    }
+
+    /// Memory is short while the host may still copy hinted frames or not.
+    fn short_in_a_round(&mut self) {
+        self.device().set_hint_command(9);
+        for _ in 0..self.kernel.frames.count().get() {
+            self.step();
+            self.serve();
+        }
+        self.settle();
+        self.relieve();
+        self.allocate_all();
+    }
+
+    /// All memory is free, in one piece.
+    fn reports(&mut self) {
+        for _ in 0..PATIENCE / 4 {
+            self.step();
+            self.serve();
+        }
+        let (frames, ranges) = self.device().judge().reported();
+        if frames < ranges * LARGE {
+            self.note("41", "free memory is reported piecemeal");
         }
     }
 

@@ -108,6 +108,7 @@ impl Judge {
             }
             match (queue, self.told.get(&pfn)) {
                 (QueueId::Inflate, None) => {
+                    self.discarded.remove(&pfn);
                     self.told.insert(pfn, Place::Giving);
                 }
                 (QueueId::Inflate, Some(_)) => self.note("18", "given before it was back"),
@@ -203,13 +204,17 @@ impl Judge {
         {
             self.note("39", "a frame told away is reported as free");
         }
-        let frames = ranges.iter().cloned().flatten();
+        let frames = || ranges.iter().cloned().flatten();
         if queue == QueueId::Hint {
-            self.hinted.extend(frames);
-        } else if self.accepted.contains(Features::PAGE_POISON)
-            && frames.into_iter().any(|pfn| self.junk.contains(&pfn))
-        {
-            self.note("40", "reported without having been filled");
+            self.hinted.extend(frames());
+            self.undefined.extend(frames());
+        } else {
+            self.reported.0 += frames().count() as u64;
+            self.reported.1 += ranges.len() as u64;
+            let told = self.accepted.contains(Features::PAGE_POISON);
+            if told && frames().any(|pfn| self.junk.contains(&pfn)) {
+                self.note("40", "reported without having been filled");
+            }
         }
         self.ranges.insert((queue.index(), chain.head), ranges);
     }
@@ -217,7 +222,11 @@ impl Judge {
     /// The device answers the request that `id` names, if one does.
     pub(in crate::fake) fn answers(&mut self, queue: QueueId, id: u32) {
         let Ok(head) = u16::try_from(id) else { return };
-        self.ranges.remove(&(queue.index(), head));
+        let ranges = self.ranges.remove(&(queue.index(), head));
+        if queue == QueueId::Reporting {
+            self.discarded
+                .extend(ranges.into_iter().flatten().flatten());
+        }
         if queue == QueueId::Statistics {
             self.statistics_held = false;
         }
