@@ -3,6 +3,7 @@
 use super::*;
 use crate::events::Event;
 use crate::source::Stop;
+use crate::transport::Limits;
 
 fn superpage_host() -> FakeHost {
     let mut host = FakeHost::bulk();
@@ -200,4 +201,105 @@ fn the_pace_is_published_while_frames_move() {
     assert_eq!(pace.per_second.get(), 2560);
     assert_eq!(pace.left.get(), 256 * 30);
     assert_eq!(pace.remaining, Some(Nanos::from_secs(3)));
+}
+
+/// A host that maps superpages, with requests that are no multiple of one.
+fn superpages_in_odd_requests() -> FakeHost {
+    let mut host = FakeHost::plain();
+    let limits = Limits {
+        frames: FrameCount::new(1300),
+        run: FrameCount::new(1100),
+        ..host.capabilities.deflate
+    };
+    host.capabilities.unit = Order::SUPERPAGE;
+    (host.capabilities.inflate, host.capabilities.deflate) = (limits, limits);
+    host
+}
+
+/// Every other frame of the lowest two blocks is ballooned, and six whole blocks above.
+fn scattered_below_whole(host: FakeHost) -> Rig {
+    let mut rig = Rig::with_policy(host, 1, ADAPTIVE);
+    let all = FrameRange::new(Pfn::new(0x200), FrameCount::new(8 * 0x200)).expect("frames");
+    rig.source = FakeSource::new(all);
+    let mut used: Vec<_> = core::iter::from_fn(|| rig.source.allocate()).collect();
+    used.retain(|pfn| pfn.get() < 0x600 && pfn.get() % 2 == 1);
+    for pfn in all.frames().filter(|pfn| !used.contains(pfn)) {
+        rig.source.free_allocated(pfn);
+    }
+    rig.used = FrameCount::new(used.len() as u64);
+    rig.inflate_to(7 * 0x200);
+    rig.assert_reached(7 * 0x200);
+    rig
+}
+
+/// Whole ballooned blocks, what is left of cut ones, and frames of the lowest two.
+fn whole_cut_and_scattered(source: &FakeSource) -> [usize; 3] {
+    let ballooned = |from: u64, to: u64| {
+        let frames = (from..to).map(Pfn::new);
+        frames
+            .filter(|&pfn| source.ballooned(pfn).is_some())
+            .count()
+    };
+    let [mut whole, mut cut] = [0; 2];
+    for start in (0x600..0x1200).step_by(0x200) {
+        match ballooned(start, start + 0x200) {
+            0x200 => whole += 1,
+            some => cut += some,
+        }
+    }
+    [whole, cut, ballooned(0x200, 0x600)]
+}
+
+#[test]
+fn whole_blocks_are_taken_back_first_and_none_is_cut() {
+    let mut rig = scattered_below_whole(superpages_in_odd_requests());
+    assert_eq!(whole_cut_and_scattered(&rig.source), [6, 0, 0x200]);
+    // Five blocks, and five frames that come from where nothing is whole.
+    rig.inflate_to(0x200 * 2 - 5);
+    assert_eq!(whole_cut_and_scattered(&rig.source), [1, 0, 0x200 - 5]);
+    rig.inflate_to(0x200 + 1);
+    assert_eq!(whole_cut_and_scattered(&rig.source), [1, 0, 1]);
+    // Nothing else is left.
+    rig.inflate_to(0x200 - 1);
+    assert_eq!(whole_cut_and_scattered(&rig.source), [0, 0x200 - 1, 0]);
+    rig.inflate_to(0);
+    rig.assert_reached(0);
+}
+
+#[test]
+fn what_is_no_block_comes_back_once_there_are_none() {
+    let mut rig = scattered_below_whole(superpages_in_odd_requests());
+    let before = rig.status().counters.requests;
+    rig.inflate_to(0);
+    rig.assert_reached(0);
+    // Two blocks each, then as many frames as a request has runs for.
+    assert_eq!(rig.status().counters.requests - before, 3 + 2);
+}
+
+#[test]
+fn relief_breaks_no_block_for_a_few_frames_and_takes_whole_ones_for_many() {
+    let mut host = superpages_in_odd_requests();
+    host.capabilities.deflate_on_oom = true;
+    let mut rig = scattered_below_whole(host);
+    for (frames, left) in [
+        (10, [6, 0, 0x200 - 10]),
+        (0x200 * 2, [4, 0, 0x200 - 10]),
+        (0x200 + 3, [3, 0, 0x200 - 13]),
+    ] {
+        let need = Need::frames(FrameCount::new(frames));
+        let relieved = rig
+            .engine
+            .relieve(&mut rig.host, &mut rig.source, need, rig.now);
+        assert_eq!(relieved.usable.get(), frames);
+        assert_eq!(whole_cut_and_scattered(&rig.source), left);
+    }
+}
+
+#[test]
+fn blocks_beyond_a_request_come_back_in_frames() {
+    let mut host = superpages_in_odd_requests();
+    host.capabilities.deflate.run = FrameCount::new(511);
+    let mut rig = scattered_below_whole(host);
+    rig.inflate_to(0);
+    rig.assert_reached(0);
 }
