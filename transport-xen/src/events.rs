@@ -3,9 +3,11 @@
 //! One word of the page says whether anything is pending, a selector says in
 //! which words, the words say which ports. Whoever takes a port out clears its
 //! bit *before* looking at what it stands for, so that a later event is seen.
+//! The first two are one CPU's own, the words are every CPU's: each takes the
+//! ports that are bound to it and leaves the others.
 
 use crate::page::SharedPage;
-use crate::units::Port;
+use crate::units::{InfoSlot, Port};
 
 /// Words of 64 ports each.
 const WORDS: usize = 64;
@@ -18,17 +20,54 @@ const PENDING: usize = 2048;
 const PENDING: usize = 48;
 const MASK: usize = PENDING + WORDS * 8;
 
-/// The shared-info page, as far as events go.
+/// The shared-info page, as far as one CPU's events go.
 #[derive(Debug)]
 pub struct EventPage<P> {
     page: P,
+    /// Where the CPU's own information is, if not at the page's beginning.
+    info: Option<(P, InfoSlot)>,
+    /// Ports that are this CPU's: another's may be pending in the same word.
+    ports: [u32; 2 * WORDS],
 }
 
 impl<P: SharedPage> EventPage<P> {
-    /// The events of the page that shared-info is mapped at.
+    /// The boot CPU's events, all of them, of the page that shared-info is
+    /// mapped at.
     #[must_use]
     pub const fn new(page: P) -> Self {
-        Self { page }
+        Self {
+            page,
+            info: None,
+            ports: [u32::MAX; 2 * WORDS],
+        }
+    }
+
+    /// The events of a CPU with its information in `slot` of `info`
+    /// ([`Platform::connect_vcpu`](crate::platform::Platform::connect_vcpu)):
+    /// none, until it [`claim`](Self::claim)s ports.
+    #[must_use]
+    pub const fn of_vcpu(page: P, info: P, slot: InfoSlot) -> Self {
+        Self {
+            page,
+            info: Some((info, slot)),
+            ports: [0; 2 * WORDS],
+        }
+    }
+
+    /// Takes this port, too, from now on.
+    pub fn claim(&mut self, port: Port) {
+        let (at, bit) = place(0, port);
+        if let Some(word) = self.ports.get_mut(at / 4) {
+            *word |= bit;
+        }
+    }
+
+    /// Leaves this port to another CPU.
+    pub fn release(&mut self, port: Port) {
+        let (at, bit) = place(0, port);
+        if let Some(word) = self.ports.get_mut(at / 4) {
+            *word &= !bit;
+        }
     }
 
     /// Masks every port.
@@ -46,8 +85,7 @@ impl<P: SharedPage> EventPage<P> {
     /// came meanwhile.
     pub fn mask(&mut self, port: Port) {
         let (at, bit) = place(MASK, port);
-        let word = self.page.load(at);
-        self.page.store(at, word | bit);
+        self.page.set_bits(at, bit);
     }
 
     /// Whether the port is pending.
@@ -57,16 +95,20 @@ impl<P: SharedPage> EventPage<P> {
         self.page.load(at) & bit != 0
     }
 
-    /// Takes every pending port that is not masked and shows it to `handle`.
+    /// Takes every pending port of this CPU that is not masked and shows it to
+    /// `handle`.
     ///
-    /// For the interrupt handler of the event channel, on the boot CPU.
+    /// For the interrupt handler of the event channel, on that CPU.
     pub fn take_pending(&mut self, mut handle: impl FnMut(Port)) {
-        self.page.write(UPCALL_PENDING, &[0]);
+        let (info, base) = self.info();
+        info.write(base + UPCALL_PENDING, &[0]);
         for half in 0..2 {
-            let words = self.page.fetch_and(SELECTOR + half * 4, 0);
+            let (info, base) = self.info();
+            let words = info.fetch_and(base + SELECTOR + half * 4, 0);
             for word in bits(words).map(|bit| half * 32 + bit) {
                 for at in [word * 8, word * 8 + 4] {
-                    let ready = self.page.load(PENDING + at) & !self.page.load(MASK + at);
+                    let ours = self.ports.get(at / 4).copied().unwrap_or(0);
+                    let ready = self.page.load(PENDING + at) & !self.page.load(MASK + at) & ours;
                     let taken = self.page.fetch_and(PENDING + at, !ready) & ready;
                     for bit in bits(taken) {
                         let port = u32::try_from(at * 8 + bit).ok().and_then(Port::new);
@@ -76,6 +118,14 @@ impl<P: SharedPage> EventPage<P> {
                     }
                 }
             }
+        }
+    }
+
+    /// The page with this CPU's information, and where in it that is.
+    const fn info(&mut self) -> (&mut P, usize) {
+        match &mut self.info {
+            Some((info, slot)) => (info, slot.offset()),
+            None => (&mut self.page, 0),
         }
     }
 }
@@ -130,6 +180,38 @@ mod tests {
             "only the flag is cleared"
         );
         events.take_pending(|port| panic!("{port:?} again"));
+    }
+
+    #[test]
+    fn each_cpu_takes_its_own_ports() {
+        let (mut page, mut info) = (FakePage::new(), FakePage::new());
+        let slot = InfoSlot::new(2).unwrap();
+        let mut boot = EventPage::new(page.clone());
+        let mut other = EventPage::of_vcpu(page.clone(), info.clone(), slot);
+        boot.release(port(5));
+        other.claim(port(5));
+        // Both are pending in one word, and both CPUs were told so.
+        raise(&mut page, 4);
+        raise(&mut page, 5);
+        info.store(128 + SELECTOR, 1);
+        info.store(128 + UPCALL_PENDING, 0x0101);
+        let mut seen = Vec::new();
+        other.take_pending(|port| seen.push(port.get()));
+        assert_eq!(seen, [5]);
+        assert_eq!(info.load(128 + UPCALL_PENDING), 0x0100);
+        assert_eq!(page.load(UPCALL_PENDING), 0x0101, "not its own");
+        boot.take_pending(|port| seen.push(port.get()));
+        assert_eq!(seen, [5, 4]);
+        assert!(InfoSlot::new(64).is_none(), "beyond the page");
+    }
+
+    #[test]
+    fn masking_keeps_other_ports_as_they_are() {
+        let page = FakePage::new();
+        let mut events = EventPage::new(page.clone());
+        events.mask(port(0));
+        events.mask(port(3));
+        assert_eq!(page.load(MASK), 0b1001);
     }
 
     #[test]

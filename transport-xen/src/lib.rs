@@ -34,4 +34,4 @@ pub use page::{MappedPage, SharedPage};
 pub use reservation::{BATCH, Counters, ExtentCounts, Moved, Reservation, Stopped};
 pub use target::Target;
 pub use transport::{XenBalloon, XenError};
-pub use units::{Gmfn, MachineAddress, Port, Vcpu, Vector};
+pub use units::{Gmfn, InfoSlot, MachineAddress, Port, Vcpu, Vector};

@@ -19,6 +19,9 @@ pub trait SharedPage {
     /// at once, and returns what it was.
     fn fetch_and(&mut self, offset: usize, keep: u32) -> u32;
 
+    /// Sets bits of the aligned word at `offset`, at once.
+    fn set_bits(&mut self, offset: usize, bits: u32);
+
     /// Copies bytes out, as far as the page reaches.
     fn read(&self, offset: usize, out: &mut [u8]);
 
@@ -41,7 +44,8 @@ impl MappedPage {
     ///
     /// # Safety
     /// 4096 bytes there are mapped for reading and writing for as long as the
-    /// value is used, aligned to 4096, and used by nobody else on this side.
+    /// value is used, aligned to 4096, and used on this side by nobody else, or
+    /// through such values alone: words by any of them, bytes each by one.
     #[must_use]
     pub const unsafe fn new(address: *mut u8) -> Self {
         Self(address)
@@ -74,6 +78,12 @@ impl SharedPage for MappedPage {
             .map_or(0, |word| word.fetch_and(keep, Ordering::AcqRel))
     }
 
+    fn set_bits(&mut self, offset: usize, bits: u32) {
+        if let Some(word) = self.word(offset) {
+            word.fetch_or(bits, Ordering::AcqRel);
+        }
+    }
+
     fn read(&self, offset: usize, out: &mut [u8]) {
         for (at, byte) in (offset..PAGE).zip(out) {
             // SAFETY: `at` is inside the page.
@@ -100,6 +110,10 @@ impl<P: SharedPage + ?Sized> SharedPage for &mut P {
 
     fn fetch_and(&mut self, offset: usize, keep: u32) -> u32 {
         (**self).fetch_and(offset, keep)
+    }
+
+    fn set_bits(&mut self, offset: usize, bits: u32) {
+        (**self).set_bits(offset, bits);
     }
 
     fn read(&self, offset: usize, out: &mut [u8]) {

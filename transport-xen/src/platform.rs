@@ -7,7 +7,7 @@ use crate::errno::Errno;
 use crate::events::EventPage;
 use crate::hypercall::{Domain, Memory, Param};
 use crate::page::SharedPage;
-use crate::units::{Port, Vector};
+use crate::units::{Gmfn, InfoSlot, Port, Vcpu, Vector};
 
 /// A ring of the domain: the frame of its page, and its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub enum PlatformError {
     /// The shared-info page could not be mapped.
     #[error("mapping shared info: {0}")]
     SharedInfo(Errno),
+    /// A CPU's information could not be registered.
+    #[error("registering a CPU's information: {0}")]
+    VcpuInfo(Errno),
     /// The interrupt for events could not be set.
     #[error("setting the callback: {0}")]
     Callback(Errno),
@@ -65,7 +68,31 @@ impl Platform {
         })
     }
 
-    /// The same after a restore: the frames and ports may be others.
+    /// Makes `vcpu`, another than the boot CPU, take events by itself: it has its
+    /// information in `slot` of `page`, and `vector` through its local APIC. At
+    /// boot and again after a restore; stops the CPU, so that it is to be started
+    /// ([`Guest::start_vcpu`](crate::hypercall::Guest::start_vcpu)), or to go on
+    /// ([`Domain::vcpu_up`]), afterwards.
+    ///
+    /// Its events are those of an [`EventPage::of_vcpu`]; its ports come by
+    /// [`Events::bind_vcpu`](crate::hypercall::Events::bind_vcpu).
+    ///
+    /// # Errors
+    /// See [`PlatformError`]; among them that there is no such CPU.
+    pub fn connect_vcpu(
+        xen: &mut impl Domain,
+        vcpu: Vcpu,
+        (page, slot): (Gmfn, InfoSlot),
+        vector: Vector,
+    ) -> Result<(), PlatformError> {
+        xen.vcpu_down(vcpu).map_err(PlatformError::VcpuInfo)?;
+        xen.register_vcpu_info(vcpu, page, slot)
+            .map_err(PlatformError::VcpuInfo)?;
+        xen.set_upcall(vcpu, vector)
+            .map_err(PlatformError::Callback)
+    }
+
+    /// [`connect`](Self::connect) after a restore: frames and ports may be others.
     ///
     /// The caller then binds its virtual interrupts anew and unmasks what it
     /// handles; before that, nothing is pending that could be lost.
@@ -92,4 +119,45 @@ fn channel(xen: &mut impl Domain, frame: Param, port: Param) -> Option<Channel> 
         frame: Some(Pfn::new(frame)).filter(|&frame| frame < Pfn::LIMIT)?,
         port: u32::try_from(port).ok().and_then(Port::new)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use balloon_core::{FrameCount, FrameRange};
+
+    use super::*;
+    use crate::hypercall::{Events as _, ShutdownReason};
+    use crate::testing::{FakePage, FakeXen, Kind};
+
+    const SLOT: InfoSlot = match InfoSlot::new(1) {
+        Some(slot) => slot,
+        None => panic!("a page has more"),
+    };
+
+    #[test]
+    fn other_cpus_are_connected_at_boot_and_again_after_a_restore() {
+        let memory = FrameRange::new(Pfn::new(0), FrameCount::new(8)).unwrap();
+        let mut xen = FakeXen::new(Kind::Pvh, memory);
+        xen.vcpus = 2;
+        let vector = Vector::new(0x40).unwrap();
+        let (store, other) = (Port::new(1).unwrap(), Vcpu::new(1));
+        let mut events = EventPage::new(FakePage::new());
+        let at = Pfn::new(100);
+        let mut platform = Platform::connect(&mut xen, at, &mut events, vector).unwrap();
+        let info = (Gmfn::new(5), SLOT);
+        for _ in 0..2 {
+            Platform::connect_vcpu(&mut xen, other, info, vector).unwrap();
+            xen.bind_vcpu(store, other).unwrap();
+            xen.vcpu_up(other).unwrap();
+            assert_eq!(xen.upcalls.get(&1), Some(&vector));
+            assert_eq!(xen.infos.get(&1), Some(&info));
+            let twice = Platform::connect_vcpu(&mut xen, other, info, vector);
+            assert_eq!(twice, Err(PlatformError::VcpuInfo(Errno::Invalid)));
+            xen.shutdown(ShutdownReason::Suspend).unwrap();
+            assert!(xen.upcalls.is_empty() && xen.bound.is_empty());
+            platform.rebuild(&mut xen, at, &mut events, vector).unwrap();
+        }
+        let none = Platform::connect_vcpu(&mut xen, Vcpu::new(2), info, vector);
+        assert_eq!(none, Err(PlatformError::VcpuInfo(Errno::NoEntry)));
+    }
 }

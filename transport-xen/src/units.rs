@@ -103,6 +103,32 @@ impl Vcpu {
     }
 }
 
+/// Where in a page a CPU's information lies; one page holds that of 64 CPUs.
+#[doc(alias = "vcpu_info")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct InfoSlot(u8);
+
+impl InfoSlot {
+    /// Slots of a page.
+    pub const COUNT: u8 = 64;
+
+    /// The slot with this number; `None` beyond the page.
+    #[must_use]
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < Self::COUNT {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+
+    /// Bytes from the page's start.
+    pub(crate) const fn offset(self) -> usize {
+        self.0 as usize * 64
+    }
+}
+
 /// An interrupt vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]

@@ -50,7 +50,7 @@ pub mod ram;
 pub mod timer;
 
 #[cfg(all(target_os = "none", target_arch = "x86_64"))]
-pub use arch::EVENT_VECTOR;
+pub use arch::{EVENT_VECTOR, page_tables};
 #[cfg(target_os = "none")]
 pub use arch::{PciConfig, exit_failure, exit_success, now, pci_bus};
 #[cfg(target_os = "none")]

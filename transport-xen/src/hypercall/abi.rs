@@ -35,6 +35,8 @@ pub(super) const SPACE_GMFN_RANGE: u16 = 3;
 pub(super) const BIND_VIRQ: usize = 1;
 pub(super) const CLOSE: usize = 3;
 pub(super) const SEND: usize = 4;
+pub(super) const BIND_IPI: usize = 7;
+pub(super) const BIND_VCPU: usize = 8;
 pub(super) const UNMASK: usize = 9;
 
 /// Operation of `CONSOLE_IO`.
@@ -53,8 +55,15 @@ pub(super) const SET_UPCALL_VECTOR: usize = 23;
 /// Operation of `MMUEXT_OP`.
 pub(super) const TLB_FLUSH_LOCAL: u32 = 6;
 
-/// Operation of `VCPU_OP`.
+/// Operations of `VCPU_OP`.
+pub(super) const INITIALISE: usize = 0;
+pub(super) const UP: usize = 1;
+pub(super) const DOWN: usize = 2;
 pub(super) const STOP_PERIODIC_TIMER: usize = 7;
+pub(super) const REGISTER_VCPU_INFO: usize = 10;
+
+/// A context whose CPU starts in 64-bit mode.
+pub(super) const MODE_64: u32 = 1;
 
 /// The code segment that a PV guest's kernel runs in.
 pub(super) const KERNEL_CODE: u16 = 0xe033;
@@ -135,6 +144,38 @@ pub(super) struct BindVirq {
 }
 
 #[repr(C)]
+pub(super) struct BindIpi {
+    pub(super) vcpu: u32,
+    pub(super) port: u32,
+}
+
+#[repr(C)]
+pub(super) struct BindVcpu {
+    pub(super) port: u32,
+    pub(super) vcpu: u32,
+}
+
+#[repr(C)]
+pub(super) struct RegisterVcpuInfo {
+    pub(super) frame: u64,
+    pub(super) offset: u32,
+    pub(super) reserved: u32,
+}
+
+/// `vcpu_hvm_context` with the 64-bit registers; those for the 32-bit mode
+/// make the union longer.
+#[repr(C)]
+pub(super) struct HvmContext {
+    pub(super) mode: u32,
+    pub(super) padding: u32,
+    /// rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, rip, rflags.
+    pub(super) registers: [u64; 10],
+    /// cr0, cr3, cr4, efer.
+    pub(super) control: [u64; 4],
+    pub(super) rest: u64,
+}
+
+#[repr(C)]
 pub(super) struct MmuextOp {
     pub(super) operation: u32,
     pub(super) first: u64,
@@ -167,6 +208,11 @@ const _: () = {
     assert!(offset_of!(HvmParam, value) == 8);
     assert!(size_of::<UpcallVector>() == 8);
     assert!(size_of::<BindVirq>() == 12);
+    assert!(size_of::<BindIpi>() == 8);
+    assert!(size_of::<BindVcpu>() == 8);
+    assert!(size_of::<RegisterVcpuInfo>() == 16);
+    assert!(size_of::<HvmContext>() == 128);
+    assert!(offset_of!(HvmContext, control) == 88);
     assert!(size_of::<MmuextOp>() == 24);
     assert!(size_of::<TrapInfo>() == 16);
     assert!(offset_of!(TrapInfo, address) == 8);

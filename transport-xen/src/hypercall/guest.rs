@@ -1,6 +1,7 @@
 //! The typed calls over a gate: arguments into Xen's layouts, returns out.
 
 mod paravirtual;
+mod vcpu;
 
 use core::ptr::{from_mut, null_mut, without_provenance_mut};
 
@@ -12,9 +13,10 @@ use super::{
     Domain, Events, Exchanged, MapEntry, Memory, Param, ShutdownReason, Version, Virq, Woken,
 };
 use crate::errno::Errno;
-use crate::units::{Gmfn, Port, Vcpu, Vector};
+use crate::units::{Gmfn, InfoSlot, Port, Vcpu, Vector};
 
 pub use paravirtual::{EntryUpdate, TrapGate};
+pub use vcpu::VcpuStart;
 
 /// This domain, seen from inside.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,7 @@ impl<G: Gate> Guest<G> {
     /// for it: a linear address it can translate (PV and x86), or memory mapped
     /// as Xen's ABI asks (Arm: normal, inner write-back). Frames passed to
     /// [`Memory`]'s calls are not in use by anybody: they lose their content.
+    /// A page in which a CPU's information is registered is used for that alone.
     #[must_use]
     pub const unsafe fn new(gate: G) -> Self {
         Self { gate }
@@ -196,6 +199,24 @@ impl<G: Gate> Events for Guest<G> {
         Port::new(argument.port).ok_or(Errno::NoSpace)
     }
 
+    fn bind_ipi(&mut self, vcpu: Vcpu) -> Result<Port, Errno> {
+        let mut argument = abi::BindIpi {
+            vcpu: vcpu.get(),
+            port: 0,
+        };
+        self.call(abi::EVENT_CHANNEL_OP, abi::BIND_IPI, &mut argument)?;
+        Port::new(argument.port).ok_or(Errno::NoSpace)
+    }
+
+    fn bind_vcpu(&mut self, port: Port, vcpu: Vcpu) -> Result<(), Errno> {
+        let mut argument = abi::BindVcpu {
+            port: port.get(),
+            vcpu: vcpu.get(),
+        };
+        self.call(abi::EVENT_CHANNEL_OP, abi::BIND_VCPU, &mut argument)
+            .map(drop)
+    }
+
     fn close(&mut self, port: Port) -> Result<(), Errno> {
         let mut argument = port.get();
         self.call(abi::EVENT_CHANNEL_OP, abi::CLOSE, &mut argument)
@@ -246,6 +267,23 @@ impl<G: Gate> Domain for Guest<G> {
         };
         self.call(abi::HVM_OP, abi::SET_UPCALL_VECTOR, &mut argument)
             .map(drop)
+    }
+
+    fn register_vcpu_info(&mut self, vcpu: Vcpu, page: Gmfn, slot: InfoSlot) -> Result<(), Errno> {
+        let mut argument = abi::RegisterVcpuInfo {
+            frame: page.get(),
+            offset: u32::try_from(slot.offset()).unwrap_or(0),
+            reserved: 0,
+        };
+        self.vcpu_call(abi::REGISTER_VCPU_INFO, vcpu, &mut argument)
+    }
+
+    fn vcpu_down(&mut self, vcpu: Vcpu) -> Result<(), Errno> {
+        self.vcpu_call(abi::DOWN, vcpu, &mut ())
+    }
+
+    fn vcpu_up(&mut self, vcpu: Vcpu) -> Result<(), Errno> {
+        self.vcpu_call(abi::UP, vcpu, &mut ())
     }
 
     fn print(&mut self, text: &[u8]) -> Result<(), Errno> {

@@ -21,9 +21,9 @@ mod guest;
 use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 
 use crate::errno::Errno;
-use crate::units::{Gmfn, Port, Vcpu, Vector};
+use crate::units::{Gmfn, InfoSlot, Port, Vcpu, Vector};
 
-pub use guest::{EntryUpdate, Guest, TrapGate};
+pub use guest::{EntryUpdate, Guest, TrapGate, VcpuStart};
 
 /// Calls that move memory between this domain and the host.
 #[doc(alias = "memory_op")]
@@ -157,6 +157,24 @@ pub trait Events {
     #[doc(alias = "EVTCHNOP_bind_virq")]
     fn bind_virq(&mut self, virq: Virq, vcpu: Vcpu) -> Result<Port, Errno>;
 
+    /// Makes a new port whose signal ([`notify`](Self::notify)) is an event of
+    /// that CPU: what one CPU wakes another with.
+    ///
+    /// # Errors
+    /// When there is no such CPU, or no port is free.
+    #[doc(alias = "EVTCHNOP_bind_ipi")]
+    fn bind_ipi(&mut self, vcpu: Vcpu) -> Result<Port, Errno>;
+
+    /// Makes events of a port those of another CPU.
+    ///
+    /// What is pending stays where it is: mask the port before and
+    /// [`unmask`](Self::unmask) it afterwards.
+    ///
+    /// # Errors
+    /// When there is no such CPU, or the port cannot change its own.
+    #[doc(alias = "EVTCHNOP_bind_vcpu")]
+    fn bind_vcpu(&mut self, port: Port, vcpu: Vcpu) -> Result<(), Errno>;
+
     /// Frees a port.
     ///
     /// # Errors
@@ -205,6 +223,31 @@ pub trait Domain {
     /// When there is no such CPU.
     #[doc(alias = "HVMOP_set_evtchn_upcall_vector")]
     fn set_upcall(&mut self, vcpu: Vcpu, vector: Vector) -> Result<(), Errno>;
+
+    /// Tells Xen where in which page to keep the information of `vcpu`, instead
+    /// of the shared-info page, which has that of 32 CPUs only.
+    ///
+    /// For good, until a restore: Xen writes there whenever it likes.
+    ///
+    /// # Errors
+    /// When there is no such CPU, when it runs and is not this one, or when it
+    /// has been done.
+    #[doc(alias = "VCPUOP_register_vcpu_info")]
+    fn register_vcpu_info(&mut self, vcpu: Vcpu, page: Gmfn, slot: InfoSlot) -> Result<(), Errno>;
+
+    /// Stops another CPU where it is.
+    ///
+    /// # Errors
+    /// When there is no such CPU.
+    #[doc(alias = "VCPUOP_down")]
+    fn vcpu_down(&mut self, vcpu: Vcpu) -> Result<(), Errno>;
+
+    /// Lets a stopped CPU go on.
+    ///
+    /// # Errors
+    /// When there is no such CPU, or it was never started.
+    #[doc(alias = "VCPUOP_up")]
+    fn vcpu_up(&mut self, vcpu: Vcpu) -> Result<(), Errno>;
 
     /// Writes to the hypervisor's own console: for the first domain, and for
     /// others where Xen was built to allow it.

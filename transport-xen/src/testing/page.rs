@@ -45,6 +45,11 @@ impl SharedPage for FakePage {
         before
     }
 
+    fn set_bits(&mut self, offset: usize, bits: u32) {
+        let before = self.load(offset);
+        self.store(offset, before | bits);
+    }
+
     fn read(&self, offset: usize, out: &mut [u8]) {
         let page = self.0.borrow();
         for (byte, place) in page.iter().skip(offset).zip(out) {

@@ -14,7 +14,7 @@ use crate::frame_map::FrameMap;
 use crate::hypercall::{
     Domain, Events, Exchanged, MapEntry, Memory, Param, ShutdownReason, Version, Virq, Woken,
 };
-use crate::units::{Gmfn, Port, Vcpu, Vector};
+use crate::units::{Gmfn, InfoSlot, Port, Vcpu, Vector};
 
 /// What kind of guest the domain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,16 @@ pub struct FakeXen {
     pub shared_info: Option<Pfn>,
     /// The callback vector.
     pub callback: Option<Vector>,
+    /// CPUs the domain has.
+    pub vcpus: u32,
+    /// Those but the boot CPU that run.
+    pub running: BTreeSet<u32>,
+    /// Vectors of CPUs that take events by themselves.
+    pub upcalls: BTreeMap<u32, Vector>,
+    /// Where CPUs' information was registered.
+    pub infos: BTreeMap<u32, (Gmfn, InfoSlot)>,
+    /// CPUs of ports that were bound to one.
+    pub bound: BTreeMap<u32, Vcpu>,
     /// Ports notified.
     pub notified: Vec<Port>,
     /// What was written to the hypervisor's console.
@@ -111,6 +121,11 @@ impl FakeXen {
             params: BTreeMap::new(),
             shared_info: None,
             callback: None,
+            vcpus: 1,
+            running: BTreeSet::new(),
+            upcalls: BTreeMap::new(),
+            infos: BTreeMap::new(),
+            bound: BTreeMap::new(),
             notified: Vec::new(),
             printed: Vec::new(),
         };
@@ -194,6 +209,14 @@ impl FakeXen {
     fn insert(&mut self, pfn: u64, machine: u64) -> bool {
         self.names.insert(machine, pfn);
         self.frames.insert(pfn, machine).is_some()
+    }
+
+    fn known(&self, vcpu: Vcpu) -> Result<(), Errno> {
+        if vcpu.get() < self.vcpus {
+            Ok(())
+        } else {
+            Err(Errno::NoEntry)
+        }
     }
 
     fn name(&self, gmfn: Gmfn) -> Option<u64> {
@@ -371,6 +394,18 @@ impl Events for FakeXen {
         Port::new(3).ok_or(Errno::NoSpace)
     }
 
+    fn bind_ipi(&mut self, vcpu: Vcpu) -> Result<Port, Errno> {
+        let port = Port::new(16 + vcpu.get()).ok_or(Errno::NoSpace)?;
+        self.bind_vcpu(port, vcpu)?;
+        Ok(port)
+    }
+
+    fn bind_vcpu(&mut self, port: Port, vcpu: Vcpu) -> Result<(), Errno> {
+        self.known(vcpu)?;
+        self.bound.insert(port.get(), vcpu);
+        Ok(())
+    }
+
     fn close(&mut self, _: Port) -> Result<(), Errno> {
         Ok(())
     }
@@ -399,12 +434,33 @@ impl Domain for FakeXen {
         Ok(())
     }
 
-    fn set_upcall(&mut self, vcpu: Vcpu, _: Vector) -> Result<(), Errno> {
-        if vcpu == Vcpu::BOOT {
-            Ok(())
-        } else {
-            Err(Errno::NoEntry)
+    fn set_upcall(&mut self, vcpu: Vcpu, vector: Vector) -> Result<(), Errno> {
+        self.known(vcpu)?;
+        self.upcalls.insert(vcpu.get(), vector);
+        Ok(())
+    }
+
+    fn register_vcpu_info(&mut self, vcpu: Vcpu, page: Gmfn, slot: InfoSlot) -> Result<(), Errno> {
+        self.known(vcpu)?;
+        // Real Xen tells these apart no better.
+        let runs = self.running.contains(&vcpu.get());
+        if runs || self.infos.contains_key(&vcpu.get()) {
+            return Err(Errno::Invalid);
         }
+        self.infos.insert(vcpu.get(), (page, slot));
+        Ok(())
+    }
+
+    fn vcpu_down(&mut self, vcpu: Vcpu) -> Result<(), Errno> {
+        self.known(vcpu)?;
+        self.running.remove(&vcpu.get());
+        Ok(())
+    }
+
+    fn vcpu_up(&mut self, vcpu: Vcpu) -> Result<(), Errno> {
+        self.known(vcpu)?;
+        self.running.insert(vcpu.get());
+        Ok(())
     }
 
     fn print(&mut self, text: &[u8]) -> Result<(), Errno> {
@@ -417,6 +473,9 @@ impl Domain for FakeXen {
         if self.woken == Woken::Restored {
             self.callback = None;
             self.shared_info = None;
+            self.upcalls.clear();
+            self.infos.clear();
+            self.bound.clear();
         }
         Ok(self.woken)
     }

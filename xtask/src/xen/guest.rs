@@ -10,6 +10,7 @@ pub(super) struct Domain {
     pub(super) kind: &'static str,
     pub(super) memory_mib: u64,
     pub(super) max_mib: u64,
+    pub(super) vcpus: u32,
     /// The kernel, as a path in the first domain.
     pub(super) kernel: &'static str,
     pub(super) ramdisk: Option<&'static str>,
@@ -36,6 +37,7 @@ impl Domain {
             kind: "pvh",
             memory_mib: mib,
             max_mib: mib,
+            vcpus: 1,
             kernel: KERNEL,
             ramdisk: None,
             arguments: format!("token={name}"),
@@ -60,9 +62,15 @@ impl Domain {
     /// The file `xl create` reads.
     pub(super) fn config(&self) -> String {
         let mut text = format!(
-            "name=\"{}\"\ntype=\"{}\"\nkernel=\"{}\"\nmemory={}\nmaxmem={}\nvcpus=1\n\
+            "name=\"{}\"\ntype=\"{}\"\nkernel=\"{}\"\nmemory={}\nmaxmem={}\nvcpus={}\n\
              extra=\"{}\"\non_poweroff=\"destroy\"\non_reboot=\"destroy\"\non_crash=\"preserve\"\n",
-            self.name, self.kind, self.kernel, self.memory_mib, self.max_mib, self.arguments
+            self.name,
+            self.kind,
+            self.kernel,
+            self.memory_mib,
+            self.max_mib,
+            self.vcpus,
+            self.arguments
         );
         if let Some(ramdisk) = self.ramdisk {
             let _ = writeln!(text, "ramdisk=\"{ramdisk}\"");
@@ -86,6 +94,7 @@ mod tests {
             "name=\"a\"",
             "type=\"pvh\"",
             "memory=32",
+            "vcpus=1",
             "maxmem=32",
             "extra=\"token=a fill=all\"",
             "tsc_mode=\"native\"",

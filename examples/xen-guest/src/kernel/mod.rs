@@ -11,6 +11,8 @@ mod pv;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 #[path = "../../../qemu-guest/src/kernel/ram.rs"]
 mod ram;
+#[expect(unsafe_code, reason = "is where another CPU starts")]
+mod second;
 mod upcall;
 #[expect(unsafe_code, reason = "enters the hypervisor, maps shared pages")]
 mod xen;
@@ -302,7 +304,8 @@ impl<F: FrameMap> Kernel<F> {
         println!(
             "@stats wakeups={} balloon_wakeups={} interrupts={} free={} ballooned={size} lost={} \
              hypercalls={} given_2m={} given_64k={} given_4k={} taken_2m={} taken_64k={} \
-             taken_4k={} downgrades={} short={} holes={} unanswered={}",
+             taken_4k={} downgrades={} short={} holes={} unanswered={} \
+             store_events={} store_events_cpu1={}",
             interrupts::wakeups(),
             self.balloon_wakeups,
             interrupts::taken() + pv::upcalls(),
@@ -319,6 +322,8 @@ impl<F: FrameMap> Kernel<F> {
             counters.short_counts,
             counters.holes_found,
             self.balloon.unanswered(),
+            xen::store_events(),
+            second::store_events(),
         );
     }
 }

@@ -12,6 +12,9 @@ use super::xen::Xen;
 /// Where it is in every domain.
 const REGISTERS: PhysRange = PhysRange::sized(PhysAddr::new(0xfee0_0000), 0x1000);
 const END_OF_INTERRUPT: usize = 0xb0;
+const SPURIOUS_VECTOR: usize = 0xf0;
+/// Software-enabled, with the highest vector for interrupts that are none.
+const ENABLED: u32 = 1 << 8 | 0xff;
 
 static APIC: Once<Mmio> = Once::new();
 
@@ -29,6 +32,19 @@ pub(super) fn direct(xen: &mut Xen, vector: Vector) -> Result<(), Errno> {
     match APIC.get() {
         Some(_) => xen.set_upcall(Vcpu::BOOT, vector),
         None => Ok(()),
+    }
+}
+
+/// Whether it was.
+pub(super) fn is_chosen() -> bool {
+    APIC.is_completed()
+}
+
+/// Turns on the local APIC of the CPU this runs on.
+pub(super) fn enable() {
+    if let Some(apic) = APIC.get() {
+        // The register lies within the page.
+        let _ = apic.write(SPURIOUS_VECTOR, ENABLED);
     }
 }
 

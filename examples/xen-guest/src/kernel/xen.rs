@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 use core::cell::RefCell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use balloon_core::Pfn;
 use critical_section::Mutex;
@@ -18,7 +18,8 @@ use transport_xen::{Errno, MappedPage, Port, Vcpu, Vector};
 use x86_64::instructions::port::PortWriteOnly;
 use xen_guest::ConsoleRing;
 
-use super::{pv, upcall};
+use super::second::Rest;
+use super::{pv, second, upcall};
 
 /// This domain's hypercalls.
 pub(super) type Xen = Guest<HypercallPage>;
@@ -72,6 +73,8 @@ struct State {
 static XEN: Once<Xen> = Once::new();
 static STATE: Mutex<RefCell<Option<State>>> = Mutex::new(RefCell::new(None));
 static STORE_CALLED: AtomicBool = AtomicBool::new(false);
+/// Events of the store that the first CPU took.
+static STORE_EVENTS: AtomicU64 = AtomicU64::new(0);
 
 /// The ties to the domain, and where they are kept.
 #[derive(Debug)]
@@ -118,7 +121,7 @@ pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
             shared_info,
             platform,
         };
-        ties.listen(EventPage::new(page(shared_info)?))?;
+        ties.listen(EventPage::new(page(shared_info)?), &mut second::rest())?;
         return Ok(ties);
     }
     let mut xen = hypercalls()?;
@@ -134,7 +137,7 @@ pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
         shared_info,
         platform,
     };
-    ties.listen(events)?;
+    ties.listen(events, &mut second::rest())?;
     interrupts::on_event(on_event);
     Ok(ties)
 }
@@ -146,17 +149,17 @@ impl Ties {
     }
 
     /// After a restore: everything but memory is new.
-    pub(super) fn rebuild(&mut self) -> Result<(), XenError> {
+    pub(super) fn rebuild(&mut self, rest: &mut Rest) -> Result<(), XenError> {
         let mut xen = hypercalls()?;
         let mut events = EventPage::new(page(self.shared_info)?);
         let vector = Vector::new(EVENT_VECTOR).ok_or(XenError::NoFrame)?;
         self.platform
             .rebuild(&mut xen, self.shared_info, &mut events, vector)?;
         upcall::direct(&mut xen, vector)?;
-        self.listen(events)
+        self.listen(events, rest)
     }
 
-    fn listen(&self, events: EventPage<MappedPage>) -> Result<(), XenError> {
+    fn listen(&self, mut events: EventPage<MappedPage>, rest: &mut Rest) -> Result<(), XenError> {
         let console = match self.platform.console {
             Some(channel) => Some((ConsoleRing::new(page(channel.frame)?), channel.port)),
             None => None,
@@ -169,6 +172,13 @@ impl Ties {
             Some(_) => Some(xen.bind_virq(Virq::Timer, Vcpu::BOOT)?),
             None => None,
         };
+        let wake = match store {
+            Some(store) => second::take_store(rest, self.shared_info, store)?,
+            None => None,
+        };
+        if let (Some(_), Some(store)) = (wake, store) {
+            events.release(store);
+        }
         critical_section::with(|cs| {
             STATE.borrow_ref_mut(cs).replace(State {
                 events,
@@ -177,11 +187,11 @@ impl Ties {
                 timer,
             });
         });
-        for port in [store, console_port, timer].into_iter().flatten() {
+        for port in [store, console_port, timer, wake].into_iter().flatten() {
             // A port that is gone will be silent; the desk asks by the clock.
             let _ = xen.unmask(port);
         }
-        STORE_CALLED.store(true, Ordering::Relaxed);
+        call_store();
         Ok(())
     }
 }
@@ -198,9 +208,19 @@ pub(super) fn page(pfn: Pfn) -> Result<MappedPage, XenError> {
     Ok(unsafe { MappedPage::new(address) })
 }
 
+/// The store has called: from any CPU.
+pub(super) fn call_store() {
+    STORE_CALLED.store(true, Ordering::Release);
+}
+
+/// Events of the store that the first CPU took.
+pub(super) fn store_events() -> u64 {
+    STORE_EVENTS.load(Ordering::Relaxed)
+}
+
 /// Whether the store has called since the last time.
 pub(super) fn take_store_called() -> bool {
-    STORE_CALLED.swap(false, Ordering::Relaxed)
+    STORE_CALLED.swap(false, Ordering::Acquire)
 }
 
 /// Whether the store has called.
@@ -224,7 +244,8 @@ pub(super) fn on_event() {
         upcall::end();
         events.take_pending(|port| {
             if Some(port) == *store {
-                STORE_CALLED.store(true, Ordering::Relaxed);
+                STORE_EVENTS.fetch_add(1, Ordering::Relaxed);
+                call_store();
             }
             if Some(port) == *timer {
                 timer::go_off();

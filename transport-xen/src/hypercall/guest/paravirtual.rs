@@ -160,13 +160,6 @@ impl<G: Gate> Guest<G> {
     /// When there is no such CPU.
     #[doc(alias = "VCPUOP_stop_periodic_timer")]
     pub fn stop_periodic_timer(&mut self, vcpu: Vcpu) -> Result<(), Errno> {
-        let args = [
-            without_provenance_mut(abi::STOP_PERIODIC_TIMER),
-            without_provenance_mut(vcpu.get() as usize),
-            null_mut(),
-            null_mut(),
-        ];
-        // SAFETY: no pointer is passed.
-        Errno::check(unsafe { self.gate.call(abi::VCPU_OP, args) }).map(drop)
+        self.vcpu_call(abi::STOP_PERIODIC_TIMER, vcpu, &mut ())
     }
 }

@@ -231,7 +231,7 @@ struct Noted(Vec<Vec<u64>>);
 // SAFETY: reads what the headers say there is, and nothing else.
 unsafe impl Gate for Noted {
     unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
-        let [first, second, _, domain] = args;
+        let [first, second, arguments, domain] = args;
         let words = |at: *mut (), count: usize| -> Vec<u64> {
             // SAFETY: the structures of these calls hold as many words.
             (0..count).map(|n| unsafe { field(at, n * 8) }).collect()
@@ -247,6 +247,17 @@ unsafe impl Gate for Noted {
                 assert_eq!((second.addr(), domain.addr()), (1, 0x7ff0));
                 // SAFETY: the operation is the first word of the structure.
                 [unsafe { field::<u32>(first, 0) }.into()].into()
+            }
+            24 if first.addr() == 10 => [words(arguments, 2), [second_word].into()].concat(),
+            24 if first.addr() == 0 => [words(arguments, 16), [second_word].into()].concat(),
+            // Two 32-bit words are one of these.
+            32 => [words(second, 1), [first_word].into()].concat(),
+            34 => {
+                // SAFETY: a CPU's number and a vector.
+                let vcpu = unsafe { field::<u32>(second, 0) };
+                // SAFETY: as above.
+                let vector = unsafe { field::<u8>(second, 4) };
+                [first_word, vcpu.into(), vector.into()].into()
             }
             15 => [first_word].into(),
             4 | 24 => [first_word, second_word].into(),
@@ -287,6 +298,45 @@ fn calls_of_a_pv_kernel_have_their_layout() {
         &[15, 77],
         &[15, 0],
         &[24, 7, 0],
+    ];
+    assert_eq!(guest.gate.0, asked);
+}
+
+#[test]
+fn calls_about_other_cpus_have_their_layout() {
+    // SAFETY: nothing is entered.
+    let mut guest = unsafe { Guest::new(Noted::default()) };
+    let vcpu = Vcpu::new(3);
+    let slot = InfoSlot::new(2).unwrap();
+    guest
+        .register_vcpu_info(vcpu, Gmfn::new(0x77), slot)
+        .unwrap();
+    let vector = Vector::new(0x32).unwrap();
+    guest.set_upcall(vcpu, vector).unwrap();
+    guest.bind_vcpu(Port::new(5).unwrap(), vcpu).unwrap();
+    // Nobody fills in the port.
+    assert_eq!(guest.bind_ipi(vcpu), Ok(Port::new(0).unwrap()));
+    let start = VcpuStart {
+        entry: 0x1000,
+        stack: 0x2000,
+        argument: 9,
+        page_tables: 0x3000,
+    };
+    // SAFETY: no CPU is behind this gate.
+    unsafe { guest.start_vcpu(vcpu, &start) }.unwrap();
+    guest.vcpu_down(vcpu).unwrap();
+    let control = [0x8001_0011, 0x3000, 0x20, 0xd00];
+    let asked: [&[u64]; 7] = [
+        &[24, 0x77, 128, 3],
+        &[34, 23, 3, 0x32],
+        &[32, 5 | 3 << 32, 8],
+        &[32, 3, 7],
+        &[
+            24, 1, 0, 0, 0, 0, 0x2000, 0, 0, 9, 0x1000, 2, control[0], control[1], control[2],
+            control[3], 0, 3,
+        ],
+        &[24, 1, 3],
+        &[24, 2, 3],
     ];
     assert_eq!(guest.gate.0, asked);
 }

@@ -69,6 +69,32 @@ pub(super) fn save(host: &mut Host) -> Result<()> {
     quit(host, "save")
 }
 
+/// Two CPUs: the second one alone takes the store's events, also after a restore,
+/// and the balloon of the first one works by them.
+pub(super) fn vcpus(host: &mut Host) -> Result<()> {
+    let name = "vcpus";
+    create(host, name)?;
+    let mut taken = 0;
+    for (mib, saved) in [(32, false), (64, true), (40, false)] {
+        let before = taken;
+        host.must(&format!("xl mem-set {name} {mib}m"), LIMIT)?;
+        reached(host, name, (64 - mib) * MIB)?;
+        let stats = stats(host, name)?;
+        taken = number(&stats, "store_events_cpu1")?;
+        let first = number(&stats, "store_events")?;
+        // That the target has changed, and what it is.
+        ensure!(
+            first == 0 && taken >= before + 2,
+            "the first CPU took {first} events, the second {taken} after {before}"
+        );
+        if saved {
+            save_to_file(host, name, "")?;
+            restore(host, name, "")?;
+        }
+    }
+    quit(host, name)
+}
+
 /// Sets the target of a domain 16 MiB lower, in single frames, and returns while
 /// it is on its way there. Each request takes `pace` ms, and there are 16.
 fn inflate_slowly(host: &mut Host, name: &str, pace: u32) -> Result<()> {

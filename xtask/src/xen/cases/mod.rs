@@ -59,7 +59,7 @@ impl Case {
 }
 
 /// In the order they run.
-pub(super) const CASES: [Case; 23] = [
+pub(super) const CASES: [Case; 24] = [
     Case::alone("dom0-pvh", alone::PVH),
     Case::alone("dom0-pv", alone::PV),
     Case::new("cycle", || vec![full("cycle")], sizes::cycle),
@@ -88,6 +88,7 @@ pub(super) const CASES: [Case; 23] = [
         || vec![full("save").with("upcall=vcpu")],
         life::save,
     ),
+    Case::new("vcpus", || vec![two_cpus("vcpus")], life::vcpus),
     Case::new("save-midway", || vec![full("midway")], life::save_midway),
     Case::new("save-pv", || vec![pv("save-pv")], life::save_pv),
     Case::new(
@@ -106,7 +107,15 @@ fn full(name: &str) -> Domain {
     Domain::pvh(name, 64).with("fill=all").with("keep=20")
 }
 
-/// The same as a PV domain.
+/// The same with two CPUs that take events by themselves.
+fn two_cpus(name: &str) -> Domain {
+    Domain {
+        vcpus: 2,
+        ..full(name).with("upcall=vcpu")
+    }
+}
+
+/// The same as [`full`] as a PV domain.
 fn pv(name: &str) -> Domain {
     Domain::pv(name, 64).with("fill=all").with("keep=20")
 }

@@ -53,4 +53,5 @@ pub(crate) use serial::{Serial, console_line, emergency_serial};
 pub use boot::{exit_failure, exit_success};
 pub use clock::now;
 pub use idt::EVENT_VECTOR;
+pub use paging::page_tables;
 pub use pci::{Ports as PciConfig, pci_bus};

@@ -114,6 +114,17 @@ pub(crate) fn map_shared(range: PhysRange) -> Result<(), MapError> {
     map_outside_ram(range, RAM)
 }
 
+/// Where the tables in force begin, for another CPU to use them, too.
+#[must_use]
+pub fn page_tables() -> Option<PhysAddr> {
+    critical_section::with(|cs| {
+        let paging = PAGING.borrow_ref(cs);
+        let root = paging.as_ref()?.tables.level_4_table();
+        // All memory is mapped one to one.
+        Some(PhysAddr::of(root))
+    })
+}
+
 fn map_outside_ram(range: PhysRange, flags: PageTableFlags) -> Result<(), MapError> {
     critical_section::with(|cs| {
         let mut paging = PAGING.borrow_ref_mut(cs);

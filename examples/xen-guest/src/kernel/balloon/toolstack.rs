@@ -8,6 +8,7 @@ use transport_xen::store::Notice;
 use transport_xen::suspend::{Duty, ShutdownRequest};
 
 use super::{Balloon, News, SHARED};
+use crate::kernel::second;
 
 /// So long the balloon may take to reach its target before a save. The toolstack
 /// waits for a minute.
@@ -119,11 +120,12 @@ impl<F: FrameMap> Balloon<F> {
     pub(super) fn suspend(&mut self) -> Option<Woken> {
         self.save = Save::Unasked;
         let woken = critical_section::with(|_| {
+            let mut rest = second::rest();
             let xen = self.transport.reservation_mut().memory_mut();
             let woken = self.suspension.suspend(xen).ok()?;
             // Whether or not there is still a desk.
             if woken == Woken::Restored
-                && let Err(error) = self.ties.rebuild()
+                && let Err(error) = self.ties.rebuild(&mut rest)
             {
                 panic!("after a restore: {error}");
             }
