@@ -27,6 +27,8 @@ impl Accelerator {
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     board: Board,
+    /// Options of the board beside its own.
+    board_options: Vec<&'static str>,
     accelerator: Accelerator,
     cpu: &'static str,
     mem_mib: u64,
@@ -51,6 +53,7 @@ impl Machine {
     pub(crate) fn new(board: Board, mem_mib: u64, kernel: &Path) -> Self {
         Self {
             board,
+            board_options: Vec::new(),
             accelerator: Accelerator::Tcg,
             cpu: board.cpu(),
             mem_mib,
@@ -64,6 +67,12 @@ impl Machine {
             initrd: None,
             traces: vec!["virtio_queue_notify"],
         }
+    }
+
+    /// With this option of the board, whatever its own are.
+    pub(crate) fn board_option(mut self, option: &'static str) -> Self {
+        self.board_options.push(option);
+        self
     }
 
     /// On another accelerator.
@@ -161,9 +170,10 @@ impl Machine {
         let mut words = Vec::new();
         let mut option =
             |name: &str, value: &str| words.extend([format!("-{name}"), value.to_owned()]);
-        let memory = self.memory.map(|id| format!(",memory-backend={id}"));
-        let machine = [self.board.machine(), &memory.unwrap_or_default()].concat();
-        option("machine", &machine);
+        let memory = self.memory.map(|id| format!("memory-backend={id}"));
+        let board = [&[self.board.machine()], &self.board_options[..]].concat();
+        let machine = board.into_iter().chain(memory.as_deref());
+        option("machine", &machine.collect::<Vec<_>>().join(","));
         option("cpu", self.cpu);
         option("accel", self.accelerator.name());
         option("m", &self.mem_mib.to_string());

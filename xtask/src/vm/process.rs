@@ -175,22 +175,34 @@ impl Vm {
 
     /// How often it has kicked the queue of this number.
     pub(crate) fn kicks_of(&self, queue: u32) -> Result<u64> {
-        let number = format!(" n {queue} ");
-        self.count("virtio_queue_notify", |line| line.contains(&number))
+        let kicked = self.kicked()?;
+        Ok(kicked.iter().filter(|kicked| **kicked == queue).count() as u64)
+    }
+
+    /// The queues the guest has kicked so far, in the order of its kicks.
+    pub(crate) fn kicked(&self) -> Result<Vec<u32>> {
+        let events = self.events("virtio_queue_notify")?;
+        let queue = |text: &String| {
+            let (_, rest) = text.split_once(" n ")?;
+            rest.split(' ').next()?.parse().ok()
+        };
+        let queues: Option<Vec<u32>> = events.iter().map(queue).collect();
+        queues.context("a kick without a queue")
     }
 
     /// How often this event of [`Machine::trace`] has happened so far.
     pub(crate) fn traced(&self, event: &str) -> Result<u64> {
-        self.count(event, |_| true)
+        Ok(self.events(event)?.len() as u64)
     }
 
-    fn count(&self, event: &str, counts: impl Fn(&str) -> bool) -> Result<u64> {
+    /// What QEMU has written about this event so far, an entry each time.
+    pub(crate) fn events(&self, event: &str) -> Result<Vec<String>> {
         let text = std::fs::read_to_string(self.folder.join(TRACE))?;
-        let event = format!("{event} ");
-        let found = text
-            .lines()
-            .filter(|line| line.contains(&event) && counts(line));
-        Ok(u64::try_from(found.count())?)
+        // QEMU may be writing the last line.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let events = whole.lines().filter_map(|line| line.split_once(event));
+        let events = events.filter(|(_, rest)| rest.starts_with(' '));
+        Ok(events.map(|(_, rest)| rest.to_owned()).collect())
     }
 
     /// Asks the guest to finish, waits for its end and judges the run.

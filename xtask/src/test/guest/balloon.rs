@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use super::case::{
     ANSWER, BOOT, INFLATE_QUEUE, MIB, Site, check_whole, resize, wait_for, wait_for_fall,
 };
-use crate::demo::{Path, Plan, measure};
+use crate::demo::{Path, Plan, ask, measure, stats};
 use crate::sim::tour as course;
 use crate::vm::{Board, Failure, Vm, resident};
 
@@ -91,6 +91,59 @@ pub(super) fn no_device(site: &Site<'_>) -> Result<()> {
             vm.finish()
         },
     )
+}
+
+/// The board's devices are in its ACPI tables, which this guest does not read, and interrupt through a second I/O
+/// APIC, which it does not drive: it does without, unless whoever starts it names the device and lets it poll.
+pub(super) fn acpi(site: &Site<'_>) -> Result<()> {
+    let machine = site
+        .machine(256)
+        .board_option("acpi=on")
+        .reporting(true)
+        .append("fill=all");
+    site.with(machine.clone(), |vm| {
+        vm.console.wait("freed", BOOT)?;
+        let told = ask(vm, "device")?;
+        ensure!(told.text() == "none", "a device was found: {}", told.text());
+        check_whole(vm)?;
+        vm.finish()
+    })?;
+    // The last of 24 places.
+    let machine = machine
+        .append("virtio_mmio.device=512@0xfeb02e00:5")
+        .append("interrupts=none");
+    site.with(machine, |vm| {
+        vm.console.wait("freed", BOOT)?;
+        let before = resident(vm.pid())?;
+        resize(vm, 128 * MIB)?;
+        wait_for_fall(vm, before, 100 * MIB)?;
+        resize(vm, 256 * MIB)?;
+        check_whole(vm)?;
+        vm.finish()
+    })
+}
+
+/// A GIC of version 3 takes messages through its ITS, which this guest does not drive: a PCI device, which could
+/// send some, uses its line.
+pub(super) fn gic_3(site: &Site<'_>) -> Result<()> {
+    let machine = site
+        .machine(256)
+        .board_option("gic-version=3")
+        .reporting(true)
+        .append("fill=all");
+    site.with(machine, |vm| {
+        vm.console.wait("freed", BOOT)?;
+        resize(vm, 128 * MIB)?;
+        resize(vm, 256 * MIB)?;
+        let told = ask(vm, "device")?;
+        ensure!(
+            told.word("interrupts")? == "line" && told.number("interrupted")? > 0,
+            "the device does not interrupt by its line: {}",
+            told.text()
+        );
+        check_whole(vm)?;
+        vm.finish()
+    })
 }
 
 /// The guest obeys its command line: frames go page by page though the device offers reporting.
@@ -216,15 +269,25 @@ pub(super) fn too_little(site: &Site<'_>) -> Result<()> {
     )
 }
 
-/// Ends in the same sizes as every other guest on the same tour.
+/// Ends in the same sizes as every other guest on the same tour: by what it tells the host, by its own account,
+/// and by what the host got.
 pub(super) fn tour(site: &Site<'_>) -> Result<()> {
     let machine = site.machine(256).reporting(true).append("fill=all");
     site.with(machine, |vm| {
         vm.console.wait("freed", BOOT)?;
+        let before = resident(vm.pid())?;
         for leg in course::legs()? {
             vm.qmp.balloon((256 - leg.mib) * MIB)?;
             if leg.stands {
                 wait_for(vm, (256 - leg.mib) * MIB)?;
+                let ballooned = stats(vm)?.number("ballooned")? * 4096;
+                ensure!(
+                    ballooned == leg.mib * MIB,
+                    "{ballooned} bytes are in the balloon, {} MiB were asked",
+                    leg.mib
+                );
+                // Checks of what came back touch a few frames of it.
+                wait_for_fall(vm, before, leg.mib * MIB / 4 * 3)?;
             }
         }
         check_whole(vm)?;

@@ -1,11 +1,11 @@
 //! Cases about what runs beside the balloon.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::case::{BOOT, MIB, Site, check_whole, resize, wait_for_fall};
+use super::case::{BOOT, MIB, Site, check_whole, resize, wait_for_fall, wait_until};
 use crate::demo::{ask, stats};
 use crate::vm::{Machine, Vm, resident};
 
@@ -48,19 +48,14 @@ fn guest_stats(vm: &mut Vm) -> Result<Value> {
 }
 
 fn wait_for_statistics(vm: &mut Vm, total: u64, free: u64) -> Result<()> {
-    let deadline = Instant::now() + ANSWER;
-    loop {
+    wait_until(ANSWER, || {
         let told = guest_stats(vm)?;
         let is = |key: &str, value| told.get(key).and_then(Value::as_u64) == Some(value);
-        if is("stat-total-memory", total) && is("stat-free-memory", free) {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "QEMU knows {told}; the guest has {total} bytes, {free} free"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        let right = is("stat-total-memory", total) && is("stat-free-memory", free);
+        Ok(right
+            .then_some(())
+            .ok_or_else(|| format!("QEMU knows {told}; the guest has {total} bytes, {free} free")))
+    })
 }
 
 /// What the guest does not know it does not say: QEMU shows such a value as -1.
@@ -109,34 +104,20 @@ pub(super) fn reports(site: &Site<'_>) -> Result<()> {
 
 /// Waits until the guest has so many bytes reported and answered, and returns how many it has.
 pub(super) fn wait_for_reports(vm: &mut Vm, bytes: u64) -> Result<u64> {
-    let deadline = Instant::now() + ANSWER;
-    loop {
+    wait_until(ANSWER, || {
         let reported = ask(vm, "beside")?.number("reported")? * 4096;
-        if reported >= bytes {
-            return Ok(reported);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "{reported} bytes were reported, {bytes} expected"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        let enough = (reported >= bytes).then_some(reported);
+        Ok(enough.ok_or_else(|| format!("{reported} bytes are reported, {bytes} expected")))
+    })
 }
 
 /// What QEMU itself needs, with room to spare.
 const OVERHEAD: u64 = 80 * MIB;
 
 pub(super) fn wait_for_resident(vm: &Vm, bytes: u64) -> Result<()> {
-    let deadline = Instant::now() + ANSWER;
-    loop {
+    wait_until(ANSWER, || {
         let now = resident(vm.pid())?;
-        if now <= bytes + OVERHEAD {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "host memory stays at {now} bytes"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        let small = (now <= bytes + OVERHEAD).then_some(());
+        Ok(small.ok_or_else(|| format!("host memory is {now} bytes, {bytes} expected")))
+    })
 }

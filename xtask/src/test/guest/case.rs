@@ -15,6 +15,8 @@ pub(super) const ANSWER: Duration = Duration::from_secs(20);
 /// The first queue of every balloon device.
 pub(super) const INFLATE_QUEUE: u32 = 0;
 const REACH: Duration = Duration::from_secs(60);
+/// Between two looks.
+const PERIOD: Duration = Duration::from_millis(4);
 
 /// A machine to try something on.
 #[derive(Debug)]
@@ -51,20 +53,32 @@ impl Site<'_> {
     }
 }
 
+/// Looks again and again until `look` finds what is waited for; what it says instead is told if it never does.
+pub(super) fn wait_until<T>(
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match look()? {
+            Ok(found) => return Ok(found),
+            Err(instead) => ensure!(
+                Instant::now() < deadline,
+                "after {} s {instead}",
+                limit.as_secs()
+            ),
+        }
+        std::thread::sleep(PERIOD);
+    }
+}
+
 /// Waits until host memory has fallen by `bytes`, and returns by how much it has.
 pub(super) fn wait_for_fall(vm: &Vm, before: u64, bytes: u64) -> Result<u64> {
-    let deadline = Instant::now() + REACH;
-    loop {
+    wait_until(REACH, || {
         let fallen = before.saturating_sub(resident(vm.pid())?);
-        if fallen >= bytes {
-            return Ok(fallen);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "host memory fell by {fallen} bytes only"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
+        let enough = (fallen >= bytes).then_some(fallen);
+        Ok(enough.ok_or_else(|| format!("host memory has fallen by {fallen} bytes only")))
+    })
 }
 
 /// Asks for `bytes` and waits until `query-balloon` shows exactly that.
@@ -74,20 +88,15 @@ pub(super) fn resize(vm: &mut Vm, bytes: u64) -> Result<()> {
 }
 
 pub(super) fn wait_for(vm: &mut Vm, bytes: u64) -> Result<()> {
-    let deadline = Instant::now() + REACH;
-    loop {
+    wait_until(REACH, || {
         let actual = vm.qmp.query_balloon()?;
-        if actual == bytes {
-            return Ok(());
-        }
         vm.console.check_all()?;
-        ensure!(
-            Instant::now() < deadline,
-            "query-balloon stays at {actual}, {bytes} were asked\n{}",
-            vm.console.tail()
-        );
-        std::thread::sleep(Duration::from_millis(4));
-    }
+        let shown = (actual == bytes).then_some(());
+        Ok(shown.ok_or_else(|| {
+            let tail = vm.console.tail();
+            format!("query-balloon shows {actual}, {bytes} were asked\n{tail}")
+        }))
+    })
 }
 
 /// The guest answers, its data is whole, and no frame is lost.

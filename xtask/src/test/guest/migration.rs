@@ -1,62 +1,155 @@
-//! Cases in which a running guest goes to another QEMU, through a socket or through a file, or is reset.
+//! Cases in which a running guest goes to another QEMU, through a socket or through a file, is reset, or dies with
+//! its QEMU.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::case::{BOOT, MIB, Site, check_whole, resize, wait_for, wait_for_fall};
+use super::beside::{wait_for_reports, wait_for_resident};
+use super::case::{
+    BOOT, INFLATE_QUEUE, MIB, Site, check_whole, resize, wait_for, wait_for_fall, wait_until,
+};
 use crate::demo::ask;
-use crate::vm::{Vm, resident};
+use crate::vm::{Event, Machine, Vm, resident};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes a second: as fast as it goes.
 const FAST: u64 = 1 << 40;
+/// Behind the queues to inflate, to deflate and of statistics.
+const HINT_QUEUE: u32 = 3;
+/// Where QEMU puts it if it offers hints, too.
+const REPORTING_QUEUE: u32 = 4;
+/// The guest writes the size of its balloon.
+const CONFIG_WRITE: &str = "virtio_balloon_set_config";
 
 /// A live migration with hints, begun while the balloon is being filled page by page.
 pub(super) fn live(site: &Site<'_>) -> Result<()> {
+    const TARGET: u64 = 640 * MIB;
     let memory = 1024;
-    let machine = site
-        .machine(memory)
-        .hinting()
-        // QEMU interrupts for each first answer of such a queue, even one of the hint thread, which aborts
-        // software emulation: it may raise none.
-        .balloon_option("event_idx=off")
+    let machine = hinting(site, memory)
         .append("path=pfn")
         .append("pace=slow")
-        .append("fill=all")
-        .append("keep=30")
         .append("beside=hints");
     site.with(machine.clone(), |vm| {
-        vm.console.wait("freed", BOOT)?;
-        let socket = Socket::new(vm.pid());
-        let to = format!("unix:{}", socket.0.display());
-        let mut heir = vm.heir(site.qemu, machine.incoming(&to), &site.folder.join("heir"))?;
+        let free = vm.console.wait("freed", BOOT)?.number("frames")? * 4096;
         let before = resident(vm.pid())?;
-        vm.qmp.balloon(640 * MIB)?;
+        vm.qmp.balloon(TARGET)?;
         wait_for_fall(vm, before, 8 * MIB)?;
-        migrate(vm, &to, 256 * MIB)?;
-        let skipped = skipped(vm, memory * MIB)?;
+        let kicked = vm.kicked()?.len();
+        let mut heir = emigrate(site, vm, &machine, 256 * MIB)?;
+        let skipped = skipped(vm)?;
+        // By QEMU's account: hints began, and the inflation went on.
+        let kicked = vm.kicked()?.split_off(kicked);
+        let mut since = kicked.into_iter().skip_while(|queue| *queue != HINT_QUEUE);
+        ensure!(
+            since.any(|queue| queue == INFLATE_QUEUE),
+            "nothing was inflated behind the first hint"
+        );
         let mut act = || -> Result<()> {
-            wait_for(&mut heir, 640 * MIB)?;
+            wait_for(&mut heir, TARGET)?;
             check_whole(&mut heir)?;
+            check_hints(&mut heir, free, skipped)?;
             let told = ask(&mut heir, "beside")?;
             ensure!(
                 told.number("hinted_while_inflating")? > 0,
                 "no hint left while the balloon was inflating: {}",
                 told.text()
             );
-            let hinted = told.number("hinted")? * 4096;
+            let requests = (memory * MIB - TARGET) / 4096 / 256;
+            let kicks = vm.kicks_of(INFLATE_QUEUE)? + heir.kicks_of(INFLATE_QUEUE)?;
             ensure!(
-                skipped >= hinted / 2,
-                "{hinted} bytes were hinted, and {skipped} not sent"
+                kicks >= requests / 2,
+                "{kicks} kicks for {requests} requests: too few for the two to overlap for long"
             );
             wait_until_home(&mut heir)?;
-            use_all(&mut heir, memory)?;
+            go_on(&mut heir, memory)?;
             heir.finish()
         };
         act().map_err(|error| heir.explain(error))
     })
+}
+
+/// One with everything on: the balloon went by ranges, free memory is reported, and the queue for both is behind
+/// that of hints, here and there.
+pub(super) fn live_with_reports(site: &Site<'_>) -> Result<()> {
+    const TARGET: u64 = 384 * MIB;
+    let memory = 512;
+    let machine = hinting(site, memory)
+        .reporting(true)
+        .append("beside=hints,reports");
+    site.with(machine.clone(), |vm| {
+        let free = vm.console.wait("freed", BOOT)?.number("frames")? * 4096;
+        let told = ask(vm, "device")?;
+        ensure!(
+            (told.number("hint")?, told.number("reporting")?)
+                == (HINT_QUEUE.into(), REPORTING_QUEUE.into()),
+            "the queues are elsewhere: {}",
+            told.text()
+        );
+        wait_for_reports(vm, free / 10 * 9)?;
+        wait_for_resident(vm, memory * MIB - free / 10 * 9)?;
+        let kicks = vm.kicks_of(INFLATE_QUEUE)?;
+        resize(vm, TARGET)?;
+        ensure!(
+            vm.kicks_of(INFLATE_QUEUE)? == kicks,
+            "the balloon went page by page"
+        );
+        // What was reported is zero, and passed over faster than hints come where nothing slows it down.
+        let mut heir = emigrate(site, vm, &machine, 64 * MIB)?;
+        let skipped = skipped(vm)?;
+        let mut act = || -> Result<()> {
+            wait_for(&mut heir, TARGET)?;
+            check_whole(&mut heir)?;
+            check_hints(&mut heir, free - (memory * MIB - TARGET), skipped)?;
+            wait_until_home(&mut heir)?;
+            // What is freed over there is reported over there.
+            let kicks = heir.kicks_of(REPORTING_QUEUE)?;
+            go_on(&mut heir, memory)?;
+            wait_for_resident(&heir, memory * MIB - free / 10 * 9)?;
+            ensure!(
+                heir.kicks_of(REPORTING_QUEUE)? > kicks,
+                "memory came back without a kick"
+            );
+            check_whole(&mut heir)?;
+            heir.finish()
+        };
+        act().map_err(|error| heir.explain(error))
+    })
+}
+
+/// A machine that takes hints, and keeps enough for a migration to take its time.
+fn hinting(site: &Site<'_>, memory: u64) -> Machine {
+    site.machine(memory)
+        .hinting()
+        // QEMU interrupts for each first answer of such a queue, even one of the hint thread, which aborts
+        // software emulation: it may raise none.
+        .balloon_option("event_idx=off")
+        .append("fill=all")
+        .append("keep=30")
+}
+
+/// Takes a guest to another QEMU while it runs, so many bytes a second.
+fn emigrate(site: &Site<'_>, vm: &mut Vm, machine: &Machine, bandwidth: u64) -> Result<Vm> {
+    let socket = Socket::new(vm.pid());
+    let to = format!("unix:{}", socket.0.display());
+    let heir = vm.heir(
+        site.qemu,
+        machine.clone().incoming(&to),
+        &site.folder.join("heir"),
+    )?;
+    migrate(vm, &to, bandwidth)?;
+    Ok(heir)
+}
+
+/// Most of what is free was hinted, and not sent.
+fn check_hints(heir: &mut Vm, free: u64, skipped: u64) -> Result<()> {
+    let hinted = ask(heir, "beside")?.number("hinted")? * 4096;
+    ensure!(
+        hinted >= free / 2 && skipped >= hinted / 2,
+        "of {free} bytes that were free {hinted} were hinted, and {skipped} not sent"
+    );
+    Ok(())
 }
 
 /// To a file and back, with a full balloon.
@@ -65,6 +158,7 @@ pub(super) fn saved(site: &Site<'_>) -> Result<()> {
     site.with(machine.clone(), |vm| {
         vm.console.wait("freed", BOOT)?;
         resize(vm, 256 * MIB)?;
+        wait_for_resident(vm, 256 * MIB)?;
         let file = site.folder.join("state");
         migrate(vm, &format!("exec:cat > '{}'", file.display()), FAST)?;
         let from = format!("exec:cat '{}'", file.display());
@@ -76,77 +170,15 @@ pub(super) fn saved(site: &Site<'_>) -> Result<()> {
         let mut act = || -> Result<()> {
             running(&mut heir)?;
             wait_for(&mut heir, 256 * MIB)?;
+            wait_for_resident(&heir, 256 * MIB)?;
             check_whole(&mut heir)?;
-            use_all(&mut heir, 512)?;
+            go_on(&mut heir, 512)?;
             heir.finish()
         };
         let done = act().map_err(|error| heir.explain(error));
         std::fs::remove_file(&file)?;
         done
     })
-}
-
-/// Back to a snapshot that was taken with a full balloon, in the same QEMU: what happened since did not.
-pub(super) fn snapshot(site: &Site<'_>) -> Result<()> {
-    let machine = site.machine(512).reporting(true).append("fill=all");
-    let file = site.folder.join("snapshots.qcow2");
-    let done = site.with(machine, |vm| {
-        vm.console.wait("freed", BOOT)?;
-        add_disk(vm, &file)?;
-        resize(vm, 256 * MIB)?;
-        check_whole(vm)?;
-        let place = json!({ "tag": "full", "vmstate": "disk", "devices": ["disk"] });
-        job(vm, "snapshot-save", place.clone())?;
-        use_all(vm, 512)?;
-        job(vm, "snapshot-load", place)?;
-        running(vm)?;
-        wait_for(vm, 256 * MIB)?;
-        check_whole(vm)?;
-        use_all(vm, 512)?;
-        vm.finish()
-    });
-    // There is none if QEMU did not start.
-    let _ = std::fs::remove_file(&file);
-    done
-}
-
-/// Adds a disk that can hold snapshots, to no device in particular.
-fn add_disk(vm: &mut Vm, file: &std::path::Path) -> Result<()> {
-    let file = file.to_string_lossy();
-    let place = json!({ "driver": "file", "filename": file, "size": 0 });
-    job(vm, "blockdev-create", json!({ "options": place }))?;
-    let add = |vm: &mut Vm, node| vm.qmp.execute("blockdev-add", node).map(drop);
-    add(
-        vm,
-        json!({ "driver": "file", "node-name": "file", "filename": file }),
-    )?;
-    let disk = json!({ "driver": "qcow2", "file": "file", "size": 1 << 20 });
-    job(vm, "blockdev-create", json!({ "options": disk }))?;
-    add(
-        vm,
-        json!({ "driver": "qcow2", "node-name": "disk", "file": "file" }),
-    )
-}
-
-/// Runs a command of QEMU that takes its time, to its end.
-fn job(vm: &mut Vm, command: &str, mut arguments: Value) -> Result<()> {
-    const ID: &str = "job";
-    if let Some(arguments) = arguments.as_object_mut() {
-        arguments.insert("job-id".to_owned(), json!(ID));
-    }
-    vm.qmp.execute(command, arguments)?;
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let jobs = vm.qmp.execute("query-jobs", json!({}))?;
-        if jobs.pointer("/0/status").and_then(Value::as_str) == Some("concluded") {
-            vm.qmp.execute("job-dismiss", json!({ "id": ID }))?;
-            let error = jobs.pointer("/0/error");
-            ensure!(error.is_none(), "{command} failed: {jobs}");
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{command} does not end: {jobs}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// QEMU dies in the middle of an inflation: the next one knows nothing of it.
@@ -168,7 +200,7 @@ pub(super) fn killed(site: &Site<'_>) -> Result<()> {
         vm.console.wait("freed", BOOT)?;
         resize(vm, 256 * MIB)?;
         check_whole(vm)?;
-        use_all(vm, 512)?;
+        go_on(vm, 512)?;
         vm.finish()
     })
 }
@@ -179,102 +211,106 @@ pub(super) fn reset(site: &Site<'_>) -> Result<()> {
         .machine(512)
         .reporting(true)
         .reboots()
+        .trace(CONFIG_WRITE)
         .append("fill=all");
     site.with(machine, |vm| {
+        vm.console.wait("freed", BOOT)?;
+        vm.qmp.balloon(256 * MIB)?;
+        balloon_is(vm, 256 * MIB)?;
         for _ in 0..2 {
-            vm.console.wait("freed", BOOT)?;
-            resize(vm, 256 * MIB)?;
+            wait_for_resident(vm, 256 * MIB)?;
             check_whole(vm)?;
+            let writes = vm.events(CONFIG_WRITE)?.len();
             vm.qmp.execute("system_reset", json!({}))?;
+            // It fills all its memory again before it looks at the target.
+            vm.console.wait("freed", BOOT)?;
+            balloon_is(vm, 256 * MIB)?;
+            // QEMU remembers the size of the life before: it is for the guest to say that it has all.
+            let writes = vm.events(CONFIG_WRITE)?.split_off(writes);
+            let first = writes.first().context("the guest wrote no size")?;
+            ensure!(
+                first.contains("actual: 0 oldactual: 65536"),
+                "before anything else the balloon is empty, and the guest said:{first}"
+            );
         }
-        vm.console.wait("ready", BOOT)?;
         wait_for(vm, 256 * MIB)?;
-        use_all(vm, 512)?;
+        wait_for_resident(vm, 256 * MIB)?;
+        go_on(vm, 512)?;
         vm.finish()
     })
 }
 
-/// Gives all memory back, writes to every frame of it, and checks.
-fn use_all(vm: &mut Vm, memory: u64) -> Result<()> {
+/// Waits until the guest itself says that it has this size.
+fn balloon_is(vm: &mut Vm, bytes: u64) -> Result<()> {
+    let frames = (512 * MIB - bytes) / 4096;
+    let fits = |event: &Event| event.number("actual").is_ok_and(|actual| actual == frames);
+    vm.console.wait_until("balloon", LIMIT, fits).map(drop)
+}
+
+/// All memory comes back and is written to, and half of it goes to the host again.
+pub(super) fn go_on(vm: &mut Vm, memory: u64) -> Result<()> {
     resize(vm, memory * MIB)?;
     vm.console.send("fill")?;
     vm.console.wait("filled", BOOT)?;
+    check_whole(vm)?;
+    vm.console.send("free")?;
+    vm.console.wait("freed", BOOT)?;
+    resize(vm, memory / 2 * MIB)?;
+    wait_for_resident(vm, memory / 2 * MIB)?;
     check_whole(vm)
 }
 
-/// Sends the guest's state, so many bytes a second, and waits until all of it has left.
+/// Sends the guest's state, so many bytes a second, and waits until all of it has left. QEMU's own pace would
+/// take a minute.
 fn migrate(vm: &mut Vm, to: &str, bandwidth: u64) -> Result<()> {
-    // As fast as it goes: the default would take a minute.
-    vm.qmp.execute(
-        "migrate-set-parameters",
-        json!({ "max-bandwidth": 1_u64 << 40 }),
-    )?;
     vm.qmp.execute(
         "migrate-set-parameters",
         json!({ "max-bandwidth": bandwidth }),
     )?;
     vm.qmp.execute("migrate", json!({ "uri": to }))?;
-    let deadline = Instant::now() + LIMIT;
-    loop {
+    wait_until(LIMIT, || {
         let state = vm.qmp.execute("query-migrate", json!({}))?;
         match state.get("status").and_then(Value::as_str) {
-            Some("completed") => return Ok(()),
+            Some("completed") => Ok(Ok(())),
             Some("failed" | "cancelled") => bail!("the migration failed: {state}"),
-            _ => {}
+            _ => Ok(Err(format!("the migration has not ended: {state}"))),
         }
-        ensure!(
-            Instant::now() < deadline,
-            "the migration does not end: {state}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    })
 }
 
-/// Bytes of memory that were not sent.
-fn skipped(vm: &mut Vm, memory: u64) -> Result<u64> {
+/// Bytes that were not sent, of memory and of what the board has beside it.
+fn skipped(vm: &mut Vm) -> Result<u64> {
     let state = vm.qmp.execute("query-migrate", json!({}))?;
-    let pages = |key: &str| {
-        state
-            .pointer(&format!("/ram/{key}"))
-            .and_then(Value::as_u64)
+    let figure = |key: &str| {
+        let value = state.pointer(&format!("/ram/{key}"));
+        value.and_then(Value::as_u64)
     };
-    let (Some(normal), Some(zero)) = (pages("normal"), pages("duplicate")) else {
+    let (Some(total), Some(normal), Some(zero)) =
+        (figure("total"), figure("normal"), figure("duplicate"))
+    else {
         bail!("query-migrate counts no pages: {state}");
     };
-    Ok(memory.saturating_sub((normal + zero) * 4096))
+    Ok(total.saturating_sub((normal + zero) * 4096))
 }
 
 /// Waits until the guest runs here.
-fn running(vm: &mut Vm) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
+pub(super) fn running(vm: &mut Vm) -> Result<()> {
+    wait_until(LIMIT, || {
         let state = vm.qmp.execute("query-status", json!({}))?;
-        if state.get("running").and_then(Value::as_bool) == Some(true) {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the guest does not arrive: {state}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        let runs = state.get("running").and_then(Value::as_bool) == Some(true);
+        Ok(runs
+            .then_some(())
+            .ok_or_else(|| format!("the guest has not arrived: {state}")))
+    })
 }
 
 /// Waits until no frame is kept because of hints.
 fn wait_until_home(vm: &mut Vm) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
+    wait_until(LIMIT, || {
         let told = ask(vm, "beside")?;
-        if told.number("out")? == 0 {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "hinted frames do not come home: {}",
-            told.text()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        let home = (told.number("out")? == 0).then_some(());
+        Ok(home.ok_or_else(|| format!("hinted frames are not home: {}", told.text())))
+    })
 }
 
 /// A socket's name, short enough for one, that goes with us.

@@ -10,6 +10,7 @@ mod case;
 mod huge_pages;
 mod migration;
 mod rows;
+mod snapshot;
 
 use std::path::PathBuf;
 
@@ -54,13 +55,13 @@ const CASES: &[Case] = &[
     Case {
         name: "PFN by choice",
         about: "reporting is offered and not used",
-        boards: &[Pc],
+        boards: &[Pc, VirtMmio],
         run: balloon::pfn_by_choice,
     },
     Case {
         name: "odd targets",
         about: "targets above memory, zero, one byte",
-        boards: &[Pc],
+        boards: &[Pc, VirtPci],
         run: balloon::odd_targets,
     },
     Case {
@@ -72,13 +73,13 @@ const CASES: &[Case] = &[
     Case {
         name: "change of mind",
         about: "a new target while requests are in flight",
-        boards: &[Pc],
+        boards: &[Pc, VirtMmio],
         run: balloon::change_of_mind,
     },
     Case {
         name: "too little",
         about: "more is asked than the guest can give",
-        boards: &[Pc],
+        boards: &[Pc, VirtPci],
         run: balloon::too_little,
     },
     Case {
@@ -96,25 +97,31 @@ const CASES: &[Case] = &[
     Case {
         name: "live migration",
         about: "to another QEMU, with hints, while the balloon inflates",
-        boards: &[Pc],
+        boards: &[Pc, VirtPci],
         run: migration::live,
+    },
+    Case {
+        name: "migration with reports",
+        about: "hints, free page reports and bulk ranges at once, here and there",
+        boards: &[Pc, VirtMmio],
+        run: migration::live_with_reports,
     },
     Case {
         name: "save and restore",
         about: "to a file and back with a full balloon",
-        boards: &[Pc],
+        boards: &[Pc, VirtMmio],
         run: migration::saved,
     },
     Case {
         name: "snapshot",
         about: "back to a snapshot that was taken with a full balloon",
-        boards: &[Pc],
-        run: migration::snapshot,
+        boards: &[Pc, VirtPci],
+        run: snapshot::run,
     },
     Case {
         name: "killed",
         about: "QEMU dies in the middle of an inflation",
-        boards: &[Pc],
+        boards: &[Pc, VirtPci],
         run: migration::killed,
     },
     Case {
@@ -128,6 +135,22 @@ const CASES: &[Case] = &[
         about: "the targets that simulated and Xen guests follow, too",
         boards: &[Pc, VirtPci],
         run: balloon::tour,
+    },
+];
+
+/// What one board alone has.
+const OF_ONE_BOARD: &[Case] = &[
+    Case {
+        name: "ACPI",
+        about: "devices are in tables that the guest does not read",
+        boards: &[Microvm],
+        run: balloon::acpi,
+    },
+    Case {
+        name: "GIC 3",
+        about: "a PCI device where messages take an ITS",
+        boards: &[VirtPci],
+        run: balloon::gic_3,
     },
 ];
 
@@ -197,14 +220,20 @@ fn boots(all: bool, filter: &str) -> Vec<Boot> {
         .filter(|case| !filter.is_empty() && case.name.contains(filter));
     let mut boots = Vec::new();
     for release in Release::ALL {
-        for case in CASES.iter().chain(named.clone()) {
-            let boards = if all { &Board::ALL } else { case.boards };
-            boots.extend(boards.iter().map(|&board| Boot {
+        let on = |case: &'static Case, boards: &[Board]| {
+            let boot = |&board: &Board| Boot {
                 name: format!("{} on {} {}", case.name, release.name(), board.name()),
                 release,
                 board,
                 what: What::Case(case),
-            }));
+            };
+            boards.iter().map(boot).collect::<Vec<_>>()
+        };
+        for case in CASES {
+            boots.extend(on(case, if all { &Board::ALL } else { case.boards }));
+        }
+        for case in OF_ONE_BOARD.iter().chain(named.clone()) {
+            boots.extend(on(case, case.boards));
         }
     }
     let rows = if all {
@@ -231,7 +260,8 @@ pub(super) fn boot(
 ) -> Result<String> {
     let boots = boots(all, filter);
     if boots.is_empty() {
-        let known: Vec<&str> = CASES.iter().chain(BY_NAME).map(|case| case.name).collect();
+        let cases = CASES.iter().chain(OF_ONE_BOARD).chain(BY_NAME);
+        let known: Vec<&str> = cases.map(|case| case.name).collect();
         bail!(
             "nothing is called like `{filter}`; there are: row, {}",
             known.join(", ")
@@ -314,6 +344,12 @@ impl Lab {
         };
         let elf = image::build(workspace, runner, guest)?;
         let [new, old] = setup::emulators(workspace, runner, architecture)?;
+        runner.say(&format!(
+            "{}: QEMU {} and {}",
+            architecture.target(),
+            new.version(),
+            old.version()
+        ))?;
         Ok(Self {
             architecture,
             elf,
@@ -327,5 +363,32 @@ impl Lab {
             Release::New => &self.new,
             Release::Old => &self.old,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_runs_on_both_architectures_each_time() {
+        for case in CASES {
+            for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+                let mut boards = case.boards.iter();
+                assert!(
+                    boards.any(|board| board.architecture() == architecture),
+                    "{} on {architecture:?}",
+                    case.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn boots_have_names_of_their_own() {
+        let boots = boots(true, "");
+        let names: std::collections::BTreeSet<&str> =
+            boots.iter().map(|boot| boot.name.as_str()).collect();
+        assert_eq!(names.len(), boots.len());
     }
 }

@@ -144,12 +144,13 @@ pub(super) fn all() -> Vec<Row> {
                 }
                 let ways = ways(release, board);
                 let turn = usize::from(bits ^ bits >> 3) % ways.len();
-                rows.extend(ways.get(turn).map(|interrupts| Row {
+                let row = ways.get(turn).map(|interrupts| Row {
                     release,
                     board,
                     interrupts: *interrupts,
                     options,
-                }));
+                });
+                rows.extend(row.filter(|row| !CHOSEN.contains(row)));
             }
         }
     }
@@ -201,6 +202,11 @@ impl Row {
     /// Who relies on what free frames hold reports them only to a device that knows.
     fn reports(&self) -> bool {
         self.options.has(REPORTING) && (self.tells_poison() || !self.options.has(RELIES))
+    }
+
+    /// Where ranges go: each feature that is offered moves the queues behind its own, taken or not.
+    fn reporting_queue(&self) -> u32 {
+        3 + u32::from(self.options.has(HINT))
     }
 
     /// The balloon goes by ranges.
