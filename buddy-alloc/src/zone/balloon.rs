@@ -147,6 +147,9 @@ impl Zone<'_> {
     ) {
         let unit = u32::from(unit.get());
         let mut taker = Taker::new(sink, unit, self.span.end().get(), false);
+        if taker.room(0) == 0 {
+            return;
+        }
         if whole {
             self.recall_whole(&mut taker, path);
         } else if unit < self.regions.order() {

@@ -150,6 +150,81 @@ fn a_take_below_a_limit_passes_over_full_regions() {
     });
 }
 
+/// One recall: why it stopped, what it yielded, and how many nodes it looked at.
+fn recall(zone: &mut Zone<'_>, unit: u8, wanted: u64) -> (TakeStop, Vec<FrameRange>, u64) {
+    let mut places = [range(0, 1); 4];
+    let mut sink = RangeBuf::new(&mut places, FrameCount::new(wanted));
+    let unit = Order::new(unit).unwrap();
+    let (stop, accesses) = accesses::during(|| zone.recall(GivePath::Bulk, unit, &mut sink));
+    (stop, sink.ranges().to_vec(), accesses)
+}
+
+fn balloon(zone: &mut Zone<'_>, range: FrameRange) {
+    zone.take_at(range).unwrap();
+    zone.store(range, GivePath::Bulk).unwrap();
+}
+
+#[test]
+fn whole_regions_are_looked_for_in_vain_once() {
+    with_zone(LARGE, |zone| {
+        // All but the last frame of each region, one whole region in the middle.
+        for start in (0..LARGE).step_by(512) {
+            balloon(zone, range(start, 511 + u64::from(start == LARGE / 2)));
+        }
+        let whole = range(LARGE / 2, 512);
+        let (stop, found, _) = recall(zone, 9, 1024);
+        assert_eq!((stop, found), (TakeStop::Fragmented, [whole].to_vec()));
+        let again = recall(zone, 9, 1024);
+        assert_eq!(again, (TakeStop::Fragmented, Vec::new(), 0));
+        // What changes is looked at, and nothing else.
+        balloon(zone, range(511, 1));
+        let (stop, found, accesses) = recall(zone, 9, 512);
+        assert_eq!((stop, found), (TakeStop::Enough, [range(0, 512)].to_vec()));
+        assert!(accesses <= 6 * ALL_ORDERS, "{accesses} accesses");
+    });
+}
+
+#[test]
+fn whole_regions_are_passed_over_for_frames_without_a_look() {
+    with_zone(LARGE, |zone| {
+        // In halves: that they make whole regions has to be seen.
+        for start in (0..LARGE - 512).step_by(256) {
+            balloon(zone, range(start, 256));
+        }
+        let single = range(LARGE - 300, 1);
+        for first in [true, false] {
+            balloon(zone, single);
+            let (stop, found, accesses) = recall(zone, 0, 1);
+            assert_eq!((stop, found), (TakeStop::Enough, [single].to_vec()));
+            assert!(first || accesses <= ALL_ORDERS, "{accesses} accesses");
+            zone.put(single, Backing::Untouched).unwrap();
+        }
+        // One is broken, and what is left of it comes next.
+        for start in 0..3 {
+            let (_, found, accesses) = recall(zone, 0, 1);
+            assert_eq!(found, [range(start, 1)]);
+            assert!(accesses <= 3 * ALL_ORDERS, "{accesses} accesses");
+        }
+    });
+}
+
+#[test]
+fn a_block_larger_than_a_region_comes_back_in_one_piece() {
+    with_zone(LARGE, |zone| {
+        balloon(zone, range(0, LARGE));
+        for unit in [0, 9, 10] {
+            let wanted = LARGE / 2;
+            let (stop, found, accesses) = recall(zone, unit, wanted);
+            assert_eq!(
+                (stop, found),
+                (TakeStop::Enough, [range(0, wanted)].to_vec())
+            );
+            assert!(accesses <= 4 * ALL_ORDERS, "{accesses} accesses");
+            zone.store(range(0, wanted), GivePath::Bulk).unwrap();
+        }
+    });
+}
+
 fn with_caches(test: impl FnOnce(&mut Zone<'_>, CachedBits<'_>)) {
     let (span, config) = (range(0, 64), Config::new());
     let mut memory = vec![0; usize::try_from(cached_bits::words(span)).unwrap()];

@@ -3,6 +3,7 @@
 use buddy_alloc::{
     AllocError, AtError, Backing, Config, Frame, FrameCount, GivePath, Isolated, Order, Preference,
     RangeBuf, RangeError, ReportAsk, ReportCursor, Reserve, State, TakeAsk, TakeEnd, TakeStop,
+    Zone, Zones,
 };
 
 use super::{order, range, with_zone};
@@ -81,6 +82,42 @@ fn ballooned_frames_remember_their_path() {
         zone.put(range(7, 3), Backing::Untouched).unwrap();
         assert_eq!(zone.owned_frames(), FrameCount::new(4096 - 512 + 3));
     });
+}
+
+#[test]
+fn a_recall_asks_all_zones_before_it_breaks_a_whole_region() {
+    let mut zones = Zones::<2>::new();
+    let config = Config::new();
+    for start in [0, 1 << 16] {
+        let span = range(start, 2048);
+        let memory = vec![0; config.metadata_words(span)].leak();
+        let mut zone = Zone::new(span, config, memory).unwrap();
+        zone.add_range(span, Backing::Untouched).unwrap();
+        assert!(zones.add_zone(zone).is_ok());
+    }
+    let (whole, single) = (range(512, 512), range((1 << 16) + 7, 1));
+    let mut places = [range(0, 1); 4];
+    let mut recall = |zones: &mut Zones<'_, 2>, unit, wanted| {
+        let mut sink = RangeBuf::new(&mut places, FrameCount::new(wanted));
+        let stop = zones.recall(GivePath::Told, order(unit), &mut sink);
+        (stop, sink.ranges().to_vec())
+    };
+    for (unit, wanted, expected) in [
+        (0, 1, (TakeStop::Enough, vec![single])),
+        (9, 1024, (TakeStop::Fragmented, vec![whole])),
+        (0, 513, (TakeStop::Enough, vec![single, whole])),
+        (0, 514, (TakeStop::Empty, vec![single, whole])),
+    ] {
+        for range in [whole, single] {
+            zones.take_at(range).unwrap();
+            zones.store(range, GivePath::Told).unwrap();
+        }
+        assert_eq!(recall(&mut zones, unit, wanted), expected);
+        recall(&mut zones, 0, 1024);
+        for range in [whole, single] {
+            zones.put(range, Backing::Untouched).unwrap();
+        }
+    }
 }
 
 #[test]
