@@ -2,7 +2,7 @@
 
 use buddy_alloc::{Frame, FrameCount, FrameRange, Zone};
 
-use crate::workload::{Damage, Ram};
+use crate::workload::{Check, Damage, Ram};
 
 /// What every free frame is full of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,21 +33,9 @@ impl Poison {
     /// # Errors
     /// When some hold something else.
     pub fn check_free(self, zone: &Zone<'_>, ram: &impl Ram) -> Result<FrameCount, Damage> {
-        let (mut of, mut bad, mut first) = (0, 0, Frame::new(0));
-        for frame in free_frames(zone) {
-            of += 1;
-            if !ram.holds(frame, self.0) {
-                if bad == 0 {
-                    first = frame;
-                }
-                bad += 1;
-            }
-        }
-        if bad == 0 {
-            Ok(FrameCount::new(of))
-        } else {
-            Err(Damage { bad, of, first })
-        }
+        let mut check = Check::default();
+        free_frames(zone).for_each(|frame| check.add(frame, ram.holds(frame, self.0)));
+        check.verdict()
     }
 }
 

@@ -55,6 +55,34 @@ pub struct Damage {
     pub first: Frame,
 }
 
+/// Frames that are looked at one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Check {
+    of: u64,
+    bad: u64,
+    first: Option<Frame>,
+}
+
+impl Check {
+    /// One more, intact or not.
+    pub(crate) fn add(&mut self, frame: Frame, intact: bool) {
+        self.of += 1;
+        if !intact {
+            self.bad += 1;
+            self.first.get_or_insert(frame);
+        }
+    }
+
+    /// How many there were, or what is wrong with them.
+    pub(crate) fn verdict(self) -> Result<FrameCount, Damage> {
+        let Self { of, bad, first } = self;
+        match first {
+            None => Ok(FrameCount::new(of)),
+            Some(first) => Err(Damage { bad, of, first }),
+        }
+    }
+}
+
 /// The allocator broke its word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -181,27 +209,13 @@ impl<'m> Workload<'m> {
     /// # Errors
     /// When some do not hold their pattern.
     pub fn verify(&self, ram: &impl Ram) -> Result<FrameCount, Damage> {
-        let (mut bad, mut first) = (0, Frame::new(0));
+        let mut check = Check::default();
         for run in self.held.runs() {
             for frame in (run.start().get()..run.end().get()).map(Frame::new) {
-                if !ram.holds(frame, word_of(frame)) {
-                    if bad == 0 {
-                        first = frame;
-                    }
-                    bad += 1;
-                }
+                check.add(frame, ram.holds(frame, word_of(frame)));
             }
         }
-        let of = self.held.count();
-        if bad == 0 {
-            Ok(of)
-        } else {
-            Err(Damage {
-                bad,
-                of: of.get(),
-                first,
-            })
-        }
+        check.verdict()
     }
 
     /// Uses some of `returned`, frames that came back from the host, as anybody
@@ -216,7 +230,6 @@ impl<'m> Workload<'m> {
         zone: &mut Zone<'_>,
         ram: &mut impl Ram,
     ) -> Result<FrameCount, Damage> {
-        let (mut of, mut bad, mut first) = (0, 0, Frame::new(0));
         let mut held = [None; MAX_TRIED];
         for (slot, frame) in held.iter_mut().zip(returned) {
             if zone.allocate_at(frame, Order::FRAME).is_ok() {
@@ -225,20 +238,13 @@ impl<'m> Workload<'m> {
             }
         }
         // Only now: two names for one frame would show.
+        let mut check = Check::default();
         for frame in held.into_iter().flatten() {
-            of += 1;
-            if !ram.holds(frame, word_of(frame)) || zone.free(frame, Order::FRAME).is_err() {
-                if bad == 0 {
-                    first = frame;
-                }
-                bad += 1;
-            }
+            let intact = ram.holds(frame, word_of(frame));
+            let freed = zone.free(frame, Order::FRAME).is_ok();
+            check.add(frame, intact && freed);
         }
-        if bad == 0 {
-            Ok(FrameCount::new(of))
-        } else {
-            Err(Damage { bad, of, first })
-        }
+        check.verdict()
     }
 
     /// Whether the group of `frame` is among those kept.
