@@ -1,8 +1,12 @@
 use balloon_core::testing::{FakeSource, check_migrate_laws, check_transport_laws};
-use balloon_core::{Budget, Bytes, Engine, FrameRange, Nanos, Policy, Progress, Shared};
+use balloon_core::{
+    BitmapLedger, Budget, Bytes, Engine, FrameRange, Ledgered, Nanos, Policy, Progress, Shared,
+    Unit,
+};
 
 use super::*;
 use crate::frame_map::Translated;
+use crate::reservation::{Counters, ExtentCounts};
 use crate::testing::{FakeP2m, FakeXen, Fault, Kind as Guest};
 
 const FRAMES: u64 = 8 * 512;
@@ -125,6 +129,62 @@ fn targets_are_followed_and_leaves_come_back() {
         assert_eq!(system.aim(mib), Progress::Reached, "{mib} MiB");
     }
     assert_eq!(system.balloon.reservation_mut().memory_mut().leaves(), 8);
+}
+
+/// More superpages than one request holds, with single holes below them: what a
+/// request carries is whole superpages to its limit.
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn whole_holes_are_filled_by_superpages_whatever_lies_below() {
+    const SUPERPAGE: u64 = Order::SUPERPAGE.frames().get();
+    const WHOLE: u64 = 80;
+    const SINGLES: u64 = 4 * SUPERPAGE / 16;
+    let memory = FrameRange::new(Pfn::new(512), FrameCount::new(90 * SUPERPAGE)).unwrap();
+    let singles = (512..512 + 4 * SUPERPAGE).filter(|pfn| pfn % 16 == 3);
+    let whole = memory.end().get() - WHOLE * SUPERPAGE..memory.end().get();
+    let mut source = FakeSource::new(memory);
+    while source.allocate().is_some() {}
+    for pfn in singles.chain(whole).map(Pfn::new) {
+        source.free_allocated(pfn);
+    }
+    let words = usize::try_from(BitmapLedger::words(memory.count())).unwrap();
+    let ledger = BitmapLedger::new(alloc::vec![0; words], &[memory]).unwrap();
+    let mut source = Ledgered { source, ledger };
+    let mut policy = Policy::DEFAULT;
+    policy.unit = Unit::Adaptive;
+    let shared: &'static Shared<2> = alloc::boxed::Box::leak(alloc::boxed::Box::new(Shared::new()));
+    let mut engine = Engine::new(shared, policy);
+    let reservation = Reservation::new(FakeXen::new(Guest::Pvh, memory), Translated::<true>);
+    let mut balloon = XenBalloon::new(reservation, Target::new(memory.count()));
+    let mut seconds = 0;
+    let mut aim = |holes: u64| {
+        let frames = memory.count().saturating_sub(FrameCount::new(holes));
+        assert!(balloon.hear(Notice::Target(frames.bytes())));
+        shared.signal().config_changed();
+        seconds += 1;
+        let now = Nanos::from_secs(seconds);
+        while engine
+            .step(&mut balloon, &mut source, now, Budget::SMALL)
+            .more
+        {}
+        assert_eq!(engine.status(&source).progress, Progress::Reached);
+        let Counters { given, taken, .. } = balloon.reservation().counters();
+        let leaves = balloon.reservation_mut().memory_mut().leaves() as u64;
+        (given, taken, leaves)
+    };
+    let extents = |superpages, frames| ExtentCounts {
+        superpages,
+        medium: 0,
+        frames,
+    };
+    let given = extents(WHOLE, SINGLES);
+    let all = WHOLE * SUPERPAGE + SINGLES;
+    assert_eq!(aim(all), (given, extents(0, 0), 90 - WHOLE - 4));
+    // A few frames break no hole that a superpage fills.
+    assert_eq!(aim(all - 50), (given, extents(0, 50), 90 - WHOLE - 4));
+    let most = aim(10 * SUPERPAGE + SINGLES - 60);
+    assert_eq!(most, (given, extents(70, 60), 90 - 10 - 4));
+    assert_eq!(aim(0), (given, extents(WHOLE, SINGLES), 90 - 4));
 }
 
 #[test]
