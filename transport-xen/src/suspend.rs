@@ -61,7 +61,7 @@ pub enum Duty {
 enum State {
     #[default]
     Running,
-    Acknowledging(ShutdownRequest),
+    Acknowledging,
     Ready,
 }
 
@@ -80,28 +80,36 @@ impl Suspension {
         }
     }
 
-    /// The toolstack asked. A second request while one is under way is ignored.
-    pub fn asked(&mut self, request: ShutdownRequest) -> Option<Duty> {
+    /// The toolstack asked for something. A second request while one is under way
+    /// is ignored: the acknowledgement names the one that counts.
+    pub fn asked(&mut self) -> Option<Duty> {
         if self.state != State::Running {
             return None;
         }
-        self.state = State::Acknowledging(request);
+        self.state = State::Acknowledging;
         Some(Duty::Acknowledge)
     }
 
-    /// The acknowledgement is written.
+    /// The acknowledgement of this request is written; it may be a newer one.
     ///
     /// Not before: a toolstack that sees the domain stop without one gives up.
-    pub fn acknowledged(&mut self) -> Option<Duty> {
-        let State::Acknowledging(request) = self.state else {
+    pub fn acknowledged(&mut self, request: ShutdownRequest) -> Option<Duty> {
+        if self.state != State::Acknowledging {
             return None;
-        };
+        }
         if request == ShutdownRequest::Suspend {
             self.state = State::Ready;
             Some(Duty::Suspend)
         } else {
             self.state = State::Running;
             Some(Duty::Stop(request))
+        }
+    }
+
+    /// There is nothing to acknowledge any more: the domain goes on.
+    pub fn withdrawn(&mut self) {
+        if self.state == State::Acknowledging {
+            self.state = State::Running;
         }
     }
 
@@ -141,19 +149,30 @@ mod tests {
 
     #[test]
     fn nothing_stops_before_it_is_acknowledged() {
+        use ShutdownRequest::Suspend;
         let mut way = Suspension::new();
-        assert_eq!(way.acknowledged(), None);
-        assert_eq!(way.asked(ShutdownRequest::Suspend), Some(Duty::Acknowledge));
-        assert_eq!(way.asked(ShutdownRequest::Reboot), None, "one at a time");
-        assert_eq!(way.acknowledged(), Some(Duty::Suspend));
-        assert_eq!(way.acknowledged(), None);
+        assert_eq!(way.acknowledged(Suspend), None);
+        assert_eq!(way.asked(), Some(Duty::Acknowledge));
+        assert_eq!(way.asked(), None, "one at a time");
+        assert_eq!(way.acknowledged(Suspend), Some(Duty::Suspend));
+        assert_eq!(way.acknowledged(Suspend), None);
     }
 
     #[test]
-    fn power_off_is_acknowledged_too() {
+    fn what_is_acknowledged_is_done() {
+        use ShutdownRequest::PowerOff;
         let mut way = Suspension::new();
-        way.asked(ShutdownRequest::PowerOff);
-        let stop = Some(Duty::Stop(ShutdownRequest::PowerOff));
-        assert_eq!(way.acknowledged(), stop);
+        way.asked();
+        let stop = Some(Duty::Stop(PowerOff));
+        assert_eq!(way.acknowledged(PowerOff), stop);
+    }
+
+    #[test]
+    fn a_request_that_was_withdrawn_makes_way_for_another() {
+        let mut way = Suspension::new();
+        way.asked();
+        way.withdrawn();
+        assert_eq!(way.acknowledged(ShutdownRequest::Suspend), None);
+        assert_eq!(way.asked(), Some(Duty::Acknowledge));
     }
 }

@@ -94,7 +94,10 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
             Notice::StaticMax(_) if !F::TRANSLATED => return false,
             Notice::StaticMax(bytes) => self.target.set_static_max(bytes),
             Notice::VideoRam(bytes) => self.target.set_video_ram(bytes),
-            Notice::BadTarget | Notice::Shutdown(_) | Notice::Acknowledged => return false,
+            Notice::BadTarget
+            | Notice::Shutdown(_)
+            | Notice::Acknowledged(_)
+            | Notice::Withdrawn => return false,
         }
         self.unread = true;
         true

@@ -187,8 +187,12 @@ impl<F: FrameMap> World<F> {
             self.shared.signal().config_changed();
         }
         let duty = match notice {
-            Notice::Shutdown(request) => self.suspension.asked(request),
-            Notice::Acknowledged => self.suspension.acknowledged(),
+            Notice::Shutdown(_) => self.suspension.asked(),
+            Notice::Acknowledged(request) => self.suspension.acknowledged(request),
+            Notice::Withdrawn => {
+                self.suspension.withdrawn();
+                None
+            }
             _ => None,
         };
         match duty {

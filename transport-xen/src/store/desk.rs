@@ -2,7 +2,11 @@
 //!
 //! Each chore is one request whose repetition does no harm, so an answer that
 //! never comes is dealt with by asking again, and a restore by doing all of
-//! them once more. The chores' results come out as [`Notice`]s.
+//! them once more. The one exception takes a transaction (`acknowledge`). The
+//! chores' results come out as [`Notice`]s.
+
+mod acknowledge;
+mod chore;
 
 use balloon_core::{Bytes, Nanos, Order};
 
@@ -10,7 +14,12 @@ use crate::page::SharedPage;
 use crate::suspend::ShutdownRequest;
 
 use super::client::{Client, ClientError, Incoming, RequestId};
-use super::wire::{Operation, Refusal, Transaction, decimal};
+use super::wire::Transaction;
+use acknowledge::Acknowledgement;
+use chore::{
+    CHORES, Chore, DIGITS, OPENING, SHUTDOWN_TOKEN_BYTES, TARGET_TOKEN_BYTES, format_decimal,
+    operation, understand,
+};
 
 /// How the desk deals with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +61,12 @@ pub enum Notice {
     VideoRam(Bytes),
     /// The domain is to stop, for this reason.
     Shutdown(ShutdownRequest),
-    /// The request to stop is acknowledged: the domain may stop now.
-    Acknowledged,
+    /// This request to stop is acknowledged, and the domain may stop now: the
+    /// one that stood in the store then, be it another than was told before.
+    Acknowledged(ShutdownRequest),
+    /// There is no request to acknowledge any more, or the store does not let
+    /// it be done: the domain goes on.
+    Withdrawn,
 }
 
 /// Why the desk stands still.
@@ -66,43 +79,6 @@ pub enum DeskError {
     Gone(ClientError),
 }
 
-/// In the order in which they are begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chore {
-    ReadStaticMax,
-    ReadVideoRam,
-    WatchTarget,
-    WatchShutdown,
-    OfferSuspend,
-    ReadTarget,
-    ReadShutdown,
-    Acknowledge,
-    PublishUnit,
-    PublishDowngrades,
-}
-
-const CHORES: [Chore; 10] = [
-    Chore::ReadStaticMax,
-    Chore::ReadVideoRam,
-    Chore::WatchTarget,
-    Chore::WatchShutdown,
-    Chore::OfferSuspend,
-    Chore::ReadTarget,
-    Chore::ReadShutdown,
-    Chore::Acknowledge,
-    Chore::PublishUnit,
-    Chore::PublishDowngrades,
-];
-
-/// What is done for every connection anew.
-const OPENING: [Chore; 5] = [
-    Chore::ReadStaticMax,
-    Chore::ReadVideoRam,
-    Chore::WatchTarget,
-    Chore::WatchShutdown,
-    Chore::OfferSuspend,
-];
-
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     due: bool,
@@ -111,15 +87,13 @@ struct Progress {
     silent: u8,
 }
 
-/// Digits of the largest count.
-const DIGITS: usize = 20;
-
 /// The balloon's affairs with the store.
 #[derive(Debug)]
 pub struct Desk<P> {
     client: Client<P>,
     policy: DeskPolicy,
     progress: [Progress; CHORES.len()],
+    acknowledgement: Option<Acknowledgement>,
     unit: Option<Order>,
     downgrades: u64,
     timeouts: u32,
@@ -136,6 +110,7 @@ impl<P: SharedPage> Desk<P> {
             client,
             policy,
             progress: [Progress::default(); CHORES.len()],
+            acknowledgement: None,
             unit: None,
             downgrades: 0,
             timeouts: 0,
@@ -191,6 +166,15 @@ impl<P: SharedPage> Desk<P> {
                         progress.asked = None;
                         progress.silent = 0;
                         notice = understand(chore, result);
+                    } else if let Some(acknowledgement) = &mut self.acknowledgement {
+                        notice = acknowledgement.answered(request, result);
+                        if notice.is_some() {
+                            let again = acknowledgement.found_none();
+                            self.acknowledgement = None;
+                            if again {
+                                self.make_due(Chore::ReadShutdown);
+                            }
+                        }
                     }
                 }
             }
@@ -239,9 +223,13 @@ impl<P: SharedPage> Desk<P> {
         }
     }
 
-    /// Acknowledges a request to stop; [`Notice::Acknowledged`] follows.
+    /// Acknowledges a request to stop; [`Notice::Acknowledged`] or
+    /// [`Notice::Withdrawn`] follows, however long the store takes.
     pub fn acknowledge(&mut self) {
-        self.tell(Chore::Acknowledge);
+        if self.acknowledgement.is_none() {
+            self.acknowledgement = Some(Acknowledgement::new());
+        }
+        self.more = true;
     }
 
     /// Starts anew after a restore: watches are gone, the ring was reset.
@@ -276,6 +264,9 @@ impl<P: SharedPage> Desk<P> {
             if chore != Chore::OfferSuspend || self.policy.offer_suspend {
                 self.make_due(chore);
             }
+        }
+        if let Some(acknowledgement) = &mut self.acknowledgement {
+            *acknowledgement = Acknowledgement::new();
         }
         if self.unit.is_some() {
             self.make_due(Chore::PublishUnit);
@@ -325,6 +316,9 @@ impl<P: SharedPage> Desk<P> {
     }
 
     fn ask(&mut self, now: Nanos) {
+        if let Some(acknowledgement) = &mut self.acknowledgement {
+            acknowledgement.ask(&mut self.client);
+        }
         for (chore, progress) in CHORES.into_iter().zip(&mut self.progress) {
             // One at a time of each: the answer to an older one may be stale.
             if !progress.due || progress.asked.is_some() {
@@ -348,80 +342,6 @@ impl<P: SharedPage> Desk<P> {
             }
         }
     }
-}
-
-const TARGET_TOKEN: &str = "target";
-const SHUTDOWN_TOKEN: &str = "shutdown";
-const TARGET_TOKEN_BYTES: &[u8] = TARGET_TOKEN.as_bytes();
-const SHUTDOWN_TOKEN_BYTES: &[u8] = SHUTDOWN_TOKEN.as_bytes();
-const TARGET: &str = "memory/target";
-const SHUTDOWN: &str = "control/shutdown";
-
-fn operation(chore: Chore, number: &[u8]) -> Operation<'_> {
-    match chore {
-        Chore::ReadStaticMax => Operation::Read {
-            path: "memory/static-max",
-        },
-        Chore::ReadVideoRam => Operation::Read {
-            path: "memory/videoram",
-        },
-        Chore::WatchTarget => Operation::Watch {
-            path: TARGET,
-            token: TARGET_TOKEN,
-        },
-        Chore::WatchShutdown => Operation::Watch {
-            path: SHUTDOWN,
-            token: SHUTDOWN_TOKEN,
-        },
-        Chore::OfferSuspend => Operation::Write {
-            path: "control/feature-suspend",
-            value: b"1",
-        },
-        Chore::ReadTarget => Operation::Read { path: TARGET },
-        Chore::ReadShutdown => Operation::Read { path: SHUTDOWN },
-        Chore::Acknowledge => Operation::Write {
-            path: SHUTDOWN,
-            value: b"",
-        },
-        Chore::PublishUnit => Operation::Write {
-            path: "data/balloon/unit",
-            value: number,
-        },
-        Chore::PublishDowngrades => Operation::Write {
-            path: "data/balloon/downgrades",
-            value: number,
-        },
-    }
-}
-
-/// What an answer means; refusals mean that a node is not there.
-fn understand(chore: Chore, result: Result<&[u8], Refusal>) -> Option<Notice> {
-    let kibibytes = |value| decimal(value)?.checked_mul(1024).map(Bytes::new);
-    match (chore, result) {
-        (Chore::ReadTarget, Ok(value)) => {
-            Some(kibibytes(value).map_or(Notice::BadTarget, Notice::Target))
-        }
-        (Chore::ReadStaticMax, Ok(value)) => kibibytes(value).map(Notice::StaticMax),
-        (Chore::ReadVideoRam, Ok(value)) => kibibytes(value).map(Notice::VideoRam),
-        (Chore::ReadShutdown, Ok(value)) => {
-            ShutdownRequest::from_value(value).map(Notice::Shutdown)
-        }
-        (Chore::Acknowledge, Ok(_)) => Some(Notice::Acknowledged),
-        _ => None,
-    }
-}
-
-fn format_decimal(mut value: u64, digits: &mut [u8; DIGITS]) -> &[u8] {
-    let mut first = DIGITS;
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit = b'0' + u8::try_from(value % 10).unwrap_or(0);
-        value /= 10;
-        first = at;
-        if value == 0 {
-            break;
-        }
-    }
-    digits.get(first..).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub enum Manners {
 pub struct FakeStore {
     page: FakePage,
     /// The tree, by path relative to the domain.
-    pub nodes: BTreeMap<String, Vec<u8>>,
+    pub nodes: Tree,
     /// How it behaves.
     pub manners: Manners,
     /// Watches set: path and token.
@@ -42,11 +42,14 @@ pub struct FakeStore {
     pub seen: Vec<(u32, Vec<u8>)>,
     incoming: Vec<u8>,
     outgoing: VecDeque<u8>,
-    transactions: BTreeMap<u32, BTreeMap<String, Vec<u8>>>,
+    /// What each found, and what it made of that.
+    transactions: BTreeMap<u32, [Tree; 2]>,
     next_transaction: u32,
     /// The next commit meets a conflict.
     pub conflict: bool,
 }
+
+type Tree = BTreeMap<String, Vec<u8>>;
 
 const REQUEST_CONSUMER: usize = 2048;
 const REQUEST_PRODUCER: usize = 2052;
@@ -101,6 +104,12 @@ impl FakeStore {
         self.incoming.clear();
         self.outgoing.clear();
         self.transactions.clear();
+    }
+
+    /// Transactions begun and not ended.
+    #[must_use]
+    pub fn open_transactions(&self) -> usize {
+        self.transactions.len()
     }
 
     /// Queues raw bytes as if they were an answer.
@@ -173,7 +182,10 @@ impl FakeStore {
         let first = words.first().cloned().unwrap_or_default();
         let nodes = match transaction {
             0 => &mut self.nodes,
-            id => self.transactions.get_mut(&id).ok_or("ENOENT")?,
+            id => {
+                let [_, nodes] = self.transactions.get_mut(&id).ok_or("ENOENT")?;
+                nodes
+            }
         };
         match kind {
             2 => nodes.get(&first).cloned().ok_or("ENOENT"),
@@ -193,13 +205,15 @@ impl FakeStore {
             6 => {
                 self.next_transaction += 1;
                 let id = self.next_transaction;
-                self.transactions.insert(id, self.nodes.clone());
+                let nodes = self.nodes.clone();
+                self.transactions.insert(id, [nodes.clone(), nodes]);
                 Ok(format!("{id}\0").into_bytes())
             }
             7 => {
-                let nodes = self.transactions.remove(&transaction).ok_or("ENOENT")?;
+                let transaction = self.transactions.remove(&transaction);
+                let [found, nodes] = transaction.ok_or("ENOENT")?;
                 if first == "T" {
-                    if core::mem::take(&mut self.conflict) {
+                    if core::mem::take(&mut self.conflict) || found != self.nodes {
                         return Err("EAGAIN");
                     }
                     self.nodes = nodes;

@@ -204,11 +204,140 @@ fn a_request_to_suspend_is_acknowledged() {
     assert_eq!(notices, [Notice::Shutdown(ShutdownRequest::Suspend)]);
     desk.acknowledge();
     let notices = settle(&mut desk, &mut store, Nanos::ZERO);
-    assert_eq!(notices, [Notice::Acknowledged]);
+    assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
     assert_eq!(store.nodes["control/shutdown"], b"");
+    assert_eq!(store.open_transactions(), 0);
     desk.cancelled();
     let notices = settle(&mut desk, &mut store, Nanos::ZERO);
     assert_eq!(notices, [Notice::Target(Bytes::new(24 * MIB))]);
+}
+
+/// One step of the desk, then one of the store.
+fn turn(desk: &mut Desk<FakePage>, store: &mut FakeStore) -> Option<Notice> {
+    let notice = desk.step(Nanos::ZERO).unwrap();
+    store.run();
+    notice
+}
+
+/// A desk that was told of a suspend.
+fn asked() -> (Desk<FakePage>, FakeStore) {
+    let (mut desk, mut store) = desk();
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    store.set("control/shutdown", b"suspend");
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    (desk, store)
+}
+
+#[test]
+fn a_request_made_during_the_acknowledgement_is_not_wiped() {
+    // After each of its answers: begun, read, written, committed.
+    for turns in 1..8 {
+        let (mut desk, mut store) = asked();
+        desk.acknowledge();
+        let mut notices: Vec<Notice> = (0..turns)
+            .filter_map(|_| turn(&mut desk, &mut store))
+            .collect();
+        store.set("control/shutdown", b"reboot");
+        notices.extend(settle(&mut desk, &mut store, Nanos::ZERO));
+        let acknowledged = |request| notices.contains(&Notice::Acknowledged(request));
+        if acknowledged(ShutdownRequest::Suspend) {
+            // It came too late for that: it still stands, and was told.
+            assert_eq!(store.nodes["control/shutdown"], b"reboot", "{turns}");
+            let told = Notice::Shutdown(ShutdownRequest::Reboot);
+            assert_eq!(notices.last(), Some(&told), "{turns}");
+        } else {
+            assert!(acknowledged(ShutdownRequest::Reboot), "{turns} {notices:?}");
+            assert_eq!(store.nodes["control/shutdown"], b"", "{turns}");
+        }
+        assert_eq!(store.open_transactions(), 0);
+    }
+}
+
+#[test]
+fn a_request_that_was_withdrawn_is_not_acknowledged() {
+    for gone in [&b""[..], b"suspend, please"] {
+        let (mut desk, mut store) = asked();
+        store.set("control/shutdown", gone);
+        desk.acknowledge();
+        let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+        assert_eq!(notices, [Notice::Withdrawn]);
+        assert_eq!(store.nodes["control/shutdown"], gone);
+        assert_eq!(store.open_transactions(), 0);
+    }
+    let (mut desk, mut store) = asked();
+    store.nodes.remove("control/shutdown");
+    desk.acknowledge();
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Withdrawn]);
+}
+
+#[test]
+fn conflicts_are_met_with_patience_and_an_end() {
+    let (mut desk, mut store) = asked();
+    desk.acknowledge();
+    store.conflict = true;
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
+
+    let (mut desk, mut store) = asked();
+    desk.acknowledge();
+    let requests = store.seen.len();
+    let mut outcome = None;
+    for _ in 0..1000 {
+        store.conflict = true;
+        outcome = outcome.or(turn(&mut desk, &mut store));
+    }
+    assert_eq!(outcome, Some(Notice::Withdrawn));
+    assert!(store.seen.len() - requests < 50, "bounded");
+    assert_eq!(store.nodes["control/shutdown"], b"suspend");
+}
+
+#[test]
+fn an_acknowledgement_survives_a_late_store_and_a_new_connection() {
+    let (mut desk, mut store) = asked();
+    desk.acknowledge();
+    store.manners = Manners::Gone;
+    let hour = Nanos::from_secs(3600);
+    assert_eq!(settle(&mut desk, &mut store, hour), []);
+    store.manners = Manners::Good;
+    let notices = settle(&mut desk, &mut store, hour);
+    assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
+
+    let (mut desk, mut store) = asked();
+    desk.acknowledge();
+    turn(&mut desk, &mut store);
+    store.reset();
+    desk.restored();
+    let notices = settle(&mut desk, &mut store, hour);
+    let done = Notice::Acknowledged(ShutdownRequest::Suspend);
+    assert!(notices.contains(&done), "{notices:?}");
+}
+
+#[test]
+fn a_store_that_answers_an_acknowledgement_with_nonsense_gets_nothing() {
+    // To the beginning, the reading, the writing and the end of a transaction.
+    let answers: [(u32, &[u8]); 6] = [
+        (6, b"0"),
+        (6, b"x"),
+        (16, b"ENOSYS\0"),
+        (16, b"EAGAIN\0"),
+        (6, b"4294967296"),
+        (6, &[0xff; 4096]),
+    ];
+    for (kind, payload) in answers {
+        let (mut desk, mut store) = asked();
+        desk.acknowledge();
+        store.manners = Manners::Silent;
+        let mut outcome = None;
+        for _ in 0..100 {
+            outcome = outcome.or(turn(&mut desk, &mut store));
+            // Ids go up one by one.
+            let id = desk.client().counters().requests;
+            store.inject_message(kind, id, payload);
+            store.run();
+        }
+        assert_eq!(outcome, Some(Notice::Withdrawn), "{kind} {payload:?}");
+    }
 }
 
 #[test]

@@ -64,8 +64,12 @@ impl<F: FrameMap> Balloon<F> {
                 }
                 // Not offered, and asked for all the same.
                 Notice::Shutdown(ShutdownRequest::Suspend) if !F::TRANSLATED => None,
-                Notice::Shutdown(request) => self.suspension.asked(request),
-                Notice::Acknowledged => self.suspension.acknowledged(),
+                Notice::Shutdown(_) => self.suspension.asked(),
+                Notice::Acknowledged(request) => self.suspension.acknowledged(request),
+                Notice::Withdrawn => {
+                    self.suspension.withdrawn();
+                    None
+                }
                 _ => None,
             };
             match duty {

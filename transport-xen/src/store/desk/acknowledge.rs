@@ -1,0 +1,118 @@
+//! The acknowledgement of a request to stop: in one transaction, so that a
+//! request made meanwhile is neither wiped nor missed.
+//!
+//! Each of its requests is made once and waited for: an answer that is late
+//! still counts, and a commit of unknown fate could not be told from a request
+//! that was withdrawn.
+
+use super::Notice;
+use super::chore::SHUTDOWN;
+use crate::page::SharedPage;
+use crate::store::client::{Client, RequestId};
+use crate::store::wire::{Operation, Refusal, Transaction};
+use crate::suspend::ShutdownRequest;
+
+/// Transactions that may meet others before the request counts as withdrawn.
+const TRIES: u8 = 8;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Begin,
+    Read(Transaction),
+    Write(Transaction, ShutdownRequest),
+    End(Transaction, End),
+}
+
+/// What becomes of the transaction.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Commit(ShutdownRequest),
+    /// There is no request any more.
+    NoRequest,
+    /// It may not be written.
+    Refused,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acknowledgement {
+    step: Step,
+    asked: Option<RequestId>,
+    tries: u8,
+}
+
+impl Acknowledgement {
+    pub(super) const fn new() -> Self {
+        Self {
+            step: Step::Begin,
+            asked: None,
+            tries: 0,
+        }
+    }
+
+    /// Makes the next request, if it can be made.
+    pub(super) fn ask(&mut self, client: &mut Client<impl SharedPage>) {
+        if self.asked.is_some() {
+            return;
+        }
+        let (operation, transaction) = match self.step {
+            Step::Begin => (Operation::Begin, Transaction::NONE),
+            Step::Read(transaction) => (Operation::Read { path: SHUTDOWN }, transaction),
+            Step::Write(transaction, _) => {
+                let (path, value) = (SHUTDOWN, b"");
+                (Operation::Write { path, value }, transaction)
+            }
+            Step::End(transaction, end) => {
+                let commit = matches!(end, End::Commit(_));
+                (Operation::End { commit }, transaction)
+            }
+        };
+        // Later, or never: the next poll says which.
+        self.asked = client.request(operation, transaction).ok();
+    }
+
+    /// Takes an answer in, if it is to its request; the outcome if it was the
+    /// last one.
+    pub(super) fn answered(
+        &mut self,
+        request: RequestId,
+        result: Result<&[u8], Refusal>,
+    ) -> Option<Notice> {
+        if self.asked != Some(request) {
+            return None;
+        }
+        self.asked = None;
+        self.step = match (self.step, result) {
+            (Step::Begin, Ok(answer)) => match Transaction::from_answer(answer) {
+                Some(transaction) => Step::Read(transaction),
+                None => return Some(Notice::Withdrawn),
+            },
+            (Step::Read(transaction), result) => {
+                let value = result.unwrap_or_default();
+                match ShutdownRequest::from_value(value) {
+                    Some(found) => Step::Write(transaction, found),
+                    None => Step::End(transaction, End::NoRequest),
+                }
+            }
+            (Step::Write(transaction, found), Ok(_)) => Step::End(transaction, End::Commit(found)),
+            (Step::Write(transaction, _), Err(_)) => Step::End(transaction, End::Refused),
+            (Step::End(_, End::Commit(found)), Ok(_)) => {
+                return Some(Notice::Acknowledged(found));
+            }
+            (Step::End(_, End::Commit(_)) | Step::Begin, Err(Refusal::Again))
+                if self.tries < TRIES =>
+            {
+                self.tries += 1;
+                Step::Begin
+            }
+            (Step::End(..) | Step::Begin, _) => return Some(Notice::Withdrawn),
+        };
+        None
+    }
+
+    /// Whether it found nothing to acknowledge: a request may have come since,
+    /// and its event may have been taken for this one's.
+    pub(super) const fn found_none(&self) -> bool {
+        matches!(self.step, Step::End(_, End::NoRequest))
+    }
+}
