@@ -3,7 +3,7 @@
 //! | command | does |
 //! |---|---|
 //! | `balloon MIB` | sets the target |
-//! | `query` | target and size, what was discarded, kicks and interrupts |
+//! | `query` | target and size, what was discarded and what was kept for its value, what is to be told back, kicks and interrupts |
 //! | `statistics` | the newest statistics; asks for newer ones |
 //! | `hints start`, `hints end`, `hints` | opens a round, says that it is over, shows it |
 //! | `unused ID`, `unused` | asks for unused pages, shows what came (`CHUNK_TRANSFER`) |
@@ -56,13 +56,16 @@ pub fn command(line: &str, front: &Front, worker: &Worker) -> Result<Value> {
         }
         ["query"] => {
             let target = mib(front.target());
-            let (stages, actual) = worker.ask(|device| (device.stages(), device.actual()))?;
+            let (stages, actual, away) =
+                worker.ask(|device| (device.stages(), device.actual(), device.away()))?;
             json!({
                 "target_mib": target,
                 "actual_mib": mib(actual),
                 "discarded_mib": stages.frames.bytes().get() >> 20,
                 "discards": stages.discards,
                 "refused": stages.refused,
+                "kept_mib": stages.kept.bytes().get() >> 20,
+                "away_mib": away.map(|away| away.bytes().get() >> 20),
                 "kicks": front.kicks(),
                 "interrupts": front.interrupts(),
             })

@@ -3,9 +3,10 @@
 use std::num::Wrapping;
 use std::sync::Arc;
 
-use balloon_core::{FrameCount, FrameRange};
+use balloon_core::{BitmapLedger, FrameCount, FrameRange, GivePath, Ledger as _, Pfn};
 use transport_virtio::protocol::{
     ACTUAL, CHUNK_TRANSFER, Command, HINT_COMMAND, HOST_REQUESTS, HostRequest, NUM_PAGES,
+    POISON_VALUE,
 };
 use transport_virtio::{Features, QueueId};
 use virtio_queue::desc::split::Descriptor;
@@ -17,7 +18,7 @@ use crate::pages::{self, Stages, content, merge, page_numbers, response, writabl
 use crate::ram::Ram;
 
 /// How the device behaves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Frames may be told in chunks: bit 3 is `CHUNK_TRANSFER`, not hints.
     pub chunks: bool,
@@ -26,18 +27,21 @@ pub struct Options {
     /// Neighbouring frames are discarded at once, over all requests found
     /// together; if not, each by itself, as stock devices do.
     pub merge: bool,
+    /// The driver has to tell before it uses a frame again: none that does not
+    /// promise that is served.
+    pub must_tell_host: bool,
+    /// The driver may say what free frames hold; where bit 4 is not the dialect's.
+    pub poison: bool,
 }
 
 impl Options {
-    /// The features of a device with everything.
+    /// The features of a device with these options.
     #[must_use]
     pub fn features(self) -> Features {
+        let bit = |on, bit| if on { bit } else { Features::empty() };
         let dialect = match (self.chunks, self.requests) {
             (false, false) => Features::FREE_PAGE_HINT,
-            (chunks, requests) => {
-                let bit = |on, bit| if on { bit } else { Features::empty() };
-                bit(chunks, CHUNK_TRANSFER) | bit(requests, HOST_REQUESTS)
-            }
+            (chunks, requests) => bit(chunks, CHUNK_TRANSFER) | bit(requests, HOST_REQUESTS),
         };
         Features::VERSION_1
             | Features::EVENT_IDX
@@ -45,6 +49,8 @@ impl Options {
             | Features::STATS_VQ
             | Features::DEFLATE_ON_OOM
             | Features::PAGE_REPORTING
+            | bit(self.must_tell_host, Features::MUST_TELL_HOST)
+            | bit(self.poison && !self.requests, Features::PAGE_POISON)
             | dialect
     }
 }
@@ -95,6 +101,8 @@ pub struct Device {
     /// The statistics buffer that the driver has left.
     held: Option<u16>,
     statistics: Vec<Statistic>,
+    /// Frames told away and not back, if the driver promised to tell.
+    away: Option<BitmapLedger<Vec<u64>>>,
     /// A queue was left with requests in it.
     unfinished: bool,
 }
@@ -120,6 +128,7 @@ impl Device {
             buffer: None,
             held: None,
             statistics: Vec::new(),
+            away: None,
             unfinished: false,
         }
     }
@@ -134,6 +143,12 @@ impl Device {
     #[must_use]
     pub fn actual(&self) -> u32 {
         self.front.config(ACTUAL)
+    }
+
+    /// Frames the guest has not told back; `None` if it need not tell.
+    #[must_use]
+    pub fn away(&self) -> Option<FrameCount> {
+        self.away.as_ref().map(|away| away.held(GivePath::Told))
     }
 
     /// Wants a balloon of so many frames.
@@ -212,11 +227,13 @@ impl Device {
     /// The guest's memory is elsewhere from now on.
     pub(crate) fn set_ram(&mut self, ram: Arc<Ram>) {
         self.ram = ram;
+        self.away = None;
     }
 
     /// The driver starts anew: what it had left with us is void.
     pub(crate) fn forget(&mut self) {
         (self.held, self.buffer, self.asking) = (None, None, None);
+        self.away = None;
         self.open = false;
     }
 
@@ -325,9 +342,19 @@ impl Device {
             for (head, descriptors) in requests {
                 let content = content(self.ram.memory(), &descriptors);
                 match id {
-                    QueueId::Inflate => given.extend(self.frames(&content)),
+                    QueueId::Inflate => {
+                        let frames = self.frames(&content, Command::Inflate);
+                        self.note_away(&frames);
+                        given.extend(frames);
+                    }
                     // Telling is enough: the next access brings memory back.
-                    QueueId::Deflate => {}
+                    QueueId::Deflate => {
+                        let frames = self.frames(&content, Command::Deflate);
+                        self.note_back(&frames);
+                    }
+                    QueueId::Reporting if self.must_keep_reported() => {
+                        self.stages.keep(&writable(&descriptors));
+                    }
                     QueueId::Reporting => given.extend(writable(&descriptors)),
                     QueueId::Statistics => {
                         self.hold_statistics(head, &content);
@@ -360,15 +387,50 @@ impl Device {
         true
     }
 
-    /// Frames of a request on the inflate queue.
-    fn frames(&self, bytes: &[u8]) -> Vec<FrameRange> {
+    /// Whether a discard would break what the driver was promised: discarded frames
+    /// read as zeros, and it relies on another value.
+    fn must_keep_reported(&self) -> bool {
+        let told = self.front.accepted().contains(Features::PAGE_POISON);
+        told && self.options.poison
+            && !self.options.requests
+            && self.front.config(POISON_VALUE) != 0
+    }
+
+    /// The account of frames told away, if the driver promised to tell them back.
+    fn account(&mut self) -> Option<&mut BitmapLedger<Vec<u64>>> {
+        let promised = self.front.accepted().contains(Features::MUST_TELL_HOST);
+        if promised && self.away.is_none() {
+            let frames = FrameCount::new(self.ram.len() as u64 >> 12);
+            let words = usize::try_from(BitmapLedger::words(frames)).ok()?;
+            let all = FrameRange::new(Pfn::new(0), frames)?;
+            self.away = BitmapLedger::new(vec![0; words], &[all]).ok();
+        }
+        self.away.as_mut().filter(|_| promised)
+    }
+
+    fn note_away(&mut self, frames: &[FrameRange]) {
+        if let Some(away) = self.account() {
+            let stored = |range: &&FrameRange| away.store(**range, GivePath::Told).is_err();
+            self.stages.refused += frames.iter().filter(stored).count() as u64;
+        }
+    }
+
+    /// Before it is answered: from then on the driver may use them.
+    fn note_back(&mut self, frames: &[FrameRange]) {
+        if let Some(away) = self.account() {
+            let back = |range: &&FrameRange| away.recall_at(**range, GivePath::Told).is_err();
+            self.stages.refused += frames.iter().filter(back).count() as u64;
+        }
+    }
+
+    /// Frames of a request on the inflate or the deflate queue.
+    fn frames(&self, bytes: &[u8], command: Command) -> Vec<FrameRange> {
         if !self.front.accepted().contains(CHUNK_TRANSFER) || !self.options.chunks {
             return page_numbers(bytes);
         }
-        let inflate = |r: &balloon_core::wire::chunks_v8::Response<'_>| {
-            r.label().command == Command::Inflate as u8
-        };
-        let chunks = response(bytes).filter(inflate).map(|r| r.chunks());
+        let right =
+            |r: &balloon_core::wire::chunks_v8::Response<'_>| r.label().command == command as u8;
+        let chunks = response(bytes).filter(right).map(|r| r.chunks());
         chunks.into_iter().flatten().collect()
     }
 

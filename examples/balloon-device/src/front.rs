@@ -214,8 +214,17 @@ impl Handshake for Registers {
     }
 
     fn set_status(&mut self, status: DeviceStatus) {
+        let mut status = status;
         if status.is_empty() {
             *self.0.queues.lock().unwrap_or_else(PoisonError::into_inner) = [None; QueueId::COUNT];
+            self.write_config(POISON_VALUE, 0);
+        }
+        // Bits it does not have, and a driver that would not tell: a device need not
+        // take either.
+        let (offered, accepted) = (self.0.offered, self.0.accepted());
+        let declined = offered.difference(accepted);
+        if !offered.contains(accepted) || declined.contains(Features::MUST_TELL_HOST) {
+            status.remove(DeviceStatus::FEATURES_OK);
         }
         self.0.status.store(status.bits(), Ordering::Release);
         self.0.kick.set();

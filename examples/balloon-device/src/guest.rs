@@ -12,21 +12,42 @@ use balloon_core::{
 use buddy_alloc::{Config, Zone};
 use embedded_hal::delay::DelayNs;
 use transport_virtio::{
-    DmaRegion, Features, Hinting, Policy, Rings, Statistics, Tag, UnusedPages, VirtioBalloon,
+    Features, Hinting, Policy, ReportPace, Reporting, Rings, Statistics, Tag, UnusedPages,
+    VirtioBalloon,
 };
+use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::front::{Front, Registers};
-use crate::ram::Ram;
+use crate::ram::{Ram, RamDma};
 
 /// What the guest needs for itself: its rings lie there.
 const KERNEL: FrameCount = FrameCount::new(1 << 10);
 const RINGS: u64 = 1 << 20;
 
-/// An allocator whose taking is timed.
+/// An allocator whose taking is timed; one whose free frames hold a value, maybe.
 #[derive(Debug)]
 pub struct Timed {
     zone: Zone<'static>,
     taking: Duration,
+    ram: Arc<Ram>,
+    poison: Option<u32>,
+}
+
+impl Timed {
+    /// Writes the value where it is not: frames that were only reported hold it.
+    fn fill(&self, range: FrameRange) {
+        let Some(value) = self.poison else { return };
+        let filled = [value.to_le_bytes(); 1024].concat();
+        let mut content = vec![0; filled.len()];
+        let memory = self.ram.memory();
+        for pfn in range.frames() {
+            let at = GuestAddress(pfn.address());
+            let read = memory.read_slice(&mut content, at);
+            if read.is_err() || content != filled {
+                memory.write_slice(&filled, at).expect("guest memory");
+            }
+        }
+    }
 }
 
 impl FrameSource for Timed {
@@ -38,6 +59,7 @@ impl FrameSource for Timed {
     }
 
     fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
+        self.fill(range);
         FrameSource::put(&mut self.zone, range, backing)
     }
 }
@@ -59,7 +81,7 @@ impl Ledger for Timed {
 /// A guest with `N` slots for requests of each kind, and queues of `S`.
 #[derive(Debug)]
 pub struct Guest<const N: usize, const S: usize = N> {
-    balloon: VirtioBalloon<Rings<Registers, DmaRegion, S>>,
+    balloon: VirtioBalloon<Rings<Registers, RamDma, S>>,
     engine: Box<Engine<N>>,
     shared: &'static Shared<N>,
     front: Arc<Front>,
@@ -68,10 +90,11 @@ pub struct Guest<const N: usize, const S: usize = N> {
     hinting: Hinting,
     unused: UnusedPages,
     held: BitmapLedger<Vec<u64>>,
+    reporting: Reporting,
+    /// When to look for something to report.
+    look_at: Option<Nanos>,
     begin: Instant,
     steps: u64,
-    /// The rings lie there.
-    _ram: Arc<Ram>,
 }
 
 /// Resets take effect at once here.
@@ -111,7 +134,7 @@ impl<const N: usize, const S: usize> Guest<N, S> {
         let mut zone = Zone::new_zeroed(own, config, words).map_err(|e| anyhow!("{e}"))?;
         zone.add_range(own, buddy_alloc::Backing::Populated)
             .map_err(|e| anyhow!("{e}"))?;
-        let len = Rings::<Registers, DmaRegion, S>::dma_bytes(policy);
+        let len = Rings::<Registers, RamDma, S>::dma_bytes(policy);
         ensure!(
             len as u64 + RINGS <= KERNEL.bytes().get(),
             "rings beyond the kernel"
@@ -123,22 +146,27 @@ impl<const N: usize, const S: usize> Guest<N, S> {
         let range = FrameRange::new(Pfn::new(KERNEL.get()), FrameCount::new(usable));
         let range = range.context("memory")?;
         let words = usize::try_from(BitmapLedger::words(range.count()))?;
+        let source = Timed {
+            zone,
+            taking: Duration::ZERO,
+            ram,
+            poison: policy.poison(),
+        };
+        source.fill(range);
         Ok(Self {
             balloon,
             engine: Box::new(Engine::new(shared, Pace::DEFAULT)),
             shared,
             front,
-            source: Timed {
-                zone,
-                taking: Duration::ZERO,
-            },
+            source,
             statistics: Statistics::new(&[Tag::FREE, Tag::TOTAL]),
             hinting: Hinting::new(FrameCount::new(256)),
             unused: UnusedPages::new(FrameCount::new(256)),
             held: BitmapLedger::new(vec![0; words], &[range]).map_err(|e| anyhow!("{e}"))?,
+            reporting: Reporting::new(ReportPace::DEFAULT),
+            look_at: None,
             begin: Instant::now(),
             steps: 0,
-            _ram: ram,
         })
     }
 
@@ -159,6 +187,7 @@ impl<const N: usize, const S: usize> Guest<N, S> {
     /// # Errors
     /// If the device broke a queue.
     pub fn serve(&mut self) -> Result<bool> {
+        let now = self.now();
         let (balloon, slots) = (&mut self.balloon, self.shared.slots());
         let source = &mut self.source;
         let mut more = false;
@@ -175,6 +204,11 @@ impl<const N: usize, const S: usize> Guest<N, S> {
             let held = &mut self.held;
             let step = self.hinting.step(balloon, slots, source, held)?;
             more |= step.more || step.waiting;
+        }
+        if balloon.report_limits().is_some() {
+            let step = self.reporting.step(balloon, slots, source, now)?;
+            self.look_at = step.wake_at;
+            more |= step.more;
         }
         if balloon.takes_host_requests() {
             let held = &mut self.held;
@@ -201,7 +235,8 @@ impl<const N: usize, const S: usize> Guest<N, S> {
                 self.status()
             );
             if !more && !self.shared.signal().pending() {
-                let rest = step.wake_at.map(|at| at.saturating_sub(self.now()));
+                let wake_at = [step.wake_at, self.look_at].into_iter().flatten().min();
+                let rest = wake_at.map(|at| at.saturating_sub(self.now()));
                 let rest = rest.map_or(limit, |rest| Duration::from_nanos(rest.get()));
                 self.front.interrupt.wait(Some(rest.min(limit)));
             }
@@ -241,8 +276,14 @@ impl<const N: usize, const S: usize> Guest<N, S> {
 
     /// The driver.
     #[must_use]
-    pub const fn balloon(&self) -> &VirtioBalloon<Rings<Registers, DmaRegion, S>> {
+    pub const fn balloon(&self) -> &VirtioBalloon<Rings<Registers, RamDma, S>> {
         &self.balloon
+    }
+
+    /// What was reported so far.
+    #[must_use]
+    pub const fn reporting(&self) -> &Reporting {
+        &self.reporting
     }
 
     /// Requests for unused pages answered so far.

@@ -31,6 +31,12 @@ struct Args {
     /// What is behind it.
     #[arg(long, value_enum, default_value = "anon")]
     backing: Backing,
+    /// The device insists on being told before a frame is used again.
+    #[arg(long)]
+    must_tell_host: bool,
+    /// Free memory holds this value, the guest relies on it and reports free memory.
+    #[arg(long, conflicts_with = "chunks")]
+    poison: Option<u32>,
     /// Device and driver speak `CHUNK_TRANSFER`.
     #[arg(long)]
     chunks: bool,
@@ -42,8 +48,14 @@ fn main() -> Result<()> {
         chunks: args.chunks,
         requests: args.chunks,
         merge: true,
+        must_tell_host: args.must_tell_host,
+        poison: args.poison.is_some(),
     };
     let policy = Policy::new().with_statistics();
+    let policy = match args.poison {
+        Some(value) => policy.with_poison(value).with_reporting(),
+        None => policy,
+    };
     let policy = if args.chunks {
         policy.with_chunk_transfer()
     } else {

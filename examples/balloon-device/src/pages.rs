@@ -75,11 +75,21 @@ pub struct Stages {
     pub discards: u64,
     /// Frames discarded.
     pub frames: FrameCount,
-    /// Ranges that are not the guest's, or that the host refused.
+    /// Ranges that are not the guest's, that the host refused, or that were told away
+    /// twice or back without having been away.
     pub refused: u64,
+    /// Frames that were reported and stay, for what they hold.
+    pub kept: FrameCount,
 }
 
 impl Stages {
+    /// Reported, and not to be discarded.
+    pub(crate) fn keep(&mut self, ranges: &[FrameRange]) {
+        for range in ranges {
+            self.kept = self.kept.saturating_add(range.count());
+        }
+    }
+
     /// Gives the memory of `ranges` back to the host.
     pub(crate) fn give_back(&mut self, ram: &Ram, ranges: &[FrameRange]) {
         let begin = Instant::now();

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use balloon_core::FrameRange;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::mm::Advice;
-use transport_virtio::DmaRegion;
+use transport_virtio::{Dma, DmaRegion};
 use vm_memory::{
     Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap,
     GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress,
@@ -109,9 +110,12 @@ impl Ram {
     /// Where the host has a range; `None` if it is not the guest's.
     #[must_use]
     pub fn translate(&self, range: FrameRange) -> Option<HostPiece<'_>> {
-        let start = GuestAddress(range.start().address());
         let len = usize::try_from(range.count().bytes().get()).ok()?;
-        let (region, offset) = self.memory.to_region_addr(start)?;
+        self.piece(range.start().address(), len)
+    }
+
+    fn piece(&self, address: u64, len: usize) -> Option<HostPiece<'_>> {
+        let (region, offset) = self.memory.to_region_addr(GuestAddress(address))?;
         let left = region.len().checked_sub(offset.raw_value())?;
         if len as u64 > left {
             return None;
@@ -135,19 +139,21 @@ impl Ram {
     /// The driver's view of some of the memory.
     ///
     /// # Errors
-    /// If the guest has no such memory.
-    pub fn dma(&self, address: u64, len: usize) -> Result<DmaRegion> {
-        let end = usize::try_from(address)?.checked_add(len);
+    /// If the guest has no such memory, or it is not aligned to 16 bytes.
+    pub fn dma(self: &Arc<Self>, address: u64, len: usize) -> Result<RamDma> {
+        let piece = self.piece(address, len).context("DMA outside of memory")?;
         ensure!(
-            end.is_some_and(|end| end <= self.len),
-            "DMA outside of memory"
+            piece.at.addr().get().is_multiple_of(16) && address.is_multiple_of(16),
+            "misaligned DMA"
         );
-        let base = self.memory.get_host_address(GuestAddress(address))?;
-        let base = NonNull::new(base).context("memory at null")?;
-        // SAFETY: mapped, aligned as the guest's address is, for as long as the
-        // memory, which outlives driver and device; only these two use it, by
-        // atomic or volatile accesses.
-        Ok(unsafe { DmaRegion::new(base, address, len) })
+        // SAFETY: mapped as long as the memory is, which `RamDma` holds on to;
+        // aligned as was just seen; whoever else has access (the device, who looks
+        // into guest memory) does so by atomic or volatile operations.
+        let region = unsafe { DmaRegion::new(piece.at, address, len) };
+        Ok(RamDma {
+            region,
+            _ram: Arc::clone(self),
+        })
     }
 
     fn regions(&self) -> impl Iterator<Item = HostPiece<'_>> {
@@ -160,6 +166,31 @@ impl Ram {
         // nothing but guest memory: no Rust object can lose its value.
         unsafe { rustix::mm::madvise(piece.at.as_ptr().cast(), piece.len.get(), advice) }?;
         Ok(())
+    }
+}
+
+/// A piece of guest memory for a driver's rings; all of it stays mapped meanwhile.
+#[derive(Debug)]
+pub struct RamDma {
+    region: DmaRegion,
+    _ram: Arc<Ram>,
+}
+
+impl Dma for RamDma {
+    fn address(&self) -> u64 {
+        self.region.address()
+    }
+
+    fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    fn load16(&self, offset: usize) -> u16 {
+        self.region.load16(offset)
+    }
+
+    fn store16(&self, offset: usize, value: u16) {
+        self.region.store16(offset, value);
     }
 }
 

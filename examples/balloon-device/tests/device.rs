@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use balloon_core::Budget;
 use balloon_device::control;
 use balloon_device::device::{Device, Options};
-use balloon_device::front::Front;
+use balloon_device::front::{Front, Registers};
 use balloon_device::guest::Guest;
 use balloon_device::ram::{Backing, Ram};
 use balloon_device::worker::Worker;
-use transport_virtio::{Policy, QueueId};
+use transport_virtio::{DeviceStatus, Features, Handshake as _, Policy, QueueId};
 use vm_memory::{Bytes as _, GuestAddress};
 
 const MIB: usize = 1 << 20;
@@ -35,6 +35,7 @@ impl<const N: usize> Pair<N> {
             chunks: policy.chunk_transfer(),
             requests: policy.chunk_transfer(),
             merge,
+            ..Options::default()
         };
         Self::with(backing, policy, options, mib)
     }
@@ -122,6 +123,135 @@ fn what_is_given_is_gone_and_nothing_else() {
     }
 }
 
+impl<const N: usize> Pair<N> {
+    /// Both sides go on until the balloon has this size.
+    fn settle(&mut self, target: u32) {
+        self.device.set_target(target);
+        let begin = Instant::now();
+        while !self.guest.settled() {
+            self.guest.step(Budget::SMALL);
+            self.device.serve();
+            assert!(begin.elapsed() < LIMIT, "{:?}", self.guest.status());
+        }
+        // What the last answers brought.
+        self.guest.step(Budget::SMALL);
+    }
+
+    /// Pages of the guest that hold this value from end to end.
+    fn holding(&self, value: u32) -> u64 {
+        let wanted = [value.to_le_bytes(); 1024].concat();
+        let mut page = vec![0; wanted.len()];
+        let mut held = |at: &usize| {
+            let place = GuestAddress(*at as u64);
+            self.ram.memory().read_slice(&mut page, place).unwrap();
+            page == wanted
+        };
+        let pages = (4 * MIB..self.ram.len()).step_by(4096);
+        pages.filter(|at| held(at)).count() as u64
+    }
+}
+
+#[test]
+fn must_tell_host_keeps_account_of_what_is_away() {
+    for policy in [Policy::new(), Policy::new().with_chunk_transfer()] {
+        let options = Options {
+            chunks: policy.chunk_transfer(),
+            requests: policy.chunk_transfer(),
+            must_tell_host: true,
+            ..Options::default()
+        };
+        let mut pair = Pair::<16>::with(Backing::Anon, policy, options, 64);
+        let before = pair.guest.free().get();
+        for target in [5000, 2000, 9000] {
+            pair.settle(target);
+            // Never in bulk, which has no words for it.
+            let away = pair.device.away().unwrap();
+            assert_eq!(away.get(), u64::from(target));
+            assert_eq!(pair.guest.free().get(), before - u64::from(target));
+        }
+        // The device is told and does not answer: nothing is used.
+        pair.device.set_target(0);
+        let begin = Instant::now();
+        while pair.guest.balloon().in_flight(QueueId::Deflate) == 0 {
+            pair.guest.step(Budget::SMALL);
+            assert!(begin.elapsed() < LIMIT);
+        }
+        for _ in 0..100 {
+            pair.guest.step(Budget::SMALL);
+        }
+        assert_eq!(pair.guest.free().get(), before - 9000);
+        pair.settle(0);
+        assert_eq!(pair.guest.free().get(), before);
+        assert_eq!(pair.device.away().unwrap().get(), 0);
+        assert_eq!(pair.device.stages().refused, 0);
+    }
+}
+
+#[test]
+fn who_would_not_tell_is_not_served() {
+    let options = Options {
+        must_tell_host: true,
+        ..Options::default()
+    };
+    let front = Front::new(options.features(), Guest::<2>::shared().signal()).unwrap();
+    let mut registers = Registers(front);
+    let ready = DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
+    let offered = registers.offered_features();
+    for (accepted, served) in [
+        (offered, true),
+        (offered - Features::MUST_TELL_HOST, false),
+        (offered | Features::ACCESS_PLATFORM, false),
+    ] {
+        registers.set_status(DeviceStatus::empty());
+        registers.accept_features(accepted);
+        registers.set_status(ready);
+        let status = registers.status();
+        assert_eq!(status.contains(DeviceStatus::FEATURES_OK), served);
+    }
+}
+
+/// A guest that relies on what its free memory holds: reports are discarded only if
+/// discarded memory reads as that.
+#[test]
+fn reported_memory_keeps_its_poison() {
+    for value in [0, 0x5a5a_5a5a] {
+        let policy = Policy::new().with_poison(value).with_reporting();
+        let options = Options {
+            merge: true,
+            poison: true,
+            ..Options::default()
+        };
+        let mut pair = Pair::<16>::with(Backing::Anon, policy, options, 64);
+        let all = pair.guest.free().get();
+        for _ in 0..200 {
+            pair.guest.serve().unwrap();
+            pair.device.serve();
+        }
+        let reported = pair.guest.reporting().reported().get();
+        assert!(reported > all / 2 && reported <= all, "{reported} of {all}");
+        let stages = pair.device.stages();
+        let (discarded, kept) = (stages.frames.get(), stages.kept.get());
+        let expected = if value == 0 {
+            (reported, 0)
+        } else {
+            (0, reported)
+        };
+        assert_eq!((discarded, kept), expected);
+        assert_eq!(pair.holding(value), all);
+        // What is given loses it, what comes back has it again.
+        pair.settle(9000);
+        let discarded = pair.device.stages().frames.get() - discarded;
+        assert_eq!(discarded, 9000);
+        if value != 0 {
+            assert_eq!(pair.holding(value), all - 9000);
+        }
+        pair.settle(100);
+        pair.settle(0);
+        assert_eq!(pair.holding(value), all);
+        assert_eq!(pair.device.stages().refused, 0);
+    }
+}
+
 #[test]
 fn two_threads_and_eventfds_reach_the_target() {
     for (name, policy) in policies() {
@@ -184,7 +314,7 @@ fn unused_pages_do_not_wait_for_an_inflation() {
     let options = Options {
         chunks: false,
         requests: true,
-        merge: false,
+        ..Options::default()
     };
     let policy = Policy::new().with_chunk_transfer();
     let mut pair = Pair::<2>::with(Backing::Anon, policy, options, 8 << 10);

@@ -54,6 +54,7 @@ fn measure<const N: usize, const S: usize>(
         chunks: policy.chunk_transfer(),
         requests: policy.chunk_transfer(),
         merge,
+        ..Options::default()
     };
     let ram = Arc::new(Ram::new(args.backing, args.mib << 20)?);
     ram.touch()?;

@@ -34,6 +34,7 @@ fn main() -> Result<()> {
         chunks: args.chunks,
         requests: args.chunks,
         merge: true,
+        ..Options::default()
     };
     let front = Front::new(options.features(), SHARED.signal())?;
     let frames = args
