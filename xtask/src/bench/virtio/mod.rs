@@ -30,6 +30,9 @@ use run::{Ask, EVENTS, Took};
 /// Linux takes a while to settle before it has reported what was free at first.
 const SETTLE: Duration = Duration::from_secs(5);
 
+/// What Linux needs for itself fits in an eighth of this, in MiB.
+const LEAST: u64 = 2048;
+
 /// How long a guest is watched doing nothing.
 const REST: Duration = Duration::from_secs(60);
 
@@ -41,7 +44,7 @@ const REST: Duration = Duration::from_secs(60);
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench virtio")]
 struct Arguments {
-    /// Memory of each guest; an eighth is what they shrink to.
+    /// Memory of each guest, at least 2G; an eighth is what they shrink to.
     #[arg(long, default_value = "8G", value_parser = parse_mib, value_name = "SIZE")]
     mem: u64,
     /// Draw host memory over time.
@@ -148,6 +151,10 @@ struct Bench {
 pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let name = String::from("cargo xtask bench virtio");
     let Arguments { mem, plot } = Arguments::parse_from([name].iter().chain(arguments));
+    ensure!(
+        mem >= LEAST,
+        "--mem {mem}M is too little: Linux would have no room of its own in an eighth of it; take {LEAST}M or more"
+    );
     let bar = ui::spinner("setting up");
     let log = workspace.output("log/bench-virtio.log")?;
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(1800))?;

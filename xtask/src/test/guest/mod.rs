@@ -385,6 +385,12 @@ mod tests {
     }
 
     #[test]
+    fn boots_are_as_many_as_the_readme_of_the_guest_says() {
+        assert_eq!(boots(false, "").len(), 102);
+        assert_eq!(boots(true, "").len(), 835);
+    }
+
+    #[test]
     fn boots_have_names_of_their_own() {
         let boots = boots(true, "");
         let names: std::collections::BTreeSet<&str> =
