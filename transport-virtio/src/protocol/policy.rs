@@ -141,6 +141,12 @@ impl Policy {
     }
 
     /// The kernel steps [`Hinting`](crate::Hinting).
+    ///
+    /// QEMU offers hints only with an `iothread`, opens a round when a migration
+    /// starts, and answers from that thread, which cannot raise an interrupt under
+    /// software emulation (TCG). So the hint queue never asks for one, on any host and
+    /// whether or not interrupts are connected: the driver looks for answers, and
+    /// [`HintStep::waiting`](crate::HintStep::waiting) says while there are any to come.
     #[must_use]
     pub const fn with_hints(mut self) -> Self {
         self.hints = true;
@@ -160,8 +166,9 @@ impl Policy {
     /// kernel relies on it.
     ///
     /// Its frame source must fill what is put back, since ballooned frames come
-    /// back with any content. Ranges are then never given in bulk, and reported
-    /// only to a device that knows the value.
+    /// back with any content. Those that were only reported hold the value: a source
+    /// that looks before it writes leaves those without memory at the host. Ranges
+    /// are never given in bulk, and reported only to a device that knows the value.
     #[must_use]
     pub const fn with_poison(mut self, value: u32) -> Self {
         self.poison = Some(value);
