@@ -53,6 +53,10 @@ impl<'m> GivenRegions<'m> {
         found.into_iter().flatten().min()
     }
 
+    fn is_unseen(&self, region: u64) -> bool {
+        self.some.any(region, 0) && self.all.any(region, 0)
+    }
+
     /// Whether all of a region may have been given.
     pub(super) fn may_be_all(&self, region: u64) -> bool {
         self.all.any(region, 0)
@@ -79,14 +83,19 @@ impl<'m> Zone<'m> {
     /// Notes that a range was given by `path`, or came back.
     pub(super) fn note_given(&mut self, path: GivePath, start: u64, end: u64, stored: bool) {
         let granule = self.regions.order();
-        for (region, start, end) in self.by_region(start, end) {
-            let given = match (stored, end - start == 1 << granule) {
-                (true, true) => Given::All,
-                (true, false) => Given::Unseen,
-                (false, true) => Given::Nothing,
-                (false, false) => Given::Some,
-            };
-            self.given_mut(path).set(region, given);
+        let given = self.given_mut(path);
+        let mut at = start;
+        while at < end {
+            let region = at >> granule;
+            let next = end.min((region + 1) << granule);
+            match (stored, next - at == 1 << granule) {
+                (true, true) => given.set(region, Given::All),
+                (true, false) if given.is_unseen(region) => {}
+                (true, false) => given.set(region, Given::Unseen),
+                (false, true) => given.set(region, Given::Nothing),
+                (false, false) => given.set(region, Given::Some),
+            }
+            at = next;
         }
     }
 }
