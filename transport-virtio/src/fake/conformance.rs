@@ -1,9 +1,10 @@
 //! The rules as a suite for any driver.
 //!
-//! A [`Driver`] is brought up on devices numbered and sized like known models,
-//! and on hostile ones; a kernel beside it allocates and frees, the host moves
-//! its target, opens rounds of hints, answers late, oddly or not at all. The
-//! [`judge`](super::judge) notes each rule that is broken.
+//! A [`Driver`] is brought up on devices numbered and sized like known models; a
+//! kernel beside it allocates and frees and runs out of memory, the host moves its
+//! target, opens rounds of hints, and under each numbering also answers late, oddly,
+//! what it was not asked, or not at all. The [`judge`](super::judge) notes each rule
+//! that is broken, and says of each who is bound by it and how it is seen.
 //! [`conformance_suite!`](crate::conformance_suite) makes a test of each rule.
 //!
 //! A driver that waits in a loop for an answer hangs the suite.
@@ -138,7 +139,7 @@ macro_rules! conformance_suite {
             rule_11_gives_while_below_the_target: "11",
             rule_12_sizes_follow_the_target_down: "12",
             rule_13_takes_nothing_back_against_the_target: "13",
-            rule_14_deflates_on_oom_alone_against_the_target: "14",
+            rule_14_takes_back_against_the_target_only_in_need: "14",
             rule_15_what_was_told_away_is_told_back: "15",
             rule_16_must_tell_host_waits_for_the_answer: "16",
             rule_17_no_use_between_giving_and_its_answer: "17",

@@ -23,9 +23,9 @@
 //! | 9 | queues, then poison value, then `DRIVER_OK`, then notifications (5.5.5) |
 //! | 10 | the poison value stands once the device runs (5.5.6.6, D) |
 //! | 11 | frames are given while the target is above the size (5.5.6.1, S) |
-//! | 12 | while it is below, none are given, and they come back (5.5.6.1, M: a driver need not take any back, but one that never does is not judged by 13 to 22 either) |
+//! | 12 | while it is below, none are given, and they come back (5.5.6.1, M: words that allow, but who never takes any back shows nothing of 13 to 18) |
 //! | 13 | none are taken back against the target (5.5.6.1, D) |
-//! | 14 | with `DEFLATE_ON_OOM` some are, if memory is short (5.5.6.1, M) |
+//! | 14 | with `DEFLATE_ON_OOM` they may be, but only if memory is short (5.5.6.1, M) |
 //! | 15, 17 | a frame told away is used only after it was told back (5.5.6.1, D) |
 //! | 16 | with `MUST_TELL_HOST`: after that was answered (5.5.6.1, D) |
 //! | 18 | a frame is told back only after its giving was answered (5.5.6.1, D) |
