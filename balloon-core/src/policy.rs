@@ -38,7 +38,8 @@ pub struct Policy {
     pub reserve: FrameCount,
 }
 
-/// In which blocks frames are given to the host.
+/// In which blocks frames are given to the host, and taken back while there are whole
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Unit {
