@@ -11,7 +11,8 @@ use crate::workspace::Workspace;
 use crate::xen;
 
 /// 1 GiB out and in on real Xen under QEMU 7.2: Linux 6.1, our guest, and the
-/// bare hypercalls, on one boot. Rows in target/xtask/bench-xen.json.
+/// bare hypercalls, on one boot. Rows in target/xtask/bench-xen.json; a figure that
+/// misses its bar is an error.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench xen")]
 struct Args {

@@ -14,7 +14,7 @@ use super::{Kernel, must};
 
 /// 1 GiB in one hypercall: the least there can be.
 const SUPERPAGES: usize = 512;
-/// Frames of one hypercall of a copy, as many as a trade takes.
+/// Frames of one hypercall of a copy at most, as many as a trade takes.
 const PAIRS: usize = 64;
 
 /// Superpages given to the host past the balloon.
@@ -31,7 +31,8 @@ impl<F: FrameMap> Kernel<F> {
             "compact" => self.balloon.compact(),
             "ask" => self.balloon.ask_again(),
             // These name frames past the frame map.
-            "copy" if F::TRANSLATED => self.copy_holes(),
+            "copy" if F::TRANSLATED => self.copy_holes(PAIRS),
+            "copy pairs" if F::TRANSLATED => self.copy_holes(1),
             "bare give" if F::TRANSLATED => self.bare_give(),
             "bare take" if F::TRANSLATED => self.bare_take(),
             _ => match pace {
@@ -114,17 +115,17 @@ impl<F: FrameMap> Kernel<F> {
     }
 
     /// The same without the hypervisor's help: memory behind the holes, a copy,
-    /// and the old frames to the host.
-    fn copy_holes(&mut self) {
+    /// and the old frames to the host; so many frames in one hypercall.
+    fn copy_holes(&mut self, at_once: usize) {
         let Some((holes, ours)) = self.pair() else {
             println!("@copied frames=0");
             return;
         };
         let begun = time();
-        let there = self.copy(holes, ours);
+        let there = self.copy(holes, ours, at_once);
         let nanos = time().saturating_sub(begun).get();
         let came = there && self.is_content(holes, ours, false);
-        let back = self.copy(ours, holes);
+        let back = self.copy(ours, holes, at_once);
         if !(came && back && self.is_content(ours, ours, false)) {
             println!("@verify FAIL copied there={there} came={came} back={back}");
             return;
@@ -136,11 +137,11 @@ impl<F: FrameMap> Kernel<F> {
         );
     }
 
-    fn copy(&mut self, to: FrameRange, from: FrameRange) -> bool {
+    fn copy(&mut self, to: FrameRange, from: FrameRange, at_once: usize) -> bool {
         let mut frames = to.frames().zip(from.frames()).peekable();
         while frames.peek().is_some() {
             let (mut olds, mut news) = (Vec::<Gmfn, PAIRS>::new(), Vec::<Gmfn, PAIRS>::new());
-            for (to, from) in frames.by_ref().take(PAIRS) {
+            for (to, from) in frames.by_ref().take(at_once) {
                 // As many as there is room for.
                 let _ = (
                     olds.push(Gmfn::of_guest(to)),
