@@ -35,6 +35,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether bit 4 means that the driver may say what free frames hold.
+    const fn asks_for_poison(self) -> bool {
+        self.poison && !self.requests
+    }
+
     /// The features of a device with these options.
     #[must_use]
     pub fn features(self) -> Features {
@@ -50,7 +55,7 @@ impl Options {
             | Features::DEFLATE_ON_OOM
             | Features::PAGE_REPORTING
             | bit(self.must_tell_host, Features::MUST_TELL_HOST)
-            | bit(self.poison && !self.requests, Features::PAGE_POISON)
+            | bit(self.asks_for_poison(), Features::PAGE_POISON)
             | dialect
     }
 }
@@ -390,10 +395,9 @@ impl Device {
     /// Whether a discard would break what the driver was promised: discarded frames
     /// read as zeros, and it relies on another value.
     fn must_keep_reported(&self) -> bool {
-        let told = self.front.accepted().contains(Features::PAGE_POISON);
-        told && self.options.poison
-            && !self.options.requests
-            && self.front.config(POISON_VALUE) != 0
+        let told =
+            self.options.asks_for_poison() && self.front.accepted().contains(Features::PAGE_POISON);
+        told && self.front.config(POISON_VALUE) != 0
     }
 
     /// The account of frames told away, if the driver promised to tell them back.
@@ -410,16 +414,16 @@ impl Device {
 
     fn note_away(&mut self, frames: &[FrameRange]) {
         if let Some(away) = self.account() {
-            let stored = |range: &&FrameRange| away.store(**range, GivePath::Told).is_err();
-            self.stages.refused += frames.iter().filter(stored).count() as u64;
+            let refused = |range: &&FrameRange| away.store(**range, GivePath::Told).is_err();
+            self.stages.refused += frames.iter().filter(refused).count() as u64;
         }
     }
 
     /// Before it is answered: from then on the driver may use them.
     fn note_back(&mut self, frames: &[FrameRange]) {
         if let Some(away) = self.account() {
-            let back = |range: &&FrameRange| away.recall_at(**range, GivePath::Told).is_err();
-            self.stages.refused += frames.iter().filter(back).count() as u64;
+            let refused = |range: &&FrameRange| away.recall_at(**range, GivePath::Told).is_err();
+            self.stages.refused += frames.iter().filter(refused).count() as u64;
         }
     }
 

@@ -213,8 +213,7 @@ impl Handshake for Registers {
         DeviceStatus::from_bits_retain(self.0.status.load(Ordering::Acquire))
     }
 
-    fn set_status(&mut self, status: DeviceStatus) {
-        let mut status = status;
+    fn set_status(&mut self, mut status: DeviceStatus) {
         if status.is_empty() {
             *self.0.queues.lock().unwrap_or_else(PoisonError::into_inner) = [None; QueueId::COUNT];
             self.write_config(POISON_VALUE, 0);

@@ -24,7 +24,8 @@ use crate::ram::{Ram, RamDma};
 const KERNEL: FrameCount = FrameCount::new(1 << 10);
 const RINGS: u64 = 1 << 20;
 
-/// An allocator whose taking is timed; one whose free frames hold a value, maybe.
+/// An allocator whose taking is timed, and whose free frames all hold a value if the
+/// guest relies on one.
 #[derive(Debug)]
 pub struct Timed {
     zone: Zone<'static>,
