@@ -197,7 +197,7 @@ impl<P: SharedPage> Desk<P> {
             return Some(Nanos::ZERO);
         }
         let deadlines = self.progress.iter().filter_map(|p| self.deadline(p));
-        deadlines.min()
+        deadlines.chain(self.last_wait().map(|(_, at)| at)).min()
     }
 
     /// Whether the store's port is to be notified; clears it.
@@ -224,7 +224,7 @@ impl<P: SharedPage> Desk<P> {
     }
 
     /// Acknowledges a request to stop; [`Notice::Acknowledged`] or
-    /// [`Notice::Withdrawn`] follows, however long the store takes.
+    /// [`Notice::Withdrawn`] follows, once the store answers.
     pub fn acknowledge(&mut self) {
         if self.acknowledgement.is_none() {
             self.acknowledgement = Some(Acknowledgement::new());
@@ -296,7 +296,18 @@ impl<P: SharedPage> Desk<P> {
         Some(since.saturating_add(Nanos::new(wait.min(self.policy.cap.get()))))
     }
 
+    /// The acknowledgement's request, and when its answer is too late.
+    fn last_wait(&self) -> Option<(RequestId, Nanos)> {
+        let (request, since) = self.acknowledgement.as_ref()?.asked()?;
+        Some((request, since.saturating_add(self.policy.cap)))
+    }
+
     fn give_up_late(&mut self, now: Nanos) {
+        if let Some((request, _)) = self.last_wait().filter(|&(_, at)| at <= now) {
+            self.client.forget(request);
+            self.timeouts = self.timeouts.wrapping_add(1);
+            self.acknowledgement = Some(Acknowledgement::new());
+        }
         for index in 0..CHORES.len() {
             let Some(&progress) = self.progress.get(index) else {
                 break;
@@ -317,7 +328,7 @@ impl<P: SharedPage> Desk<P> {
 
     fn ask(&mut self, now: Nanos) {
         if let Some(acknowledgement) = &mut self.acknowledgement {
-            acknowledgement.ask(&mut self.client);
+            acknowledgement.ask(&mut self.client, now);
         }
         for (chore, progress) in CHORES.into_iter().zip(&mut self.progress) {
             // One at a time of each: the answer to an older one may be stale.

@@ -20,6 +20,8 @@ pub enum Manners {
     Silent,
     /// Does not even read.
     Gone,
+    /// Answers what it read when it is run the next time.
+    Late,
     /// Answers the last request first.
     Backwards,
     /// Answers each request twice, and ones never made.
@@ -42,12 +44,17 @@ pub struct FakeStore {
     pub seen: Vec<(u32, Vec<u8>)>,
     incoming: Vec<u8>,
     outgoing: VecDeque<u8>,
+    /// Requests that are not answered yet.
+    late: Vec<Request>,
     /// What each found, and what it made of that.
     transactions: BTreeMap<u32, [Tree; 2]>,
     next_transaction: u32,
     /// The next commit meets a conflict.
     pub conflict: bool,
 }
+
+/// Operation, id, transaction, payload.
+type Request = (u32, u32, u32, Vec<u8>);
 
 type Tree = BTreeMap<String, Vec<u8>>;
 
@@ -71,6 +78,7 @@ impl FakeStore {
             seen: Vec::new(),
             incoming: Vec::new(),
             outgoing: VecDeque::new(),
+            late: Vec::new(),
             transactions: BTreeMap::new(),
             next_transaction: 0,
             conflict: false,
@@ -103,6 +111,7 @@ impl FakeStore {
         self.watches.clear();
         self.incoming.clear();
         self.outgoing.clear();
+        self.late.clear();
         self.transactions.clear();
     }
 
@@ -137,9 +146,13 @@ impl FakeStore {
             self.page.store(SERVER_FEATURES, features);
         }
         self.read_ring();
-        let mut batch = Vec::new();
+        let mut batch = core::mem::take(&mut self.late);
         while let Some(message) = self.take_message() {
-            batch.push(message);
+            if self.manners == Manners::Late {
+                self.late.push(message);
+            } else {
+                batch.push(message);
+            }
         }
         if self.manners == Manners::Backwards {
             batch.reverse();
@@ -243,7 +256,7 @@ impl FakeStore {
         self.inject_message(15, 0, payload.as_bytes());
     }
 
-    fn take_message(&mut self) -> Option<(u32, u32, u32, Vec<u8>)> {
+    fn take_message(&mut self) -> Option<Request> {
         let mut words = self.incoming.chunks_exact(4).map(|word| match word {
             &[a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
             _ => 0,

@@ -1,9 +1,11 @@
 //! The acknowledgement of a request to stop: in one transaction, so that a
 //! request made meanwhile is neither wiped nor missed.
 //!
-//! Each of its requests is made once and waited for: an answer that is late
-//! still counts, and a commit of unknown fate could not be told from a request
-//! that was withdrawn.
+//! Each of its requests is made once and waited for, as an answer that is late
+//! still counts. Only when the toolstack has given up, too, it begins anew, and
+//! sees what became of the request.
+
+use balloon_core::Nanos;
 
 use super::Notice;
 use super::chore::SHUTDOWN;
@@ -37,7 +39,7 @@ enum End {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Acknowledgement {
     step: Step,
-    asked: Option<RequestId>,
+    asked: Option<(RequestId, Nanos)>,
     tries: u8,
 }
 
@@ -51,7 +53,7 @@ impl Acknowledgement {
     }
 
     /// Makes the next request, if it can be made.
-    pub(super) fn ask(&mut self, client: &mut Client<impl SharedPage>) {
+    pub(super) fn ask(&mut self, client: &mut Client<impl SharedPage>, now: Nanos) {
         if self.asked.is_some() {
             return;
         }
@@ -68,7 +70,13 @@ impl Acknowledgement {
             }
         };
         // Later, or never: the next poll says which.
-        self.asked = client.request(operation, transaction).ok();
+        let asked = client.request(operation, transaction).ok();
+        self.asked = asked.map(|request| (request, now));
+    }
+
+    /// The request that waits for its answer, and when it was made.
+    pub(super) const fn asked(&self) -> Option<(RequestId, Nanos)> {
+        self.asked
     }
 
     /// Takes an answer in, if it is to its request; the outcome if it was the
@@ -78,7 +86,7 @@ impl Acknowledgement {
         request: RequestId,
         result: Result<&[u8], Refusal>,
     ) -> Option<Notice> {
-        if self.asked != Some(request) {
+        if self.asked.is_none_or(|(asked, _)| asked != request) {
             return None;
         }
         self.asked = None;

@@ -272,6 +272,21 @@ fn a_request_that_was_withdrawn_is_not_acknowledged() {
 }
 
 #[test]
+fn a_request_unseen_by_the_transaction_is_told_when_that_is_over() {
+    let (mut desk, mut store) = asked();
+    store.set("control/shutdown", b"");
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    desk.acknowledge();
+    turn(&mut desk, &mut store);
+    // The transaction has begun and goes by what was there.
+    store.set("control/shutdown", b"reboot");
+    store.run();
+    let notices = settle(&mut desk, &mut store, Nanos::ZERO);
+    let told = Notice::Shutdown(ShutdownRequest::Reboot);
+    assert_eq!(notices, [told, Notice::Withdrawn, told]);
+}
+
+#[test]
 fn conflicts_are_met_with_patience_and_an_end() {
     let (mut desk, mut store) = asked();
     desk.acknowledge();
@@ -297,9 +312,22 @@ fn an_acknowledgement_survives_a_late_store_and_a_new_connection() {
     let (mut desk, mut store) = asked();
     desk.acknowledge();
     store.manners = Manners::Gone;
-    let hour = Nanos::from_secs(3600);
-    assert_eq!(settle(&mut desk, &mut store, hour), []);
+    let late = Nanos::from_secs(63);
+    assert_eq!(settle(&mut desk, &mut store, Nanos::ZERO), []);
+    assert_eq!(settle(&mut desk, &mut store, late), []);
     store.manners = Manners::Good;
+    let notices = settle(&mut desk, &mut store, late);
+    assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
+    assert_eq!(desk.timeouts(), 0, "it was waited for");
+
+    // Read and never answered.
+    let (mut desk, mut store) = asked();
+    desk.acknowledge();
+    store.manners = Manners::Silent;
+    assert_eq!(settle(&mut desk, &mut store, late), []);
+    store.manners = Manners::Good;
+    assert_eq!(settle(&mut desk, &mut store, late), []);
+    let hour = desk.wake_at().unwrap();
     let notices = settle(&mut desk, &mut store, hour);
     assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
 

@@ -1,0 +1,335 @@
+//! The guest and what surrounds it.
+
+use balloon_core::testing::FakeSource;
+use balloon_core::{
+    Budget, Bytes, Compactor, Engine, FrameCount, FrameRange, Nanos, Order, Pfn, Policy, Progress,
+    Resume, Shared, Unit,
+};
+use transport_xen::hypercall::Woken;
+use transport_xen::store::{Client, Desk, DeskPolicy, Notice};
+use transport_xen::suspend::{Duty, Suspension};
+use transport_xen::testing::{FakePage, FakeStore, FakeXen, Manners};
+use transport_xen::{FrameMap, Reservation, SharedPage as _, Target, XenBalloon};
+
+use crate::action::Action;
+
+const FIRST: u64 = 512;
+pub(crate) const FRAMES: u64 = 3 * 512;
+pub(crate) const MAX_KIB: u64 = FRAMES * 4;
+/// Frames that the kernel uses at most: the rest can be given.
+const MOST_USED: usize = 700;
+/// Steps of one piece of work: far more than there are frames to move.
+const STEPS: usize = 4096;
+/// Turns in which the store is heard even if it says nothing: it may be late.
+const TALK: usize = 4;
+
+pub(crate) fn memory() -> FrameRange {
+    FrameRange::new(Pfn::new(FIRST), FrameCount::new(FRAMES)).unwrap()
+}
+
+/// How a guest starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    pub(crate) has_store: bool,
+    /// What the kernel uses lies all over its memory.
+    pub(crate) scattered: bool,
+}
+
+/// The guest and what surrounds it.
+pub(crate) struct World<F> {
+    engine: Engine<2>,
+    shared: &'static Shared<2>,
+    compactor: Compactor<Vec<u32>>,
+    pub(crate) balloon: XenBalloon<FakeXen, F>,
+    source: FakeSource,
+    used: Vec<Pfn>,
+    /// None where there is no store, as in the first domain.
+    desk: Option<Desk<FakePage>>,
+    suspension: Suspension,
+    saving: bool,
+    /// Times the domain was saved, or nearly.
+    saves: u32,
+    /// Only a new connection mends it.
+    torn: bool,
+    store: FakeStore,
+    page: FakePage,
+    now: Nanos,
+}
+
+impl<F: FrameMap> World<F> {
+    fn new(xen: FakeXen, map: F, start: Start) -> Self {
+        let shared: &'static Shared<2> = Box::leak(Box::new(Shared::new()));
+        let mut policy = Policy::DEFAULT;
+        policy.unit = Unit::Adaptive;
+        let page = FakePage::new();
+        let mut store = FakeStore::new(page.clone());
+        store.set("memory/target", MAX_KIB.to_string().as_bytes());
+        let mut source = FakeSource::new(memory());
+        if start.scattered {
+            source = source.scattered();
+        }
+        let used = (0..FRAMES / 5).filter_map(|_| source.allocate()).collect();
+        let target = Target::new(memory().count());
+        Self {
+            engine: Engine::new(shared, policy),
+            shared,
+            compactor: Compactor::new(vec![0; 2048], memory()).unwrap(),
+            balloon: XenBalloon::new(Reservation::new(xen, map), target),
+            source,
+            used,
+            desk: start
+                .has_store
+                .then(|| Desk::new(Client::new(page.clone()), DeskPolicy::DEFAULT)),
+            suspension: Suspension::new(),
+            saving: false,
+            saves: 0,
+            torn: false,
+            store,
+            page,
+            now: Nanos::ZERO,
+        }
+    }
+
+    pub(crate) fn xen(&mut self) -> &mut FakeXen {
+        self.balloon.reservation_mut().memory_mut()
+    }
+
+    /// What a kernel's loop does, until there is nothing to do.
+    fn work(&mut self) {
+        for round in 0..STEPS {
+            if !self.turn() && round >= TALK {
+                self.check();
+                return;
+            }
+        }
+        panic!("the guest never rests");
+    }
+
+    /// Once around the loop; whether there is more to do.
+    fn turn(&mut self) -> bool {
+        let talk = self.talk();
+        self.store.run();
+        let Self {
+            engine,
+            compactor,
+            balloon,
+            source,
+            now,
+            ..
+        } = self;
+        let compacted = compactor.step(engine, balloon, source, *now, Budget::SMALL);
+        let stepped = engine.step(balloon, source, *now, Budget::SMALL);
+        if self.saving && self.engine.is_drained() && self.compactor.is_drained() {
+            self.save();
+        }
+        talk || compacted.more || stepped.more || self.shared.signal().pending()
+    }
+
+    /// Whether the store had something to say, or may have more.
+    fn talk(&mut self) -> bool {
+        let Some(desk) = &mut self.desk else {
+            return false;
+        };
+        let notice = match desk.step(self.now) {
+            Ok(Some(notice)) => notice,
+            Ok(None) => return desk.wake_at().is_some_and(|at| at <= self.now),
+            // Gone for good until a restore: the kernel goes on without.
+            Err(_) => {
+                self.torn = true;
+                return false;
+            }
+        };
+        if self.balloon.hear(notice) {
+            self.shared.signal().config_changed();
+        }
+        let duty = match notice {
+            Notice::Shutdown(_) => self.suspension.asked(),
+            Notice::Acknowledged(request) => self.suspension.acknowledged(request),
+            Notice::Withdrawn => {
+                self.suspension.withdrawn();
+                None
+            }
+            _ => None,
+        };
+        match duty {
+            Some(Duty::Acknowledge) => desk.acknowledge(),
+            Some(Duty::Suspend) => {
+                self.engine.quiesce();
+                self.saving = true;
+            }
+            // This kernel has its own mind there.
+            Some(Duty::Stop(_)) | None => {}
+        }
+        true
+    }
+
+    fn save(&mut self) {
+        self.saving = false;
+        let xen = self.balloon.reservation_mut().memory_mut();
+        // Where Xen refuses, the domain goes on.
+        if let Ok(woken) = self.suspension.suspend(xen) {
+            self.saves += 1;
+            match (&mut self.desk, woken) {
+                (Some(desk), Woken::Cancelled) => desk.cancelled(),
+                _ => self.restored(),
+            }
+        }
+        self.engine.resume(Resume::Kept);
+    }
+
+    /// In a new domain, with a new store.
+    fn restored(&mut self) {
+        if let Some(desk) = &mut self.desk {
+            self.store.reset();
+            self.store.set("control/shutdown", b"");
+            desk.restored();
+        }
+    }
+
+    /// Every frame has one owner, and the hypervisor agrees.
+    fn check(&mut self) {
+        self.source.check(FrameCount::new(self.used.len() as u64));
+        let Self {
+            balloon, source, ..
+        } = self;
+        let xen = balloon.reservation_mut().memory_mut();
+        assert!(xen.breaches.is_empty(), "{:?}", xen.breaches);
+        for pfn in memory().frames() {
+            let given = source.ballooned(pfn).is_some();
+            assert_eq!(xen.is_populated(pfn), !given, "{pfn:?}");
+        }
+        for &pfn in &self.used {
+            assert!(xen.is_populated(pfn), "{pfn:?} is in use and gone");
+        }
+    }
+
+    fn aim(&mut self, text: &[u8]) {
+        if self.desk.is_some() {
+            self.store.set("memory/target", text);
+        } else if let Some(kib) = core::str::from_utf8(text).ok().and_then(|t| t.parse().ok()) {
+            let bytes = Bytes::new(u64::saturating_mul(kib, 1024));
+            self.balloon.target_mut().set_target(bytes);
+            self.shared.signal().config_changed();
+        }
+    }
+
+    fn suffer(&mut self, action: &Action) {
+        match action {
+            Action::Target(text) => self.aim(text),
+            Action::Storm(texts) => {
+                for text in texts {
+                    self.aim(text);
+                    self.now = self.now.saturating_add(Nanos::from_millis(1));
+                    self.turn();
+                }
+            }
+            Action::Sizes(max, video) => {
+                self.store.set("memory/static-max", max);
+                self.store.set("memory/videoram", video);
+                self.torn = true;
+            }
+            Action::Manners(manners) => self.store.manners = *manners,
+            Action::Scribble(at, word) => {
+                self.page.store(usize::from(*at) % 4096, *word);
+                self.torn = true;
+            }
+            Action::Faults(faults) => self.xen().faults.extend(faults.iter().copied()),
+            Action::Host(order, heap) => {
+                self.xen().largest = Order::new(*order).unwrap();
+                self.xen().heap = *heap;
+            }
+            Action::Limit(frames) => self.xen().limit = FrameCount::new(*frames),
+            Action::Compact => {
+                self.compactor.start();
+            }
+            Action::Shutdown(why, restored) => {
+                self.xen().woken = if *restored {
+                    Woken::Restored
+                } else {
+                    Woken::Cancelled
+                };
+                self.store.set("control/shutdown", why);
+            }
+            Action::Use(frames) => {
+                let room = MOST_USED.saturating_sub(self.used.len());
+                for _ in 0..room.min(usize::from(*frames)) {
+                    self.used.extend(self.source.allocate());
+                }
+            }
+            Action::Free(frames) => {
+                let kept = self.used.len().saturating_sub(usize::from(*frames));
+                for pfn in self.used.drain(kept..) {
+                    self.source.free_allocated(pfn);
+                }
+            }
+            Action::Wait(millis) => {
+                self.now = self.now.saturating_add(Nanos::from_millis(*millis));
+            }
+        }
+    }
+
+    /// From now on all is well; the guest has to get there by itself, unless the
+    /// connection cannot be mended.
+    fn recover(&mut self, kib: u64) {
+        let xen = self.xen();
+        xen.faults.clear();
+        (xen.largest, xen.heap) = (Order::SUPERPAGE, u64::MAX);
+        xen.limit = FrameCount::new(FRAMES + 256);
+        xen.woken = Woken::Restored;
+        self.store.manners = Manners::Good;
+        if self.torn {
+            self.sizes();
+            self.restored();
+        }
+        self.aim(kib.to_string().as_bytes());
+        let wanted = FrameCount::new(FRAMES - kib / 4);
+        self.until("at its target", |world| {
+            let status = world.engine.status(&world.source);
+            (status.progress, status.size) == (Progress::Reached, wanted)
+        });
+        if self.desk.is_some() {
+            // No request before has left anything behind that is in its way.
+            let saves = self.saves;
+            self.store.set("control/shutdown", b"suspend");
+            self.until("saved", |world| world.saves > saves);
+            let node = self.store.nodes.get("control/shutdown");
+            assert_eq!(node.map(Vec::as_slice), Some(&b""[..]));
+        }
+    }
+
+    fn until(&mut self, what: &str, there: impl Fn(&Self) -> bool) {
+        for _ in 0..200 {
+            self.now = self.now.saturating_add(Nanos::from_secs(100));
+            self.work();
+            if there(self) {
+                return;
+            }
+        }
+        panic!("not {what}: {:?}", self.engine.status(&self.source));
+    }
+
+    fn sizes(&mut self) {
+        let max = MAX_KIB.to_string();
+        self.store.set("memory/static-max", max.as_bytes());
+        self.store.set("memory/videoram", b"0");
+    }
+}
+
+/// A life: what happens, and then all is well.
+pub(crate) fn live<F: FrameMap>(
+    xen: FakeXen,
+    map: F,
+    start: Start,
+    actions: &[Action],
+    kib: u64,
+) -> World<F> {
+    let mut world = World::new(xen, map, start);
+    world.sizes();
+    world.work();
+    for action in actions {
+        world.suffer(action);
+        world.work();
+    }
+    world.recover(kib);
+    world
+}
