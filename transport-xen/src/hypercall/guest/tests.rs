@@ -250,8 +250,11 @@ unsafe impl Gate for Noted {
             }
             24 if first.addr() == 10 => [words(arguments, 2), [second_word].into()].concat(),
             24 if first.addr() == 0 => [words(arguments, 16), [second_word].into()].concat(),
-            // Two 32-bit words are one of these.
-            32 => [words(second, 1), [first_word].into()].concat(),
+            32 => {
+                // SAFETY: these structures hold two 32-bit words.
+                let words = [0, 4].map(|at| unsafe { field::<u32>(second, at) });
+                [&[first_word][..], &words.map(u64::from)].concat()
+            }
             34 => {
                 // SAFETY: a CPU's number and a vector.
                 let vcpu = unsafe { field::<u32>(second, 0) };
@@ -329,8 +332,8 @@ fn calls_about_other_cpus_have_their_layout() {
     let asked: [&[u64]; 7] = [
         &[24, 0x77, 128, 3],
         &[34, 23, 3, 0x32],
-        &[32, 5 | 3 << 32, 8],
-        &[32, 3, 7],
+        &[32, 8, 5, 3],
+        &[32, 7, 3, 0],
         &[
             24, 1, 0, 0, 0, 0, 0x2000, 0, 0, 9, 0x1000, 2, control[0], control[1], control[2],
             control[3], 0, 3,

@@ -54,8 +54,8 @@ struct InterruptsOff;
 
 critical_section::set_impl!(InterruptsOff);
 
-// SAFETY: there is one CPU, and with its interrupts off nothing else runs; both
-// calls keep memory accesses on their side.
+// SAFETY: one CPU enters critical sections, and with its interrupts off nothing
+// else of them runs; both calls keep memory accesses on their side.
 unsafe impl critical_section::Impl for InterruptsOff {
     unsafe fn acquire() -> RawRestoreState {
         let were_on = are_on();

@@ -1,7 +1,8 @@
 //! x86-64: PVH boot, four-level paging, 8259 and local APIC, 16550 consoles.
 //!
-//! Facts this rests on: one CPU, physical memory mapped one to one, code
-//! without floating point. Nothing here knows what runs on top.
+//! Facts this rests on: one CPU, or others that a guest starts by itself and keeps
+//! out of critical sections; physical memory mapped one to one; code without
+//! floating point. Nothing here knows what runs on top.
 
 #[expect(unsafe_code, reason = "programs the local APIC's MSR")]
 mod apic;
