@@ -1,7 +1,7 @@
 //! The QEMU stage: real guests on two QEMUs and five boards.
 //!
 //! [`CASES`] are what a guest is put through, [`rows`] are machines that differ in what their device offers.
-//! Some run each time, all of them by `--all`. Guests have at most 1 GiB, and run one after the other, when
+//! Some run each time, all of them by `--all-rows`. Guests have at most 1 GiB, and run one after the other, when
 //! nothing compiles.
 
 mod balloon;
