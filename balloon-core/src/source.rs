@@ -191,7 +191,8 @@ pub trait Ledger {
     ///
     /// Asked for frames, a ledger that can tell cheaply breaks no whole 2 MiB while
     /// it has others: what comes back in one piece may be mapped as one by the host
-    /// again. Stops with [`Stop::Fragmented`] if it has no more whole blocks.
+    /// again. Stops with [`Stop::Fragmented`] if it has no more whole blocks; the
+    /// engine asks anew for each request, so a look in vain should cost little.
     fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop;
 
     /// Frames ballooned by `path`.
