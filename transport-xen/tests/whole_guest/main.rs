@@ -2,7 +2,7 @@
 //! they like: after each piece of work every frame is where the guest thinks it
 //! is, and once both behave the target is reached and the domain can be saved.
 //!
-//! For more worlds than the few hundred of each run:
+//! Each run has the same few hundred worlds. For other ones, and more:
 //! `XEN_WORLDS=20000 cargo test --release -p transport-xen --test whole_guest`.
 
 // Safe code all the way, and minutes long there.
@@ -13,6 +13,7 @@ mod action;
 mod world;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use transport_xen::testing::{FakeP2m, FakeXen, Kind};
 use transport_xen::{FrameMap as _, Translated};
 
@@ -20,9 +21,15 @@ use action::action;
 use world::{MAX_KIB, Start, live, memory};
 
 /// Worlds of one run, each of one kind of guest.
-fn worlds() -> u32 {
+fn worlds() -> ProptestConfig {
     let asked = std::env::var("XEN_WORLDS").ok();
-    asked.and_then(|count| count.parse().ok()).unwrap_or(200)
+    match asked.and_then(|count| count.parse().ok()) {
+        Some(cases) => ProptestConfig::with_cases(cases),
+        None => ProptestConfig {
+            rng_seed: RngSeed::Fixed(6),
+            ..ProptestConfig::with_cases(200)
+        },
+    }
 }
 
 fn start() -> impl Strategy<Value = Start> {
@@ -34,7 +41,7 @@ fn start() -> impl Strategy<Value = Start> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: worlds(), ..ProptestConfig::default() })]
+    #![proptest_config(worlds())]
 
     #[test]
     fn whatever_happens_frames_are_kept_and_the_target_is_reached(
