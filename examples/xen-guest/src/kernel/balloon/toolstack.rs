@@ -65,8 +65,12 @@ impl<F: FrameMap> Balloon<F> {
                 // Not offered, and asked for all the same.
                 Notice::Shutdown(ShutdownRequest::Suspend) if !F::TRANSLATED => None,
                 Notice::Shutdown(_) => self.suspension.asked(),
-                Notice::Acknowledged(request) => self.suspension.acknowledged(request),
-                Notice::Withdrawn => {
+                Notice::Acknowledged(request)
+                    if F::TRANSLATED || request != ShutdownRequest::Suspend =>
+                {
+                    self.suspension.acknowledged(request)
+                }
+                Notice::Acknowledged(_) | Notice::Withdrawn => {
                     self.suspension.withdrawn();
                     None
                 }
