@@ -9,6 +9,9 @@
 //! out (special pages, firmware) cancels: the balloon is what the target is
 //! short of `static-max - videoram`. The current reservation does not enter:
 //! under populate-on-demand it is the target, not the guest's size.
+//!
+//! The memory map is that of the boot, and a domain can be restored with another
+//! maximum: the first `static-max` and `videoram` stand for the guest's life.
 
 use balloon_core::{Bytes, FrameCount};
 
@@ -19,7 +22,7 @@ use balloon_core::{Bytes, FrameCount};
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     static_max: Option<Bytes>,
-    video_ram: Bytes,
+    video_ram: Option<Bytes>,
     target: Option<Bytes>,
     /// The guest's own frames: what there is to give, and the base where the
     /// toolstack names none.
@@ -32,20 +35,25 @@ impl Target {
     pub const fn new(managed: FrameCount) -> Self {
         Self {
             static_max: None,
-            video_ram: Bytes::new(0),
+            video_ram: None,
             target: None,
             managed,
         }
     }
 
-    /// The toolstack's limit (`memory/static-max`).
+    /// The toolstack's limit (`memory/static-max`), of which the first stands.
     pub const fn set_static_max(&mut self, static_max: Bytes) {
-        self.static_max = Some(static_max);
+        if self.static_max.is_none() {
+            self.static_max = Some(static_max);
+        }
     }
 
-    /// The part of it that is video memory (`memory/videoram`).
+    /// The part of it that is video memory (`memory/videoram`), of which the
+    /// first stands.
     pub const fn set_video_ram(&mut self, video_ram: Bytes) {
-        self.video_ram = video_ram;
+        if self.video_ram.is_none() {
+            self.video_ram = Some(video_ram);
+        }
     }
 
     /// The toolstack's wish (`memory/target`).
@@ -62,7 +70,10 @@ impl Target {
             return size;
         };
         let usable = match self.static_max {
-            Some(max) => max.frames().saturating_sub(self.video_ram.frames()),
+            Some(max) => {
+                let video = self.video_ram.map_or(FrameCount::ZERO, Bytes::frames);
+                max.frames().saturating_sub(video)
+            }
             None => self.managed,
         };
         usable.saturating_sub(target.frames()).min(self.managed)
@@ -109,6 +120,7 @@ mod tests {
         assert_eq!(target.balloon(frames(3)), FrameCount::ZERO);
         target.set_target(Bytes::new(u64::MAX));
         assert_eq!(target.balloon(frames(3)), FrameCount::ZERO);
+        let mut target = Target::new(frames(32));
         target.set_target(Bytes::new(0));
         target.set_static_max(mib(4096));
         assert_eq!(target.balloon(frames(3)), frames(32), "all there is");

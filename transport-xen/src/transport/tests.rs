@@ -70,6 +70,18 @@ fn a_pv_guest_counts_what_it_has() {
     assert_eq!(balloon.read_target(), Ok(FrameCount::new(100)));
 }
 
+#[test]
+fn a_restored_domain_that_may_have_more_keeps_its_balloon() {
+    let mut balloon = balloon(Guest::Pvh);
+    let mib = |mib: u64| Bytes::new(mib << 20);
+    for (max, video) in [(16, 2), (32, 0)] {
+        balloon.hear(Notice::StaticMax(mib(max)));
+        balloon.hear(Notice::VideoRam(mib(video)));
+        balloon.hear(Notice::Target(mib(12)));
+        assert_eq!(balloon.read_target(), Ok(mib(2).frames()), "of {max} MiB");
+    }
+}
+
 /// A balloon under its engine, with an allocator that knows every frame.
 struct System<const N: usize> {
     engine: Engine<N>,

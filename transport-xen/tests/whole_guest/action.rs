@@ -14,7 +14,8 @@ pub(crate) enum Action {
     /// It holds each of these for a millisecond, which is less than the guest
     /// needs to get there.
     Storm(Vec<Vec<u8>>),
-    /// What is read once for each connection: `static-max` and `videoram`.
+    /// What a restore may change, and the guest must not follow: `static-max` and
+    /// `videoram`.
     Sizes(Vec<u8>, Vec<u8>),
     Manners(Manners),
     /// Somebody writes to the ring's page.

@@ -237,7 +237,6 @@ impl<F: FrameMap> World<F> {
             Action::Sizes(max, video) => {
                 self.store.set("memory/static-max", max);
                 self.store.set("memory/videoram", video);
-                self.torn = true;
             }
             Action::Manners(manners) => self.store.manners = *manners,
             Action::Scribble(at, word) => {
@@ -300,7 +299,6 @@ impl<F: FrameMap> World<F> {
         xen.woken = Woken::Restored;
         self.store.manners = Manners::Good;
         if self.torn {
-            self.sizes();
             self.restored();
         }
         self.aim(kib.to_string().as_bytes());
