@@ -45,7 +45,7 @@ pub struct VirtioBalloon<Q> {
     chunks: bool,
     host_requests: bool,
     /// Requests with the device, by lane.
-    in_flight: [usize; Lane::COUNT],
+    in_flight: [usize; Lane::ALL.len()],
     encoded: Encoded,
     counters: Counters,
 }
@@ -110,7 +110,7 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
             chunks,
             host_requests: policy.chunk_transfer() && negotiated.contains(HOST_REQUESTS),
             queues,
-            in_flight: [0; Lane::COUNT],
+            in_flight: [0; Lane::ALL.len()],
             encoded: [0; MAX_BYTES * 2],
             counters: Counters::default(),
         }
@@ -134,13 +134,9 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     /// Requests with the device that it has not answered.
     #[must_use]
     pub fn in_flight(&self, queue: QueueId) -> usize {
-        let lanes = [
-            Lane::of(queue, Kind::Inflate),
-            Lane::of(queue, Kind::Report),
-        ];
-        let [first, second] = lanes.map(|lane| self.in_flight.get(lane as usize).copied());
-        let shared = lanes.first() != lanes.last();
-        first.unwrap_or(0) + second.filter(|_| shared).unwrap_or(0)
+        let lanes = Lane::ALL.into_iter().zip(self.in_flight);
+        let of_queue = lanes.filter(|(lane, _)| lane.queue() == queue);
+        of_queue.map(|(_, requests)| requests).sum()
     }
 
     /// What one report may hold; `None` if free ranges are not reported.

@@ -92,6 +92,10 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
     /// Resets the device, which forgets all requests, and gives it and the
     /// memory back. `delay` paces the wait as in [`bring_up`](Self::bring_up).
     ///
+    /// Nobody looks for a device that asks for this at run time (`NEEDS_RESET`, told
+    /// by a configuration interrupt): it answers nothing, which the engine reports
+    /// after [`silent_after`](balloon_core::Policy::silent_after).
+    ///
     /// # Errors
     /// [`BringUpError::Stuck`]: the device may go on using the memory and the
     /// frames it was told of.

@@ -201,8 +201,11 @@ impl<const N: usize> Reporting<N> {
             self.drain(balloon, slots, source)?;
         }
         let sent = self.look(limits, balloon, slots, source, now);
-        // Answers that were taken up have used up the wish for an interrupt.
-        let answered = self.out() > 0 && balloon.notify(QueueId::Reporting);
+        // Answers that were taken up have used up the wish for an interrupt, that of
+        // the balloon's own requests in this queue as well.
+        let waits =
+            self.out() > 0 || (self.reported > before && balloon.in_flight(QueueId::Reporting) > 0);
+        let answered = waits && balloon.notify(QueueId::Reporting);
         Ok(ReportStep {
             more: (sent? && self.pace.gap == Nanos::ZERO) || answered,
             wake_at: self.wake_at(limits, balloon.capabilities().interrupts, now),
@@ -330,7 +333,8 @@ impl<const N: usize> Reporting<N> {
         }
     }
 
-    /// The device was reset: brings all frames home, content unknown.
+    /// The device was reset: brings all frames home, content unknown, to be reported
+    /// again.
     pub fn reset(&mut self, source: &mut impl FrameSource) {
         for report in self.reports.iter_mut().flatten() {
             if let Some(slot) = report.with_device.take() {
@@ -341,6 +345,7 @@ impl<const N: usize> Reporting<N> {
             }
         }
         self.settle(source);
+        self.look_again();
     }
 }
 

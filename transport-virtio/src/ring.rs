@@ -18,6 +18,9 @@ use memory::write_descriptor;
 /// In the available ring: no interrupt, please. In the used ring: no kick.
 const FLAG_SILENT: u16 = 1;
 
+/// So many entries ahead of the last answer taken as no queue is long: no interrupt.
+const NEVER: u16 = 1 << 15;
+
 /// What the driver knows of a descriptor.
 #[derive(Clone, Copy, Debug)]
 struct Shadow {
@@ -127,7 +130,12 @@ impl<const S: usize> Ring<S> {
         for (next, shadow) in (1u16..).zip(&mut ring.shadow) {
             shadow.next = next;
         }
-        memory.store16(areas.available, if interrupts { 0 } else { FLAG_SILENT });
+        // With event indices the flag has to stay clear, and the index alone counts.
+        let silent = !interrupts && !event_idx;
+        memory.store16(areas.available, if silent { FLAG_SILENT } else { 0 });
+        if event_idx && !interrupts {
+            memory.store16(ring.used_event(), NEVER);
+        }
         ring
     }
 
@@ -242,8 +250,8 @@ impl<const S: usize> Ring<S> {
             .clamp(1, self.in_flight);
         if self.event_idx {
             // The interrupt comes when the entry of this index is written.
-            let event = if self.interrupts { wanted } else { 0 };
-            self.event = self.taken.wrapping_add(event).wrapping_sub(1);
+            let event = if self.interrupts { wanted - 1 } else { NEVER };
+            self.event = self.taken.wrapping_add(event);
             memory.store16(self.used_event(), self.event);
         }
         // Between publishing our wishes and reading the device's progress: it

@@ -20,7 +20,7 @@ use layout::{Buffers, Layout, MAX_DESCRIPTORS, TABLE};
 /// Split virtqueues of at most `S` descriptors each, a power of two.
 ///
 /// The shared memory holds the rings and a buffer of 1 KiB for each descriptor
-/// of the inflate and the deflate queue: [`DMA_BYTES`](Self::DMA_BYTES), 171 KiB
+/// of the inflate and the deflate queue: [`DMA_BYTES`](Self::DMA_BYTES), 170 KiB
 /// for the default of 64, which lets 64 MiB be on their way at 4 KiB each.
 pub struct Rings<D = MappedPci, M = DmaRegion, const S: usize = 64> {
     device: D,

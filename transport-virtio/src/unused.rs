@@ -34,6 +34,8 @@ enum Stage {
     Answering(u16),
     /// The last response is on its way; frames go home when all are taken.
     Ending,
+    /// The device was reset: frames go home.
+    Forgetting,
 }
 
 /// What became of a step.
@@ -138,12 +140,13 @@ impl<const N: usize> UnusedPages<N> {
         let more = match self.stage {
             Stage::Waiting => self.listen(balloon, slots),
             Stage::Answering(id) => self.name(id, balloon, slots, source),
-            Stage::Ending => {
+            Stage::Ending | Stage::Forgetting => {
                 let drained = self.is_drained();
                 let moved = drained && !release(source, held, FrameCount::MAX).is_zero();
                 let home = drained && out(held).is_zero();
                 if home {
-                    self.answers = self.answers.wrapping_add(1);
+                    let answered = u32::from(self.stage == Stage::Ending);
+                    self.answers = self.answers.wrapping_add(answered);
                     self.stage = Stage::Waiting;
                 }
                 Ok(moved || home)
@@ -189,7 +192,7 @@ impl<const N: usize> UnusedPages<N> {
                 response.with_device = slot.revoke().err();
             }
         }
-        self.stage = Stage::Ending;
+        self.stage = Stage::Forgetting;
         self.settle(source, held);
     }
 
@@ -323,7 +326,7 @@ impl<const N: usize> UnusedPages<N> {
                 *place = None;
             }
         }
-        if self.stage == Stage::Ending
+        if matches!(self.stage, Stage::Ending | Stage::Forgetting)
             && let Some(run) = self.next.take()
             && source.put(run.range(), Backing::Unknown).is_err()
         {

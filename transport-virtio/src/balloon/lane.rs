@@ -16,7 +16,14 @@ pub(super) enum Lane {
 }
 
 impl Lane {
-    pub(super) const COUNT: usize = 6;
+    pub(super) const ALL: [Self; 6] = [
+        Self::Inflate,
+        Self::Deflate,
+        Self::Statistics,
+        Self::Hint,
+        Self::Bulk,
+        Self::Report,
+    ];
 
     /// The lane of an answer.
     pub(super) const fn of(queue: QueueId, kind: Kind) -> Self {

@@ -147,6 +147,9 @@ impl Policy {
     /// software emulation (TCG). So the hint queue never asks for one, on any host and
     /// whether or not interrupts are connected: the driver looks for answers, and
     /// [`HintStep::waiting`](crate::HintStep::waiting) says while there are any to come.
+    /// QEMU raises one all the same, for the first answer, where event indices are
+    /// negotiated: under TCG give the device `event_idx=off`, or ask for
+    /// [`without_event_idx`](Self::without_event_idx).
     #[must_use]
     pub const fn with_hints(mut self) -> Self {
         self.hints = true;

@@ -363,6 +363,48 @@ fn each_answer_interrupts_while_reports_are_out() {
 }
 
 #[test]
+fn gifts_behind_reports_are_heard_of() {
+    let policy = Policy::new().with_reporting();
+    let mut guest = Guest::new(Features::PAGE_REPORTING, policy, pace(4));
+    guest.memory = Memory::new(0x100..0x140);
+    guest.step(0).unwrap();
+    assert_eq!(guest.balloon.in_flight(QueueId::Reporting), 1);
+    // As the engine gives: one request, an interrupt for its answer.
+    let slots = guest.shared.slots();
+    let slot = slots.claim(Kind::Inflate).unwrap().launch();
+    let runs = [FrameRange::single(Pfn::new(9)).and_then(Run::new).unwrap()];
+    let request = slot.request(GivePath::Bulk, &runs);
+    guest.balloon.submit(request, slots.completer()).unwrap();
+    guest.balloon.kick(1).unwrap();
+    // The report's answer uses that up, whoever takes it.
+    for left in [1, 0] {
+        let device = guest.balloon.queues_mut().device_mut();
+        let before = device.interrupts();
+        let chain = device.take(QueueId::Reporting).unwrap();
+        device.answer(QueueId::Reporting, chain.head.into(), 0);
+        assert!(device.interrupts() > before, "{left} left");
+        guest.balloon.reap(slots.completer()).unwrap();
+        while guest.step(1).unwrap().more {}
+        assert_eq!(guest.balloon.in_flight(QueueId::Reporting), left);
+    }
+    assert!(slot.answer().is_ok());
+}
+
+#[test]
+fn after_a_reset_everything_is_reported_again() {
+    let policy = Policy::new().with_reporting();
+    let mut guest = Guest::new(Features::PAGE_REPORTING, policy, pace(4));
+    guest.memory = Memory::new(0x100..0x110);
+    // All there is, and then at rest while the device has it.
+    while guest.step(0).unwrap().more {}
+    assert_eq!(guest.reporting.held(), FrameCount::new(0x10));
+    guest.balloon = fake::bring_up(Profile::qemu(Features::PAGE_REPORTING), &policy).unwrap();
+    guest.reporting.reset(&mut guest.memory);
+    guest.step(1).unwrap();
+    assert_eq!(guest.serve(), [(0x100, 0x10)]);
+}
+
+#[test]
 fn a_short_queue_costs_no_frames_and_no_error() {
     let profile = Profile::qemu(Features::PAGE_REPORTING).with_size(QueueId::Reporting, 1);
     let mut guest = guest(pace(4));

@@ -314,3 +314,11 @@ impl FrameSource for Refusing {
         Err(range)
     }
 }
+
+#[test]
+fn a_reset_is_no_answer() {
+    let mut guest = Guest::new();
+    guest.unused.reset(&mut guest.source, &mut guest.held);
+    while guest.step().more {}
+    assert_eq!(guest.unused.answers(), 0);
+}
