@@ -174,13 +174,12 @@ impl<P: SharedPage> Client<P> {
         Ok(id)
     }
 
-    /// Gives up on a request: its answer will be dropped.
-    pub fn forget(&mut self, request: RequestId) {
-        for asked in &mut self.asked {
-            if asked.is_some_and(|(id, _)| id == request.0) {
-                *asked = None;
-            }
-        }
+    /// Gives up on a request: its answer will be dropped. False if it was
+    /// answered.
+    pub fn forget(&mut self, request: RequestId) -> bool {
+        let is_it = |asked: &&mut Option<(u32, u32)>| asked.is_some_and(|(id, _)| id == request.0);
+        let asked = self.asked.iter_mut().find(is_it);
+        asked.is_some_and(|asked| asked.take().is_some())
     }
 
     /// Moves bytes both ways and yields one message, if one is complete.

@@ -18,13 +18,14 @@ use super::wire::Transaction;
 use acknowledge::Acknowledgement;
 use chore::{
     CHORES, Chore, DIGITS, OPENING, SHUTDOWN_TOKEN_BYTES, TARGET_TOKEN_BYTES, format_decimal,
-    operation, understand,
+    is_final, operation, understand,
 };
 
 /// How the desk deals with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeskPolicy {
-    /// A request unanswered for so long is made again, ever more slowly.
+    /// A request unanswered or refused is made again after so long, ever more
+    /// slowly.
     pub patience: Nanos,
     /// The longest wait for an answer.
     pub cap: Nanos,
@@ -82,8 +83,9 @@ pub enum DeskError {
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     due: bool,
+    /// Unanswered, or refused and to be asked for again.
     asked: Option<(RequestId, Nanos)>,
-    /// Times in a row without an answer.
+    /// Times in a row without a good answer.
     silent: u8,
 }
 
@@ -141,11 +143,13 @@ impl<P: SharedPage> Desk<P> {
                 }
                 Ok(Some(incoming)) => incoming,
                 Err(error) => {
-                    return if self.client.ask_reconnect() {
-                        Ok(None)
-                    } else {
-                        Err(DeskError::Gone(error))
-                    };
+                    if self.client.ask_reconnect() {
+                        return Ok(None);
+                    }
+                    // All of it begins anew in a restored domain.
+                    self.open();
+                    self.more = false;
+                    return Err(DeskError::Gone(error));
                 }
             };
             match incoming {
@@ -163,8 +167,10 @@ impl<P: SharedPage> Desk<P> {
                     let is_it = |p: &Progress| p.asked.is_some_and(|(id, _)| id == request);
                     let mut found = CHORES.into_iter().zip(&mut self.progress);
                     if let Some((chore, progress)) = found.find(|(_, p)| is_it(p)) {
-                        progress.asked = None;
-                        progress.silent = 0;
+                        if result.err().is_none_or(|refusal| is_final(chore, refusal)) {
+                            progress.asked = None;
+                            progress.silent = 0;
+                        }
                         notice = understand(chore, result);
                     } else if let Some(acknowledgement) = &mut self.acknowledgement {
                         notice = acknowledgement.answered(request, result);
@@ -304,8 +310,7 @@ impl<P: SharedPage> Desk<P> {
 
     fn give_up_late(&mut self, now: Nanos) {
         if let Some((request, _)) = self.last_wait().filter(|&(_, at)| at <= now) {
-            self.client.forget(request);
-            self.timeouts = self.timeouts.wrapping_add(1);
+            self.give_up(request);
             self.acknowledgement = Some(Acknowledgement::new());
         }
         for index in 0..CHORES.len() {
@@ -316,13 +321,18 @@ impl<P: SharedPage> Desk<P> {
             let Some((request, _)) = progress.asked.filter(|_| late) else {
                 continue;
             };
-            self.client.forget(request);
-            self.timeouts = self.timeouts.wrapping_add(1);
+            self.give_up(request);
             if let Some(progress) = self.progress.get_mut(index) {
                 progress.asked = None;
                 progress.due = true;
                 progress.silent = progress.silent.saturating_add(1);
             }
+        }
+    }
+
+    fn give_up(&mut self, request: RequestId) {
+        if self.client.forget(request) {
+            self.timeouts = self.timeouts.wrapping_add(1);
         }
     }
 

@@ -28,6 +28,8 @@ pub enum Manners {
     Babbling,
     /// Answers every request with another operation's answer.
     Confused,
+    /// Refuses every request.
+    Refusing,
 }
 
 /// A store with its tree.
@@ -162,7 +164,10 @@ impl FakeStore {
             if self.manners == Manners::Silent {
                 continue;
             }
-            let answer = self.answer(kind, transaction, &payload);
+            let answer = match self.manners {
+                Manners::Refusing => Err("E2BIG"),
+                _ => self.answer(kind, transaction, &payload),
+            };
             let (kind, answer) = match answer {
                 Ok(answer) => (kind, answer),
                 Err(name) => (16, format!("{name}\0").into_bytes()),

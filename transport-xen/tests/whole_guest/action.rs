@@ -55,6 +55,7 @@ fn manners() -> impl Strategy<Value = Manners> {
         Just(Manners::Backwards),
         Just(Manners::Babbling),
         Just(Manners::Confused),
+        Just(Manners::Refusing),
     ]
 }
 

@@ -144,6 +144,7 @@ impl<F: FrameMap> World<F> {
             Ok(None) => return desk.wake_at().is_some_and(|at| at <= self.now),
             // Gone for good until a restore: the kernel goes on without.
             Err(_) => {
+                assert_eq!(desk.wake_at(), None);
                 self.torn = true;
                 return false;
             }

@@ -84,7 +84,21 @@ pub(super) fn operation(chore: Chore, number: &[u8]) -> Operation<'_> {
     }
 }
 
-/// What an answer means; refusals mean that a node is not there.
+/// Whether a refusal settles the chore: the node is not there, it is watched
+/// already, or this domain may not write it. Any other may be over soon.
+pub(super) const fn is_final(chore: Chore, refusal: Refusal) -> bool {
+    match chore {
+        Chore::ReadStaticMax | Chore::ReadVideoRam | Chore::ReadTarget | Chore::ReadShutdown => {
+            matches!(refusal, Refusal::NoEntry)
+        }
+        Chore::WatchTarget | Chore::WatchShutdown => matches!(refusal, Refusal::Exists),
+        Chore::OfferSuspend | Chore::PublishUnit | Chore::PublishDowngrades => {
+            matches!(refusal, Refusal::Access)
+        }
+    }
+}
+
+/// What an answer means.
 pub(super) fn understand(chore: Chore, result: Result<&[u8], Refusal>) -> Option<Notice> {
     let kibibytes = |value| decimal(value)?.checked_mul(1024).map(Bytes::new);
     match (chore, result) {

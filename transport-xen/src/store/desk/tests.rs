@@ -150,6 +150,51 @@ fn silence_is_met_with_ever_rarer_questions() {
 }
 
 #[test]
+fn what_was_refused_is_asked_for_again() {
+    let (mut desk, mut store) = desk();
+    store.manners = Manners::Refusing;
+    let mut now = Nanos::ZERO;
+    let mut rounds = 0;
+    while now < Nanos::from_secs(3600) {
+        assert_eq!(settle(&mut desk, &mut store, now), []);
+        let next = desk.wake_at().expect("it tries again");
+        assert!(next > now);
+        now = next;
+        rounds += 1;
+    }
+    assert!(rounds <= 120, "{rounds} wake-ups in an hour");
+    assert_eq!(desk.timeouts(), 0, "it was answered");
+    store.manners = Manners::Good;
+    let notices = settle(&mut desk, &mut store, now);
+    let expected = [
+        Notice::StaticMax(Bytes::new(32 * MIB)),
+        Notice::Target(Bytes::new(24 * MIB)),
+    ];
+    assert_eq!(notices, expected);
+    assert_eq!(store.nodes["control/feature-suspend"], b"1");
+    assert_eq!(desk.wake_at(), None, "at rest");
+    store.set("memory/target", b"16384");
+    let notices = settle(&mut desk, &mut store, now);
+    assert_eq!(notices, [Notice::Target(Bytes::new(16 * MIB))], "watched");
+}
+
+#[test]
+fn what_this_domain_may_not_write_is_not_written() {
+    let page = FakePage::new();
+    let mut desk = Desk::new(Client::new(page.clone()), DeskPolicy::DEFAULT);
+    let mut store = FakeStore::new(page);
+    settle(&mut desk, &mut store, Nanos::ZERO);
+    desk.publish_unit(Order::FRAME);
+    store.manners = Manners::Silent;
+    assert_eq!(settle(&mut desk, &mut store, Nanos::ZERO), []);
+    let id = desk.client().counters().requests;
+    store.inject_message(16, id, b"EACCES\0");
+    store.run();
+    assert_eq!(settle(&mut desk, &mut store, Nanos::ZERO), []);
+    assert_eq!(desk.wake_at(), None, "at rest");
+}
+
+#[test]
 fn answers_that_come_late_do_no_harm() {
     let (mut desk, mut store) = desk();
     store.manners = Manners::Gone;
@@ -376,6 +421,16 @@ fn a_ring_that_breaks_for_good_is_an_error() {
     other.store(2060, 5000);
     let gone = desk.step(Nanos::ZERO);
     assert!(matches!(gone, Err(DeskError::Gone(_))));
+    desk.restored();
+    other.fill(0);
+    // Requests are out, and an acknowledgement.
+    desk.acknowledge();
+    assert_eq!(desk.step(Nanos::ZERO), Ok(None));
+    other.store(2060, 5000);
+    for _ in 0..2 {
+        assert!(desk.step(Nanos::from_secs(100)).is_err());
+        assert_eq!(desk.wake_at(), None, "nothing to wait for");
+    }
     desk.restored();
     other.fill(0);
     assert_eq!(desk.step(Nanos::ZERO), Ok(None));
