@@ -164,6 +164,10 @@ impl<const N: usize> Hinting<N> {
     ///
     /// Only frames whose hint the device has answered: what the guest writes
     /// to them from now on is copied.
+    ///
+    /// Also for an inflation that finds nothing free because hints have it: call
+    /// this, then step the engine before this service, which in an open round would
+    /// name the frames again.
     pub fn relieve(
         &mut self,
         source: &mut impl FrameSource,
