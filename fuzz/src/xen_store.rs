@@ -97,7 +97,7 @@ pub fn run(data: &[u8]) {
                 desk.publish_downgrades(count.into());
             }
             Action::Acknowledge => desk.acknowledge(),
-            Action::Cancelled => desk.cancelled(),
+            Action::Cancelled => desk.reread(),
             Action::Ask { path, value } => {
                 let mut client = Client::new(page.clone());
                 let write = Operation::Write {

@@ -118,11 +118,12 @@ impl Suspension {
     /// After [`Woken::Restored`] first of all
     /// [`Platform::rebuild`](crate::platform::Platform::rebuild), then
     /// [`Desk::restored`](crate::store::Desk::restored). After
-    /// [`Woken::Cancelled`] everything is still in place.
+    /// [`Woken::Cancelled`] everything is still in place, and
+    /// [`Desk::reread`](crate::store::Desk::reread) finds what came meanwhile.
     ///
     /// # Errors
     /// When no suspend was acknowledged ([`Errno::Invalid`]), or Xen refuses:
-    /// the domain goes on.
+    /// the domain goes on as after [`Woken::Cancelled`].
     pub fn suspend(&mut self, domain: &mut impl Domain) -> Result<Woken, Errno> {
         if self.state != State::Ready {
             return Err(Errno::Invalid);

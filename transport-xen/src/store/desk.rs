@@ -28,6 +28,9 @@ pub struct DeskPolicy {
     /// slowly.
     pub patience: Nanos,
     /// The longest wait for an answer.
+    ///
+    /// Longer than the toolstack waits for a domain to stop (60 s): an
+    /// acknowledgement begins anew only when nobody counts on the old one.
     pub cap: Nanos,
     /// Whether the toolstack is told that this domain can be saved.
     pub offer_suspend: bool,
@@ -66,7 +69,8 @@ pub enum Notice {
     /// one that stood in the store then, be it another than was told before.
     Acknowledged(ShutdownRequest),
     /// There is no request to acknowledge any more, or the store does not let
-    /// it be done: the domain goes on.
+    /// it be done: the domain goes on. One that still stands is told again, in
+    /// the latter case not before [`DeskPolicy::cap`] is over.
     Withdrawn,
 }
 
@@ -96,6 +100,8 @@ pub struct Desk<P> {
     policy: DeskPolicy,
     progress: [Progress; CHORES.len()],
     acknowledgement: Option<Acknowledgement>,
+    /// When to look for the request that could not be acknowledged.
+    reread_at: Option<Nanos>,
     unit: Option<Order>,
     downgrades: u64,
     timeouts: u32,
@@ -113,6 +119,7 @@ impl<P: SharedPage> Desk<P> {
             policy,
             progress: [Progress::default(); CHORES.len()],
             acknowledgement: None,
+            reread_at: None,
             unit: None,
             downgrades: 0,
             timeouts: 0,
@@ -175,10 +182,12 @@ impl<P: SharedPage> Desk<P> {
                     } else if let Some(acknowledgement) = &mut self.acknowledgement {
                         notice = acknowledgement.answered(request, result);
                         if notice.is_some() {
-                            let again = acknowledgement.found_none();
+                            let found_none = acknowledgement.found_none();
                             self.acknowledgement = None;
-                            if again {
+                            if found_none {
                                 self.make_due(Chore::ReadShutdown);
+                            } else if notice == Some(Notice::Withdrawn) {
+                                self.reread_at = Some(now.saturating_add(self.policy.cap));
                             }
                         }
                     }
@@ -203,7 +212,8 @@ impl<P: SharedPage> Desk<P> {
             return Some(Nanos::ZERO);
         }
         let deadlines = self.progress.iter().filter_map(|p| self.deadline(p));
-        deadlines.chain(self.last_wait().map(|(_, at)| at)).min()
+        let waits = self.last_wait().map(|(_, at)| at);
+        deadlines.chain(waits).chain(self.reread_at).min()
     }
 
     /// Whether the store's port is to be notified; clears it.
@@ -244,9 +254,9 @@ impl<P: SharedPage> Desk<P> {
         self.open();
     }
 
-    /// Starts anew after a cancelled suspend: everything is still in place, but
-    /// what happened meanwhile is looked at.
-    pub fn cancelled(&mut self) {
+    /// Reads the target and the request to stop again: after a suspend that was
+    /// cancelled or refused, as what came meanwhile was not heeded.
+    pub fn reread(&mut self) {
         self.tell(Chore::ReadTarget);
         self.tell(Chore::ReadShutdown);
     }
@@ -265,6 +275,7 @@ impl<P: SharedPage> Desk<P> {
 
     fn open(&mut self) {
         self.progress = [Progress::default(); CHORES.len()];
+        self.reread_at = None;
         self.more = true;
         for chore in OPENING {
             if chore != Chore::OfferSuspend || self.policy.offer_suspend {
@@ -311,7 +322,14 @@ impl<P: SharedPage> Desk<P> {
     fn give_up_late(&mut self, now: Nanos) {
         if let Some((request, _)) = self.last_wait().filter(|&(_, at)| at <= now) {
             self.give_up(request);
-            self.acknowledgement = Some(Acknowledgement::new());
+            if let Some(acknowledgement) = &mut self.acknowledgement {
+                acknowledgement.abandon(&mut self.client);
+                *acknowledgement = Acknowledgement::new();
+            }
+        }
+        if self.reread_at.is_some_and(|at| at <= now) {
+            self.reread_at = None;
+            self.make_due(Chore::ReadShutdown);
         }
         for index in 0..CHORES.len() {
             let Some(&progress) = self.progress.get(index) else {

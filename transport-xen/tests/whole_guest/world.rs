@@ -177,12 +177,11 @@ impl<F: FrameMap> World<F> {
         self.saving = false;
         let xen = self.balloon.reservation_mut().memory_mut();
         // Where Xen refuses, the domain goes on.
-        if let Ok(woken) = self.suspension.suspend(xen) {
-            self.saves += 1;
-            match (&mut self.desk, woken) {
-                (Some(desk), Woken::Cancelled) => desk.cancelled(),
-                _ => self.restored(),
-            }
+        let woken = self.suspension.suspend(xen);
+        self.saves += u32::from(woken.is_ok());
+        match (&mut self.desk, woken) {
+            (Some(desk), Ok(Woken::Cancelled) | Err(_)) => desk.reread(),
+            _ => self.restored(),
         }
         self.engine.resume(Resume::Kept);
     }

@@ -31,7 +31,7 @@ enum End {
     Commit(ShutdownRequest),
     /// There is no request any more.
     NoRequest,
-    /// It may not be written.
+    /// It may not be read, or written.
     Refused,
 }
 
@@ -79,6 +79,20 @@ impl Acknowledgement {
         self.asked
     }
 
+    /// Ends the transaction that waits for an answer in vain, if the store reads
+    /// on: nobody waits for that answer.
+    pub(super) fn abandon(&self, client: &mut Client<impl SharedPage>) {
+        let transaction = match self.step {
+            Step::Begin => return,
+            Step::Read(transaction) | Step::Write(transaction, _) | Step::End(transaction, _) => {
+                transaction
+            }
+        };
+        if let Ok(request) = client.request(Operation::End { commit: false }, transaction) {
+            client.forget(request);
+        }
+    }
+
     /// Takes an answer in, if it is to its request; the outcome if it was the
     /// last one.
     pub(super) fn answered(
@@ -95,15 +109,17 @@ impl Acknowledgement {
                 Some(transaction) => Step::Read(transaction),
                 None => return Some(Notice::Withdrawn),
             },
-            (Step::Read(transaction), result) => {
-                let value = result.unwrap_or_default();
-                match ShutdownRequest::from_value(value) {
-                    Some(found) => Step::Write(transaction, found),
-                    None => Step::End(transaction, End::NoRequest),
-                }
+            (Step::Read(transaction), Ok(value)) => match ShutdownRequest::from_value(value) {
+                Some(found) => Step::Write(transaction, found),
+                None => Step::End(transaction, End::NoRequest),
+            },
+            (Step::Read(transaction), Err(Refusal::NoEntry)) => {
+                Step::End(transaction, End::NoRequest)
             }
             (Step::Write(transaction, found), Ok(_)) => Step::End(transaction, End::Commit(found)),
-            (Step::Write(transaction, _), Err(_)) => Step::End(transaction, End::Refused),
+            (Step::Read(transaction) | Step::Write(transaction, _), Err(_)) => {
+                Step::End(transaction, End::Refused)
+            }
             (Step::End(_, End::Commit(found)), Ok(_)) => {
                 return Some(Notice::Acknowledged(found));
             }

@@ -252,7 +252,7 @@ fn a_request_to_suspend_is_acknowledged() {
     assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
     assert_eq!(store.nodes["control/shutdown"], b"");
     assert_eq!(store.open_transactions(), 0);
-    desk.cancelled();
+    desk.reread();
     let notices = settle(&mut desk, &mut store, Nanos::ZERO);
     assert_eq!(notices, [Notice::Target(Bytes::new(24 * MIB))]);
 }
@@ -350,6 +350,47 @@ fn conflicts_are_met_with_patience_and_an_end() {
     assert_eq!(outcome, Some(Notice::Withdrawn));
     assert!(store.seen.len() - requests < 50, "bounded");
     assert_eq!(store.nodes["control/shutdown"], b"suspend");
+    told_again(&mut desk, &mut store);
+}
+
+/// The request that still stands is told once more, after a pause.
+fn told_again(desk: &mut Desk<FakePage>, store: &mut FakeStore) {
+    let requests = store.seen.len();
+    assert_eq!(settle(desk, store, Nanos::ZERO), []);
+    assert_eq!(store.seen.len(), requests, "not at once");
+    let later = DeskPolicy::DEFAULT.cap;
+    assert_eq!(desk.wake_at(), Some(later));
+    let told = Notice::Shutdown(ShutdownRequest::Suspend);
+    assert_eq!(settle(desk, store, later), [told]);
+    assert_eq!(desk.wake_at(), None, "at rest");
+}
+
+#[test]
+fn a_request_that_may_not_be_acknowledged_is_told_again_later() {
+    let (begun, ok, refused) = ((6, &b"7"[..]), (7, &b"OK\0"[..]), (16, &b"EACCES\0"[..]));
+    let wrote = (11, &b"OK\0"[..]);
+    let found = (2, &b"suspend"[..]);
+    let stories = [
+        &[refused][..],
+        &[begun, refused, ok],
+        &[begun, found, refused, ok],
+        &[begun, found, wrote, refused],
+    ];
+    for story in stories {
+        let (mut desk, mut store) = asked();
+        desk.acknowledge();
+        store.manners = Manners::Silent;
+        for &(kind, payload) in story {
+            assert_eq!(turn(&mut desk, &mut store), None);
+            // Ids go up one by one.
+            let id = desk.client().counters().requests;
+            store.inject_message(kind, id, payload);
+            store.run();
+        }
+        assert_eq!(turn(&mut desk, &mut store), Some(Notice::Withdrawn));
+        store.manners = Manners::Good;
+        told_again(&mut desk, &mut store);
+    }
 }
 
 #[test]
@@ -375,6 +416,17 @@ fn an_acknowledgement_survives_a_late_store_and_a_new_connection() {
     let hour = desk.wake_at().unwrap();
     let notices = settle(&mut desk, &mut store, hour);
     assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
+
+    // Begun, and then never answered.
+    let (mut desk, mut store) = asked();
+    desk.acknowledge();
+    turn(&mut desk, &mut store);
+    store.manners = Manners::Silent;
+    assert_eq!(settle(&mut desk, &mut store, Nanos::ZERO), []);
+    store.manners = Manners::Good;
+    let notices = settle(&mut desk, &mut store, hour);
+    assert_eq!(notices, [Notice::Acknowledged(ShutdownRequest::Suspend)]);
+    assert_eq!(store.open_transactions(), 0);
 
     let (mut desk, mut store) = asked();
     desk.acknowledge();

@@ -130,19 +130,19 @@ impl<F: FrameMap> Balloon<F> {
         let woken = critical_section::with(|_| {
             let mut rest = second::rest();
             let xen = self.transport.reservation_mut().memory_mut();
-            let woken = self.suspension.suspend(xen).ok()?;
+            let woken = self.suspension.suspend(xen);
             // Whether or not there is still a desk.
-            if woken == Woken::Restored
+            if woken == Ok(Woken::Restored)
                 && let Err(error) = self.ties.rebuild(&mut rest)
             {
                 panic!("after a restore: {error}");
             }
             match (&mut self.desk, woken) {
-                (Some(desk), Woken::Restored) => desk.restored(),
-                (Some(desk), Woken::Cancelled) => desk.cancelled(),
+                (Some(desk), Ok(Woken::Restored)) => desk.restored(),
+                (Some(desk), Ok(Woken::Cancelled) | Err(_)) => desk.reread(),
                 (None, _) => {}
             }
-            Some(woken)
+            woken.ok()
         });
         // Xen remembers what it was given; also if it would not stop.
         self.engine.resume(Resume::Kept);
@@ -152,7 +152,7 @@ impl<F: FrameMap> Balloon<F> {
     /// Reads the store's nodes again.
     pub(in crate::kernel) fn ask_again(&mut self) {
         if let Some(desk) = &mut self.desk {
-            desk.cancelled();
+            desk.reread();
         }
     }
 }
