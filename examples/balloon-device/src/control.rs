@@ -109,6 +109,7 @@ fn named(named: &Named) -> Value {
         "id": named.id,
         "mib": named.frames().bytes().get() >> 20,
         "ranges": named.ranges.len(),
+        "dropped": named.dropped,
         "messages": named.messages,
         "complete": named.complete,
     })

@@ -65,8 +65,10 @@ impl Options {
 pub struct Named {
     /// The round or the request.
     pub id: u32,
-    /// The ranges, not merged.
+    /// The ranges, not merged; a million at most.
     pub ranges: Vec<FrameRange>,
+    /// Ranges beyond that.
+    pub dropped: u64,
     /// Responses or hints it came in.
     pub messages: u32,
     /// Nothing more will come.
@@ -80,7 +82,21 @@ impl Named {
         let counts = self.ranges.iter().map(|range| range.count());
         counts.fold(FrameCount::ZERO, FrameCount::saturating_add)
     }
+
+    fn add(&mut self, message: impl IntoIterator<Item = FrameRange>) {
+        self.messages = self.messages.saturating_add(1);
+        for range in message {
+            // A guest can go on for ever.
+            if self.ranges.len() < MOST_RANGES {
+                self.ranges.push(range);
+            } else {
+                self.dropped += 1;
+            }
+        }
+    }
 }
+
+const MOST_RANGES: usize = 1 << 20;
 
 /// A statistic: tag and value.
 pub type Statistic = (u16, u64);
@@ -92,6 +108,8 @@ pub struct Device {
     ram: Arc<Ram>,
     options: Options,
     queues: Option<[Queue; QueueId::COUNT]>,
+    /// Resets when the queues were set up.
+    resets: u64,
     stages: Stages,
     /// Each number draws a round apart from those before a reset.
     round: Wrapping<u32>,
@@ -108,8 +126,6 @@ pub struct Device {
     statistics: Vec<Statistic>,
     /// Frames told away and not back, if the driver promised to tell.
     away: Option<BitmapLedger<Vec<u64>>>,
-    /// A queue was left with requests in it.
-    unfinished: bool,
 }
 
 /// How often a queue is emptied before others have their turn.
@@ -124,6 +140,7 @@ impl Device {
             ram,
             options,
             queues: None,
+            resets: 0,
             stages: Stages::default(),
             round: Wrapping(1),
             hints: Named::default(),
@@ -134,7 +151,6 @@ impl Device {
             held: None,
             statistics: Vec::new(),
             away: None,
-            unfinished: false,
         }
     }
 
@@ -190,8 +206,10 @@ impl Device {
             id: id.into(),
             ..Named::default()
         };
-        self.asking = Some(id);
-        self.ask();
+        self.attended(|device| {
+            device.asking = Some(id);
+            device.ask();
+        });
     }
 
     /// What the last request for unused pages has brought.
@@ -202,9 +220,11 @@ impl Device {
 
     /// Asks for newer statistics.
     pub fn request_statistics(&mut self) {
-        if let Some(head) = self.held.take() {
-            self.answer(QueueId::Statistics, &[(head, 0)]);
-        }
+        self.attended(|device| {
+            if let Some(head) = device.held.take() {
+                device.answer(QueueId::Statistics, &[(head, 0)]);
+            }
+        });
     }
 
     /// The newest statistics.
@@ -220,10 +240,6 @@ impl Device {
         let lent = core::mem::replace(queues, [(); QueueId::COUNT].map(|()| empty()));
         self.queues = Some(lent);
         self.serve();
-        // Nobody else kicks for what is left.
-        while core::mem::take(&mut self.unfinished) {
-            self.serve();
-        }
         if let Some(lent) = core::mem::replace(&mut self.queues, own) {
             *queues = lent;
         }
@@ -242,22 +258,28 @@ impl Device {
         self.open = false;
     }
 
-    /// Whether there are queues to be served.
-    fn attend(&mut self) -> bool {
-        if !self.front.running() {
+    /// Does something with the queues, if there are any; a reset waits until it is
+    /// done.
+    fn attended<T>(&mut self, what: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let front = Arc::clone(&self.front);
+        let resets = front.resets();
+        let running = front.running();
+        if core::mem::replace(&mut self.resets, *resets) != *resets || !running {
             self.queues = None;
-        } else if self.queues.is_none() {
+        }
+        if running && self.queues.is_none() {
             self.queues = self.start();
         }
-        self.queues.is_some()
+        self.queues.is_some().then(|| what(self))
     }
 
     /// Serves every queue until it is empty, or kicks itself to go on later with
     /// one that fills up all the time; whether there was anything.
     pub fn serve(&mut self) -> bool {
-        if !self.attend() {
-            return false;
-        }
+        self.attended(Self::serve_queues).unwrap_or(false)
+    }
+
+    fn serve_queues(&mut self) -> bool {
         // Small and urgent ones first: an unused page found early is one that a
         // migration does not copy.
         [
@@ -387,7 +409,6 @@ impl Device {
                 self.serve_queue(QueueId::Hint);
             }
         }
-        self.unfinished = true;
         self.front.kick.set();
         true
     }
@@ -449,11 +470,10 @@ impl Device {
     fn note_hint(&mut self, content: &[u8], descriptors: &[Descriptor]) {
         if let Ok(command) = <[u8; 4]>::try_from(content).map(u32::from_le_bytes) {
             // Of an older round: not for this one.
+            self.hints.complete |= command == 0 && self.open;
             self.open = command != 0 && command == self.hints.id;
-            self.hints.complete |= command == 0;
         } else if self.open {
-            self.hints.ranges.extend(writable(descriptors));
-            self.hints.messages += 1;
+            self.hints.add(writable(descriptors));
         }
     }
 
@@ -462,8 +482,7 @@ impl Device {
             && response.label().command == Command::Unused as u8
             && u32::from(response.label().id) == self.unused.id
         {
-            self.unused.ranges.extend(response.chunks());
-            self.unused.messages += 1;
+            self.unused.add(response.chunks());
             self.unused.complete |= response.is_last();
         }
     }
@@ -478,5 +497,20 @@ impl Device {
         let written = self.ram.memory().write_slice(&request, at).is_ok();
         let len = if written { 16 } else { 0 };
         self.answer(QueueId::Hint, &[(head, len)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_names_ranges_for_ever_does_not_fill_the_host() {
+        let mut named = Named::default();
+        let range = FrameRange::single(Pfn::new(1));
+        named.add(core::iter::repeat_n(range, MOST_RANGES + 3).flatten());
+        named.add(range);
+        assert_eq!((named.ranges.len(), named.dropped), (MOST_RANGES, 4));
+        assert_eq!(named.messages, 2);
     }
 }

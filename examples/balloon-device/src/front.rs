@@ -1,12 +1,13 @@
 //! What driver and device see of each other beside memory: registers, kicks and
 //! interrupts.
 //!
-//! The driver's thread never waits for the device's: registers are atomics, a
-//! kick is a write to an eventfd, and so is an interrupt.
+//! The driver's thread does not wait for the device's: registers are atomics, a
+//! kick is a write to an eventfd, and so is an interrupt. But a reset waits for the
+//! turn under way: behind it the memory is the driver's alone.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -47,6 +48,12 @@ impl Event {
     }
 }
 
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// A queue as the driver has set it up.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueSetup {
@@ -65,6 +72,8 @@ pub struct Front {
     offered: Features,
     accepted: AtomicU64,
     status: AtomicU8,
+    /// Counted, since a driver may be back before the device looks.
+    resets: Mutex<u64>,
     config: [AtomicU32; 4],
     generation: AtomicU32,
     queues: Mutex<[Option<QueueSetup>; QueueId::COUNT]>,
@@ -87,6 +96,7 @@ impl Front {
             offered,
             accepted: AtomicU64::new(0),
             status: AtomicU8::new(0),
+            resets: Mutex::new(0),
             config: [const { AtomicU32::new(0) }; 4],
             generation: AtomicU32::new(0),
             queues: Mutex::new([None; QueueId::COUNT]),
@@ -103,6 +113,11 @@ impl Front {
     pub fn running(&self) -> bool {
         let status = self.status.load(Ordering::Acquire);
         status & DeviceStatus::DRIVER_OK.bits() != 0
+    }
+
+    /// Resets so far; further ones wait until this is dropped.
+    pub(crate) fn resets(&self) -> MutexGuard<'_, u64> {
+        self.resets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the driver accepted.
@@ -145,6 +160,17 @@ impl Front {
     #[must_use]
     pub fn interrupts(&self) -> u64 {
         self.interrupts.load(Ordering::Relaxed)
+    }
+
+    fn reset(&self) {
+        let mut resets = self.resets();
+        *resets += 1;
+        self.status.store(0, Ordering::Release);
+        *self.queues.lock().unwrap_or_else(PoisonError::into_inner) = [None; QueueId::COUNT];
+        if let Some(word) = self.config.get(usize::from(POISON_VALUE / 4)) {
+            word.store(0, Ordering::Release);
+        }
+        self.kick.set();
     }
 
     /// Kicks so far.
@@ -215,8 +241,7 @@ impl Handshake for Registers {
 
     fn set_status(&mut self, mut status: DeviceStatus) {
         if status.is_empty() {
-            *self.0.queues.lock().unwrap_or_else(PoisonError::into_inner) = [None; QueueId::COUNT];
-            self.write_config(POISON_VALUE, 0);
+            return self.0.reset();
         }
         // Bits it does not have, and a driver that would not tell: a device need not
         // take either.

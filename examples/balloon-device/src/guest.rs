@@ -98,7 +98,7 @@ pub struct Guest<const N: usize, const S: usize = N> {
     steps: u64,
 }
 
-/// Resets take effect at once here.
+/// A reset is over when its write is.
 struct NoDelay;
 
 impl DelayNs for NoDelay {

@@ -2,14 +2,16 @@
 //! a device of its own.
 //!
 //! The front end keeps queues and memory; both are lent to the [`Device`] for each
-//! kick. The `vhost` crate has no message by which a back end says that its
+//! kick, and again as long as a guest refills them: no turn is without end. The `vhost` crate has no message by which a back end says that its
 //! configuration has changed, so the driver has to look for its target
 //! ([`Policy::polled`](transport_virtio::Policy::polled)), and the front end has to pass
 //! each look on.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use transport_virtio::{DeviceStatus, Features, Handshake as _, QueueId};
@@ -33,6 +35,9 @@ pub struct Backend {
     front: Arc<Front>,
     features: Features,
 }
+
+/// The event by which the device kicks itself: beyond those of queues and exit.
+const AGAIN: usize = QueueId::COUNT + 1;
 
 /// A back end that may be looked into while it is served.
 pub type Shared = Arc<RwLock<Backend>>;
@@ -65,7 +70,14 @@ impl Backend {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let name = String::from("balloon");
         let daemon = VhostUserDaemon::new(name, Arc::clone(backend), memory);
-        let served = daemon.and_then(|mut daemon| daemon.serve(socket));
+        let mut daemon = daemon.map_err(|error| anyhow!("{error}"))?;
+        let own = backend.read().unwrap_or_else(PoisonError::into_inner);
+        for thread in daemon.get_epoll_handlers() {
+            let kick = own.front.kick.as_raw_fd();
+            thread.register_listener(kick, EventSet::IN, AGAIN as u64)?;
+        }
+        drop(own);
+        let served = daemon.serve(socket);
         served.map_err(|error| anyhow!("{error}"))
     }
 }
@@ -137,11 +149,14 @@ impl VhostUserBackendMut for Backend {
 
     fn handle_event(
         &mut self,
-        _: u16,
+        event: u16,
         _: EventSet,
         vrings: &[VringRwLock],
         _: usize,
     ) -> io::Result<()> {
+        if usize::from(event) == AGAIN {
+            self.front.kick.wait(Some(Duration::ZERO));
+        }
         let states = vrings
             .iter()
             .map(|vring| vring.get_ref().get_queue().state());

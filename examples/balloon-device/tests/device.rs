@@ -396,3 +396,60 @@ fn an_index_that_runs_away_does_not_keep_the_device() {
     pair.ram.memory().write_obj(5000_u16, index).unwrap();
     assert!(!pair.device.serve());
 }
+
+/// As a kernel does that starts another.
+#[test]
+fn a_driver_that_starts_again_at_once_is_served() {
+    let policy = Policy::new().without_bulk();
+    let mut pair = Pair::<16>::new(Backing::Anon, policy, true, 64);
+    pair.settle(5000);
+    let (front, ram) = (Arc::clone(&pair.front), Arc::clone(&pair.ram));
+    pair.guest = Guest::new(front, Guest::<16>::shared(), ram, &policy).unwrap();
+    pair.settle(1000);
+}
+
+#[test]
+fn a_reset_waits_for_the_turn_under_way() {
+    let policy = Policy::new().without_bulk();
+    let Pair {
+        front, ram, device, ..
+    } = Pair::<128>::new(Backing::Anon, policy, true, 64);
+    let worker = Worker::start(Arc::clone(&front), device).unwrap();
+    for _ in 0..50 {
+        let shared = Guest::<128>::shared();
+        let mut guest: Guest<128> =
+            Guest::new(Arc::clone(&front), shared, Arc::clone(&ram), &policy).unwrap();
+        let at = front.queues()[QueueId::Inflate.index()].unwrap().at.device;
+        let answered = || -> u16 { ram.memory().read_obj(GuestAddress(at + 2)).unwrap() };
+        worker.ask(|device| device.set_target(10_000)).unwrap();
+        let begin = Instant::now();
+        while answered() == 0 {
+            guest.step(Budget::LARGE);
+            assert!(begin.elapsed() < LIMIT, "{:?}", guest.status());
+        }
+        Registers(Arc::clone(&front)).set_status(DeviceStatus::empty());
+        let before = (answered(), front.interrupts());
+        // What the device is at is over when it answers.
+        worker.ask(|_| ()).unwrap();
+        assert_eq!((answered(), front.interrupts()), before);
+    }
+}
+
+#[test]
+fn the_end_of_an_older_round_is_not_that_of_the_new_one() {
+    let mut pair = Pair::<16>::new(Backing::Anon, Policy::new().with_hints(), true, 64);
+    pair.device.start_hints();
+    // The device sees all but the last: the driver closes the round behind it.
+    while pair.guest.free().get() > 256 || pair.guest.balloon().in_flight(QueueId::Hint) > 0 {
+        pair.device.serve();
+        pair.guest.serve().unwrap();
+    }
+    assert!(pair.device.hints().messages > 0);
+    for _ in 0..3 {
+        pair.guest.serve().unwrap();
+    }
+    assert!(!pair.device.hints().complete, "the end is on its way");
+    pair.device.start_hints();
+    pair.device.serve();
+    assert!(!pair.device.hints().complete, "nobody has opened this one");
+}

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,8 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
+use vhost_user_backend::{VhostUserBackendMut as _, VringRwLock, VringT as _};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend as _};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -311,4 +313,46 @@ fn what_is_given_over_a_socket_is_gone_and_nothing_else() {
         served.join().unwrap().unwrap();
         let _ = std::fs::remove_file(socket);
     }
+}
+
+/// A guest that adds requests as fast as the device answers them.
+#[test]
+fn a_queue_that_fills_up_all_the_time_does_not_keep_the_back_end() {
+    const SIZE: u16 = 128;
+    let unheard: &'static EngineShared<2> = Box::leak(Box::default());
+    let options = Options::default();
+    let front = Front::new(options.features(), unheard.signal()).unwrap();
+    let mut backend = Backend::new(Arc::clone(&front), options).unwrap();
+    let ram = Arc::new(Ram::new(Backing::Memfd, 16 * MIB).unwrap());
+    let memory = GuestMemoryAtomic::new(ram.memory().clone());
+    backend.update_memory(memory.clone()).unwrap();
+    backend.acked_features(Features::VERSION_1.bits());
+    let new = |_| VringRwLock::new(memory.clone(), SIZE).unwrap();
+    let vrings: [VringRwLock; QueueId::COUNT] = core::array::from_fn(new);
+    let (available, used) = (0x2000, 0x3000);
+    // Every request is the one of the first descriptor, which is empty.
+    let inflate = &vrings[QueueId::Inflate.index()];
+    inflate.set_queue_info(0x1000, available, used).unwrap();
+    inflate.set_queue_ready(true);
+    let stop = AtomicBool::new(false);
+    let answered = || -> u16 { ram.memory().read_obj(GuestAddress(used + 2)).unwrap() };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) && answered() < 30_000 {
+                let index = answered() + SIZE / 2;
+                let at = GuestAddress(available + 2);
+                ram.memory().store(index, at, Ordering::Release).unwrap();
+            }
+        });
+        let (mut turns, mut longest) = (0, 0);
+        while turns < 100 || longest == 0 {
+            let before = answered();
+            let served = backend.handle_event(0, EventSet::IN, &vrings, 0);
+            assert!(served.is_ok());
+            longest = longest.max(answered() - before);
+            turns += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(longest <= 64 * SIZE, "{longest} in one turn");
+    });
 }
