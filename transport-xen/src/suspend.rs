@@ -117,7 +117,8 @@ impl Suspension {
     ///
     /// After [`Woken::Restored`] first of all
     /// [`Platform::rebuild`](crate::platform::Platform::rebuild), then
-    /// [`Desk::restored`](crate::store::Desk::restored). After
+    /// [`Desk::restored`](crate::store::Desk::restored) and
+    /// [`XenBalloon::restored`](crate::XenBalloon::restored). After
     /// [`Woken::Cancelled`] everything is still in place, and
     /// [`Desk::reread`](crate::store::Desk::reread) finds what came meanwhile.
     ///

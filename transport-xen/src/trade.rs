@@ -28,7 +28,8 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
     /// those of `news` in their stead, pair by pair. Sides that differ in size
     /// are not traded at all.
     ///
-    /// By move the old frames get the content of the new ones, too.
+    /// By move the old frames get the content of the new ones, too. What follows the
+    /// frames counted is as it was, unless that is [undecided](Stopped::Undecided).
     pub fn trade(&mut self, olds: &[Run], news: &[Run]) -> Moved {
         let mut done = FrameCount::ZERO;
         let stopped = self.trade_sides(olds, news, &mut done).err();
@@ -46,6 +47,9 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
     ) -> Result<(), Stopped> {
         if total(olds) != total(news) {
             return Err(Stopped::Unequal);
+        }
+        if self.undecided.is_some() {
+            return Err(Stopped::NotServed);
         }
         let mut sides = (Side::new(olds), Side::new(news));
         let mut pairs = Pairs::new();
@@ -102,28 +106,54 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         new: FrameRange,
         done: &mut FrameCount,
     ) -> Result<(), Stopped> {
+        if !self.looks {
+            // Where Xen lets nothing be seen it forbids moves at all, and what has
+            // become of a range would stay unknown.
+            let (memory, _, counters) = self.parts_mut();
+            counters.hypercalls = counters.hypercalls.wrapping_add(1);
+            memory.move_frame(new.start(), new.start())?;
+            self.looks = true;
+        }
         let (memory, _, counters) = self.parts_mut();
         counters.hypercalls = counters.hypercalls.wrapping_add(1);
         let Err(errno) = memory.move_range(new, old.start()) else {
             self.traded(old.count(), done);
             return Ok(());
         };
-        // How far it got is not said, but can be seen: so far the holes are
-        // filled. Where Xen lets nothing be seen it forbids moves at all, and
-        // what is not known to be filled is a hole.
+        let Some(filled) = self.filled(old, new) else {
+            self.undecided = Some((old, new));
+            return Err(Stopped::Undecided);
+        };
+        self.traded(filled, done);
+        Err(errno.into())
+    }
+
+    /// How much was traded of what the last trade left [undecided](Stopped::Undecided);
+    /// `None` as long as Xen will not show it.
+    pub fn decide(&mut self) -> Option<FrameCount> {
+        let (old, new) = self.undecided?;
+        let filled = self.filled(old, new)?;
+        self.undecided = None;
+        let mut done = FrameCount::ZERO;
+        self.traded(filled, &mut done);
+        Some(done)
+    }
+
+    /// How far the move of a range got: it does not say, but so far the holes are
+    /// filled.
+    fn filled(&mut self, old: FrameRange, new: FrameRange) -> Option<FrameCount> {
         let (mut filled, mut holes) = (0, old.count().get());
         while filled < holes {
             let middle = filled.midpoint(holes);
             let old = Pfn::new(old.start().get() + middle);
             let new = Pfn::new(new.start().get() + middle);
-            match self.is_filled(old, new) {
-                Some(true) => filled = middle + 1,
-                Some(false) => holes = middle,
-                None => break,
+            if self.is_filled(old, new)? {
+                filled = middle + 1;
+            } else {
+                holes = middle;
             }
         }
-        self.traded(FrameCount::new(filled), done);
-        Err(errno.into())
+        Some(FrameCount::new(filled))
     }
 
     /// Whether the memory behind `new` was moved to `old`; `None` if Xen keeps

@@ -110,6 +110,12 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
         !self.unread
     }
 
+    /// Starts anew after a restore: another hypervisor may trade what the last
+    /// one could not.
+    pub const fn restored(&mut self) {
+        self.migration = F::MIGRATION;
+    }
+
     /// The target, for a domain without a store.
     pub const fn target_mut(&mut self) -> &mut Target {
         &mut self.target
@@ -213,12 +219,17 @@ impl<M: Memory, F: FrameMap> Migrate for XenBalloon<M, F> {
         check(trade.olds)?;
         check(trade.news)?;
         let moved = self.reservation.trade(trade.olds, trade.news);
-        if let Some(Stopped::Refused(
-            Errno::NotSupported | Errno::NotImplemented | Errno::Access | Errno::NotPermitted,
-        )) = moved.stopped
-        {
-            // This hypervisor cannot, or will not: by two requests from now on.
-            self.migration = Migration::GiveFirst;
+        if let Some(Stopped::Refused(errno)) = moved.stopped {
+            let cannot = match errno {
+                Errno::NotSupported | Errno::NotImplemented => true,
+                // To be of the wrong kind is what a PV guest hears so.
+                Errno::Access => !F::TRANSLATED,
+                _ => false,
+            };
+            if cannot {
+                // By two requests from now on.
+                self.migration = Migration::GiveFirst;
+            }
         }
         Self::complete(moved, Kind::Migrate, trade.slot, done)
     }

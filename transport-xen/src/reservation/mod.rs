@@ -58,6 +58,11 @@ pub enum Stopped {
     /// The domain owns as much as it may.
     #[error("the domain is at its limit")]
     AtLimit,
+    /// Xen refused to go on with a trade, and to show how far it got: until
+    /// [`Reservation::decide`] says so, neither side may be used, and nothing is
+    /// traded.
+    #[error("xen does not show what was traded")]
+    Undecided,
 }
 
 /// What the balloon has cost; counts wrap.
@@ -125,6 +130,10 @@ pub struct Reservation<M, F> {
     /// What the domain owned before the last decrease of larger extents, for
     /// when no frame can be looked at.
     owned: FrameCount,
+    /// Xen has let itself be shown what is behind a frame.
+    pub(crate) looks: bool,
+    /// Both sides of a trade that may have been made in part.
+    pub(crate) undecided: Option<(FrameRange, FrameRange)>,
     counters: Counters,
 }
 
@@ -139,6 +148,8 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
             list: [Gmfn::new(0); BATCH],
             queued: 0,
             owned: FrameCount::ZERO,
+            looks: false,
+            undecided: None,
             counters: Counters {
                 hypercalls: 0,
                 given: ZERO,

@@ -265,6 +265,32 @@ fn a_target_above_the_limit_ends_in_a_back_off() {
 fn a_hypervisor_that_cannot_trade_is_asked_no_more() {
     let mut cannot = balloon(Guest::Arm);
     assert_eq!(cannot.migration(), Migration::Move);
+    refuse_trade(&mut cannot, Errno::NotImplemented);
+    assert_eq!(cannot.migration(), Migration::GiveFirst);
+    cannot.restored();
+    assert_eq!(cannot.migration(), Migration::Move, "another hypervisor");
+}
+
+#[test]
+fn what_a_refused_trade_says_of_the_next() {
+    for errno in (1..134).map(Errno::from_number) {
+        let cannot = matches!(errno, Errno::NotSupported | Errno::NotImplemented);
+        let mut pvh = balloon(Guest::Pvh);
+        refuse_trade(&mut pvh, errno);
+        assert_eq!(pvh.migration() == Migration::GiveFirst, cannot, "{errno}");
+        let xen = FakeXen::new(Guest::Pv, memory());
+        let p2m = FakeP2m::of(&xen);
+        let mut pv = XenBalloon::new(Reservation::new(xen, p2m), Target::new(memory().count()));
+        refuse_trade(&mut pv, errno);
+        // What a guest of its kind is not to do.
+        let may_not = cannot || errno == Errno::Access;
+        assert_eq!(pv.migration() == Migration::GiveFirst, may_not, "{errno}");
+    }
+}
+
+fn refuse_trade<F: FrameMap>(balloon: &mut XenBalloon<FakeXen, F>, errno: Errno) {
+    let faults = &mut balloon.reservation_mut().memory_mut().faults;
+    faults.push_back(Fault::Refuse(errno));
     let slots = balloon_core::Slots::<1>::new();
     let claimed = slots.claim(Kind::Migrate).unwrap();
     let trade = Trade {
@@ -272,8 +298,6 @@ fn a_hypervisor_that_cannot_trade_is_asked_no_more() {
         olds: &[Run::new(FrameRange::single(Pfn::new(512)).unwrap()).unwrap()],
         news: &[Run::new(FrameRange::single(Pfn::new(600)).unwrap()).unwrap()],
     };
-    let refused = cannot.submit_trade(trade, slots.completer());
-    let errno = Stopped::Refused(Errno::NotImplemented);
-    assert_eq!(refused, Err(XenError::Nothing(errno)));
-    assert_eq!(cannot.migration(), Migration::GiveFirst);
+    let refused = balloon.submit_trade(trade, slots.completer());
+    assert_eq!(refused, Err(XenError::Nothing(Stopped::Refused(errno))));
 }

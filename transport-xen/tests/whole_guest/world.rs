@@ -180,14 +180,16 @@ impl<F: FrameMap> World<F> {
         let woken = self.suspension.suspend(xen);
         self.saves += u32::from(woken.is_ok());
         match (&mut self.desk, woken) {
-            (Some(desk), Ok(Woken::Cancelled) | Err(_)) => desk.reread(),
-            _ => self.restored(),
+            (_, Ok(Woken::Restored)) => self.restored(),
+            (Some(desk), _) => desk.reread(),
+            (None, _) => {}
         }
         self.engine.resume(Resume::Kept);
     }
 
     /// In a new domain, with a new store.
     fn restored(&mut self) {
+        self.balloon.restored();
         if let Some(desk) = &mut self.desk {
             self.store.reset();
             self.store.set("control/shutdown", b"");

@@ -143,7 +143,8 @@ impl<G: Gate> Guest<G> {
     /// When Xen refuses.
     #[doc(alias = "set_timer_op")]
     pub fn set_timer(&mut self, at: Option<Nanos>) -> Result<(), Errno> {
-        let at = at.map_or(0, Nanos::get);
+        // Zero is never; what is past is due at once.
+        let at = at.map_or(0, |at| at.get().max(1));
         let args = [
             without_provenance_mut(usize::try_from(at).unwrap_or(usize::MAX)),
             null_mut(),

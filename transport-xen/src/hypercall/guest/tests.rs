@@ -290,15 +290,17 @@ fn calls_of_a_pv_kernel_have_their_layout() {
     // SAFETY: as above.
     unsafe { guest.set_traps(&traps) }.unwrap();
     guest.set_timer(Some(Nanos::new(77))).unwrap();
+    guest.set_timer(Some(Nanos::ZERO)).unwrap();
     guest.set_timer(None).unwrap();
     guest.stop_periodic_timer(Vcpu::BOOT).unwrap();
-    let asked: [&[u64]; 7] = [
+    let asked: [&[u64]; 8] = [
         &[1, 0x1000, 0x2067, 0x1008, 0],
         &[26, 6],
         &[4, 0x5000, 0x6000],
         // Vector, flag that masks events, code segment; then the table's end.
         &[0, 0xe033_0000 | 4 << 8 | 14, 0x7000, 0, 0],
         &[15, 77],
+        &[15, 1],
         &[15, 0],
         &[24, 7, 0],
     ];

@@ -137,6 +137,9 @@ impl<F: FrameMap> Balloon<F> {
             {
                 panic!("after a restore: {error}");
             }
+            if woken == Ok(Woken::Restored) {
+                self.transport.restored();
+            }
             match (&mut self.desk, woken) {
                 (Some(desk), Ok(Woken::Restored)) => desk.restored(),
                 (Some(desk), Ok(Woken::Cancelled) | Err(_)) => desk.reread(),
