@@ -16,7 +16,9 @@ use crate::trade::total;
 
 /// The balloon of a Xen domain.
 ///
-/// Hypercalls answer at once, so a request is complete when it is submitted.
+/// Hypercalls answer at once, so a request is complete when it is submitted; but
+/// for a trade that Xen refused half-way and will not show: it stays in flight, and
+/// each `reap` asks again.
 /// The target comes from the store by way of [`hear`](Self::hear), or from
 /// anywhere else through [`target_mut`](Self::target_mut).
 #[derive(Debug)]
@@ -28,6 +30,9 @@ pub struct XenBalloon<M, F> {
     size: FrameCount,
     unit: Order,
     migration: Migration,
+    /// A trade in flight until Xen shows how far it got, and what it is known to
+    /// have traded.
+    undecided: Option<(SlotId, FrameCount)>,
 }
 
 /// Why the engine's request was not carried out.
@@ -82,6 +87,7 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
             size: FrameCount::ZERO,
             unit: Order::SUPERPAGE,
             migration: F::MIGRATION,
+            undecided: None,
         }
     }
 
@@ -205,7 +211,15 @@ impl<M: Memory, F: FrameMap> Transport for XenBalloon<M, F> {
         Ok(())
     }
 
-    fn reap(&mut self, _: Completer<'_>) -> Result<(), XenError> {
+    fn reap(&mut self, done: Completer<'_>) -> Result<(), XenError> {
+        if let Some((slot, before)) = self.undecided
+            && let Some(rest) = self.reservation.decide()
+        {
+            self.undecided = None;
+            let traded = Outcome::Partial(before.saturating_add(rest));
+            let completed = done.complete(Kind::Migrate, slot, traded);
+            debug_assert!(completed.is_ok(), "the trade is in flight");
+        }
         Ok(())
     }
 }
@@ -219,6 +233,10 @@ impl<M: Memory, F: FrameMap> Migrate for XenBalloon<M, F> {
         check(trade.olds)?;
         check(trade.news)?;
         let moved = self.reservation.trade(trade.olds, trade.news);
+        if moved.stopped == Some(Stopped::Undecided) {
+            self.undecided = Some((trade.slot, moved.frames));
+            return Ok(());
+        }
         if let Some(Stopped::Refused(errno)) = moved.stopped {
             let cannot = match errno {
                 Errno::NotSupported | Errno::NotImplemented => true,

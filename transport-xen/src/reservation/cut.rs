@@ -11,14 +11,22 @@ pub(super) const MEDIUM: Order = match Order::new(4) {
 /// Shorter rests go frame by frame: another order is another hypercall.
 const WORTH: u64 = 64;
 
+/// Whether a range begins with a whole superpage.
+pub(super) fn is_whole(range: FrameRange) -> bool {
+    fits(range, Order::SUPERPAGE)
+}
+
+fn fits(range: FrameRange, order: Order) -> bool {
+    range.start().is_aligned(order) && range.count() >= order.frames()
+}
+
 /// The first extent of a range, at most of order `largest`, and what is left.
 pub(super) fn next_extent(range: FrameRange, largest: Order) -> (Order, Option<FrameRange>) {
-    let fits = |order: Order| range.start().is_aligned(order) && range.count() >= order.frames();
     let order = if largest == Order::FRAME {
         Order::FRAME
-    } else if fits(Order::SUPERPAGE) {
+    } else if is_whole(range) {
         Order::SUPERPAGE
-    } else if fits(MEDIUM) && range.count() >= FrameCount::new(WORTH) {
+    } else if fits(range, MEDIUM) && range.count() >= FrameCount::new(WORTH) {
         MEDIUM
     } else {
         Order::FRAME

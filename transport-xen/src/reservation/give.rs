@@ -4,6 +4,7 @@ use core::ops::Range;
 
 use balloon_core::{FrameCount, FrameRange, Migration, Order, Pfn};
 
+use super::cut::is_whole;
 use super::{Reservation, Stopped};
 use crate::errno::Errno;
 use crate::frame_map::FrameMap;
@@ -60,6 +61,9 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         extent: FrameRange,
         done: &mut FrameCount,
     ) -> Result<(), Stopped> {
+        if is_whole(extent) {
+            self.count_downgrade();
+        }
         let gone = self.gone(extent);
         *done = done.saturating_add(gone);
         let mut rest = extent.split_at(gone).1;

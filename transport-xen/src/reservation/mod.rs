@@ -27,7 +27,7 @@ use crate::frame_map::FrameMap;
 use crate::hypercall::Memory;
 use crate::units::Gmfn;
 
-use cut::next_extent;
+use cut::{is_whole, next_extent};
 
 /// Extents of one hypercall.
 pub const BATCH: usize = 512;
@@ -76,7 +76,8 @@ pub struct Counters {
     pub given: ExtentCounts,
     /// Extents taken back, by size.
     pub taken: ExtentCounts,
-    /// Times a run or an extent had to go by less than superpages.
+    /// Whole superpages that went by smaller extents: given by a PV guest, found
+    /// to have holes, or not to be had from the host.
     pub downgrades: u64,
     /// Hypercalls that did less than they were asked.
     pub short_counts: u64,
@@ -219,25 +220,27 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         let mut order = Order::FRAME;
         for run in runs {
             let mut rest = Some(run.range());
-            let mut broken = false;
             while let Some(range) = rest {
                 let (extent, next) = next_extent(range, largest);
                 if extent != order || self.queued == BATCH {
                     self.flush(way, order, done)?;
                     order = extent;
                 }
-                broken |= extent != largest;
+                if extent != Order::SUPERPAGE && is_whole(range) {
+                    self.count_downgrade();
+                }
                 if let Some(place) = self.starts.get_mut(self.queued) {
                     *place = range.start();
                     self.queued += 1;
                 }
                 rest = next;
             }
-            if broken {
-                self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
-            }
         }
         self.flush(way, order, done)
+    }
+
+    const fn count_downgrade(&mut self) {
+        self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
     }
 
     /// Makes the hypercalls for what is queued.

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 
-use super::cut::MEDIUM;
+use super::cut::{MEDIUM, is_whole};
 use super::{Reservation, Stopped};
 use crate::frame_map::FrameMap;
 use crate::hypercall::Memory;
@@ -51,7 +51,9 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         if order == Order::FRAME {
             return Err(Stopped::NotServed);
         }
-        self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
+        if is_whole(extent) {
+            self.count_downgrade();
+        }
         let (mut rest, beyond) = extent.split_at(room);
         while let Some(range) = rest {
             let mut taken = FrameCount::ZERO;

@@ -51,14 +51,14 @@ fn a_gibibyte_takes_few_calls_and_keeps_its_leaves() {
 
 #[test]
 #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
-fn unaligned_runs_are_cut_and_the_downgrade_is_counted() {
+fn unaligned_runs_are_cut_around_whole_superpages() {
     let mut xen = pvh(4 * 512);
     let runs = [run(BASE + 100, 2 * 512)];
     assert_eq!(xen.give(&runs).stopped, None);
     let given = xen.counters().given;
     assert_eq!(given.superpages, 1);
     assert_eq!(given.medium * 16 + given.frames, 512);
-    assert_eq!(xen.counters().downgrades, 1);
+    assert_eq!(xen.counters().downgrades, 0, "no superpage was broken");
     assert!(xen.counters().hypercalls <= 9);
 }
 
@@ -81,6 +81,7 @@ fn a_hole_inside_an_extent_loses_nothing() {
         assert_eq!(xen.memory.owned(), FrameCount::ZERO);
         // The frame before and the hole itself were found by looking.
         assert_eq!(xen.counters().holes_found, hole + 1);
+        assert_eq!(xen.counters().downgrades, 1);
         assert_eq!(xen.take(&all).frames, FrameCount::new(3 * 512));
         assert_eq!(xen.memory.breaches, Vec::<alloc::string::String>::new());
     }
@@ -143,6 +144,12 @@ fn a_host_without_superpages_is_a_counted_downgrade() {
         );
         assert_eq!(counters.downgrades, 1);
         assert_eq!(xen.memory.leaves(), 0);
+        // Less than a superpage is none.
+        let less = [run(BASE + 16, 64)];
+        xen.give(&less);
+        xen.memory.largest = Order::FRAME;
+        assert_eq!(xen.take(&less).frames, FrameCount::new(64));
+        assert_eq!(xen.counters().downgrades, 1);
     }
 }
 
@@ -211,7 +218,9 @@ fn a_pv_guest_keeps_its_table() {
     let runs = [run(BASE + 3, 1200)];
     assert_eq!(xen.give(&runs).frames, FrameCount::new(1200));
     assert!(xen.map.agrees_with(&xen.memory));
+    assert_eq!(xen.counters().downgrades, 1, "the only whole one");
     assert_eq!(xen.take(&runs).frames, FrameCount::new(1200));
+    assert_eq!(xen.counters().downgrades, 1, "which came back as such");
     assert!(xen.map.agrees_with(&xen.memory));
     assert!(xen.memory.breaches.is_empty(), "{:?}", xen.memory.breaches);
 }

@@ -230,8 +230,9 @@ impl<P: SharedPage> Desk<P> {
         }
     }
 
-    /// Tells the toolstack how often superpages were broken or could not be
-    /// restored, as `data/balloon/downgrades`.
+    /// Tells the toolstack how many superpages were broken or could not be
+    /// restored ([`Counters::downgrades`](crate::Counters::downgrades)), as
+    /// `data/balloon/downgrades`: best when the engine rests.
     pub fn publish_downgrades(&mut self, downgrades: u64) {
         if downgrades != self.downgrades {
             self.downgrades = downgrades;

@@ -99,6 +99,45 @@ fn refusals_in_a_row_leave_each_frame_its_owner() {
 
 #[test]
 #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
+fn a_trade_that_xen_will_not_show_is_decided_later() {
+    let errno = Errno::NoMemory;
+    for good in 0..12 {
+        let mut xen = pvh();
+        // Moves are allowed, a part of this one is made, and then nothing goes any more.
+        let mut faults = vec![Fault::None; 1 + good];
+        faults.extend(vec![Fault::Refuse(errno); 100]);
+        xen.memory_mut().faults = faults.into();
+        let moved = xen.trade(&[run(0, 12)], &[run(600, 12)]);
+        assert_eq!(moved.frames, FrameCount::ZERO);
+        assert_eq!(moved.stopped, Some(Stopped::Undecided));
+        assert_eq!(xen.decide(), None, "still nothing");
+        let other = xen.trade(&[run(50, 1)], &[run(700, 1)]);
+        assert_eq!(other.stopped, Some(Stopped::NotServed));
+        xen.memory_mut().faults.clear();
+        assert_eq!(xen.decide(), Some(FrameCount::new(good as u64)));
+        assert_eq!(xen.decide(), None, "once");
+        let other = xen.trade(&[run(50, 1)], &[run(700, 1)]);
+        assert_eq!(other.stopped, None);
+        assert_eq!(xen.counters().traded, good as u64 + 1);
+    }
+}
+
+#[test]
+fn where_moves_are_forbidden_nothing_stays_undecided() {
+    for errno in [1, 13, 38, 95].map(Errno::from_number) {
+        let mut xen = pvh();
+        xen.memory_mut().faults = vec![Fault::Refuse(errno); 100].into();
+        let moved = xen.trade(&[run(0, 12)], &[run(600, 12)]);
+        let nothing = Moved {
+            frames: FrameCount::ZERO,
+            stopped: Some(Stopped::Refused(errno)),
+        };
+        assert_eq!(moved, nothing);
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_range_that_fails_is_looked_at() {
     for at in 0..100 {
         let mut xen = pvh();
@@ -132,8 +171,8 @@ fn ranges_and_pairs_keep_the_order() {
     assert_eq!((moved.frames, moved.stopped), (FrameCount::new(58), None));
     assert_eq!(
         xen.counters().hypercalls - calls,
-        3 + 3 + 5,
-        "each pair, and the second range is cut"
+        1 + 3 + 3 + 5,
+        "a look, each pair, and the second range is cut"
     );
     let memory = xen.memory_mut();
     let after: Vec<_> = (0..40)

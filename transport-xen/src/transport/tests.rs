@@ -200,6 +200,36 @@ fn whole_holes_are_filled_by_superpages_whatever_lies_below() {
 }
 
 #[test]
+fn a_trade_that_xen_will_not_show_stays_in_flight() {
+    let shared: &'static Shared<2> = alloc::boxed::Box::leak(alloc::boxed::Box::new(Shared::new()));
+    let slots = shared.slots();
+    let mut balloon = balloon(Guest::Pvh);
+    let run = |start| {
+        let range = FrameRange::new(Pfn::new(start), FrameCount::new(12)).unwrap();
+        [Run::new(range).unwrap()]
+    };
+    let (olds, news) = (run(512), run(1024));
+    let reservation = balloon.reservation_mut();
+    assert_eq!(reservation.give(&olds).stopped, None);
+    let mut faults = alloc::vec![Fault::None; 1 + 7];
+    faults.extend([Fault::Refuse(Errno::NoMemory); 100]);
+    reservation.memory_mut().faults = faults.into();
+    let slot = slots.claim(Kind::Migrate).unwrap().launch();
+    let trade = Trade {
+        slot: slot.slot(),
+        olds: &olds,
+        news: &news,
+    };
+    balloon.submit_trade(trade, slots.completer()).unwrap();
+    balloon.reap(slots.completer()).unwrap();
+    let slot = slot.answer().unwrap_err();
+    balloon.reservation_mut().memory_mut().faults.clear();
+    balloon.reap(slots.completer()).unwrap();
+    let (_, outcome) = slot.answer().unwrap();
+    assert_eq!(outcome, Outcome::Partial(FrameCount::new(7)));
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "safe code all the way, and minutes long")]
 fn a_target_stays_unread_until_the_engine_looks() {
     let mut system = System::new();

@@ -236,7 +236,9 @@ impl<F: FrameMap> Balloon<F> {
         }
         if let Some(desk) = &mut self.desk {
             desk.publish_unit(self.transport.unit());
-            desk.publish_downgrades(self.transport.reservation().counters().downgrades);
+            if !more {
+                desk.publish_downgrades(self.transport.reservation().counters().downgrades);
+            }
             wake_at = [wake_at, desk.wake_at()].into_iter().flatten().min();
         }
         wake_at = [wake_at, asked].into_iter().flatten().min();
