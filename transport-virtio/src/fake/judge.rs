@@ -37,7 +37,7 @@
 //! | 28, 37 | the legacy interface, of another byte order, is not driven as if it were the modern one |
 //! | 29 | binds the device, which has to ignore statistics it does not know (5.5.6.3.2): no driver can break it, and the judge, which plays the device, finds no fault with them |
 //! | 30, 31, 33 | hinting commands of four bytes, each round opened once and closed (5.5.6.5, D) |
-//! | 32 | hints are writable, and only during a round (5.5.6.5, S) |
+//! | 32 | hints are writable, and only during a round (5.5.6.5, S): one that the driver has opened, and that the host, as the suite sees, has not ended some steps ago |
 //! | 34 | no hinted frame is used before its answer (M, but several devices lose data) |
 //! | 35 | a hinted frame is written to before it is used (5.5.6.5, D): by the kernel if it relies on what free frames hold; else by the program that gets it, which no device sees |
 //! | 36 | hinted frames are kept at STOP, released at DONE (5.5.6.5, S) |
@@ -114,6 +114,8 @@ pub struct Judge {
     /// Frames named in this round, and whether the device wants them kept.
     hinted: BTreeSet<u64>,
     stopped: bool,
+    /// Hints in all rounds.
+    hints: u64,
     /// Frames named in any round that nobody has filled since.
     undefined: BTreeSet<u64>,
     /// Frames whose report was answered and that nobody has used since.
@@ -150,6 +152,7 @@ impl Judge {
             round: None,
             hinted: BTreeSet::new(),
             stopped: false,
+            hints: 0,
             undefined: BTreeSet::new(),
             discarded: BTreeSet::new(),
             reported: (0, 0),
@@ -277,6 +280,11 @@ impl Judge {
     /// Whether the driver has opened a round and not closed it.
     pub(super) const fn in_round(&self) -> bool {
         self.round.is_some()
+    }
+
+    /// Hints taken in all rounds.
+    pub(super) const fn hints_taken(&self) -> u64 {
+        self.hints
     }
 
     /// Frames and ranges of all reports.

@@ -54,6 +54,13 @@ mod suite {
         }
 
         #[test]
+        fn rule_32_covers_who_does_not_hear_the_end_of_a_round() {
+            for fault in ["32 not stopped", "32 not done"] {
+                assert!(crate::naive::is_seen_to_break_by("32", fault), "{fault}");
+            }
+        }
+
+        #[test]
         fn rule_19_covers_what_is_given_in_bulk() {
             for fault in ["19 told only", "19 not back"] {
                 assert!(crate::naive::is_seen_to_break_by("19", fault), "{fault}");
@@ -177,8 +184,6 @@ fn rule_19_the_size_is_published_after_each_change_by_either_path() {
         }
     }
 }
-
-/// Statistics, hints and reports served, and reporting not shared with bulk.
 
 #[test]
 fn rule_39_41_bulk_given_ranges_are_writable_and_left_alone() {

@@ -344,8 +344,14 @@ impl Naive {
             self.generation = generation;
             if command != self.command {
                 self.command = command;
-                self.round = command > 1;
+                let goes_on = match command {
+                    0 => breaks("32 not stopped"),
+                    1 => breaks("32 not done"),
+                    _ => true,
+                };
+                self.round = goes_on && (self.round || command > 1);
                 match command {
+                    0 if goes_on => {}
                     0 => drop(self.command_to_device(0)),
                     1 => {}
                     _ => {

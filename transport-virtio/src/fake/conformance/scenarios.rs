@@ -55,6 +55,8 @@ fn scenarios<D: Driver>() -> Vec<Scenario<D>> {
     let mut scenarios: Vec<Scenario<D>> = Vec::from([
         (serving(quiet), Stage::statistics as fn(&mut Stage<D>)),
         (serving(hinting), Stage::hints),
+        (piecemeal(serving(hinting)), Stage::stopped_in_a_round),
+        (piecemeal(serving(hinting)), Stage::done_in_a_round),
         (relying(serving(hinting)), Stage::short_in_a_round),
         (serving(reporting), Stage::reports),
         (superpages(), Stage::superpages),
@@ -118,6 +120,14 @@ fn hostile<D: Driver>(kernel: &Kernel) -> [Scenario<D>; 7] {
 fn relying(kernel: Kernel) -> Kernel {
     Kernel {
         poison: Some(0x5a5a_5a5a),
+        ..kernel
+    }
+}
+
+/// The same kernel, with many ranges to name.
+fn piecemeal(kernel: Kernel) -> Kernel {
+    Kernel {
+        scattered: true,
         ..kernel
     }
 }
@@ -400,6 +410,35 @@ impl<D: Driver> Stage<D> {
         let floor = self.kernel.floor.get();
         if obtainable(self) + floor < frames {
             self.note("36", "hinted frames are not released at DONE");
+        }
+    }
+
+    fn stopped_in_a_round(&mut self) {
+        self.end_a_round_by(0);
+    }
+
+    fn done_in_a_round(&mut self) {
+        self.end_a_round_by(1);
+    }
+
+    /// The host has heard enough, and says so by a moved generation.
+    fn end_a_round_by(&mut self, command: u32) {
+        self.device().set_hint_command(9);
+        for _ in 0..40 {
+            self.step();
+            self.serve();
+        }
+        self.device().set_hint_command(command);
+        // A driver may need steps to hear it, and has requests on their way.
+        for _ in 0..4 {
+            self.step();
+        }
+        self.take(QueueId::Hint, usize::MAX);
+        let named = self.device().judge().hints_taken();
+        self.settle();
+        self.take(QueueId::Hint, usize::MAX);
+        if self.device().judge().hints_taken() != named {
+            self.note("32", "hints in a round that the host has ended");
         }
     }
 

@@ -108,7 +108,7 @@ impl<D: Driver> Stage<D> {
     }
 
     /// The device takes up to so many requests.
-    fn take(&mut self, queue: QueueId, most: usize) {
+    pub(super) fn take(&mut self, queue: QueueId, most: usize) {
         for _ in 0..most {
             let Some(chain) = self.device().take(queue) else {
                 break;

@@ -177,6 +177,7 @@ impl Judge {
             }
             return;
         }
+        self.hints += 1;
         if self.round.is_none() {
             self.note("32", "hint outside a round");
         }
