@@ -41,6 +41,9 @@ pub enum PlatformError {
     /// The interrupt for events could not be set.
     #[error("setting the callback: {0}")]
     Callback(Errno),
+    /// The store's page lies elsewhere after a restore.
+    #[error("the store's page lies elsewhere now")]
+    StoreMoved,
 }
 
 impl Platform {
@@ -92,13 +95,15 @@ impl Platform {
             .map_err(PlatformError::Callback)
     }
 
-    /// [`connect`](Self::connect) after a restore: frames and ports may be others.
+    /// [`connect`](Self::connect) after a restore: ports may be others. The store's
+    /// page is where it was, since a domain is saved with what says where; the desk
+    /// counts on it.
     ///
     /// The caller then binds its virtual interrupts anew and unmasks what it
     /// handles; before that, nothing is pending that could be lost.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// As [`connect`](Self::connect), and [`PlatformError::StoreMoved`].
     pub fn rebuild(
         &mut self,
         xen: &mut (impl Memory + Domain),
@@ -106,8 +111,12 @@ impl Platform {
         events: &mut EventPage<impl SharedPage>,
         callback: Vector,
     ) -> Result<(), PlatformError> {
+        let old = self.store;
         *self = Self::connect(xen, at, events, callback)?;
-        Ok(())
+        match (old, self.store) {
+            (Some(old), Some(new)) if old.frame != new.frame => Err(PlatformError::StoreMoved),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -128,6 +137,23 @@ mod tests {
     use super::*;
     use crate::hypercall::{Events as _, ShutdownReason};
     use crate::testing::{FakePage, FakeXen, Kind};
+
+    #[test]
+    fn a_restore_leaves_the_stores_page_where_it_was() {
+        let memory = FrameRange::new(Pfn::new(0), FrameCount::new(8)).unwrap();
+        let mut xen = FakeXen::new(Kind::Pvh, memory);
+        xen.params.extend([(1, 0xfeff), (2, 1)]);
+        let vector = Vector::new(0x40).unwrap();
+        let mut events = EventPage::new(FakePage::new());
+        let at = Pfn::new(100);
+        let mut platform = Platform::connect(&mut xen, at, &mut events, vector).unwrap();
+        xen.params.insert(2, 3);
+        platform.rebuild(&mut xen, at, &mut events, vector).unwrap();
+        assert_eq!(platform.store.map(|store| store.port), Port::new(3));
+        xen.params.insert(1, 0xfefe);
+        let moved = platform.rebuild(&mut xen, at, &mut events, vector);
+        assert_eq!(moved, Err(PlatformError::StoreMoved));
+    }
 
     const SLOT: InfoSlot = match InfoSlot::new(1) {
         Some(slot) => slot,

@@ -33,7 +33,6 @@ pub(super) const SPACE_GMFN_RANGE: u16 = 3;
 
 /// Operations of `EVENT_CHANNEL_OP`.
 pub(super) const BIND_VIRQ: usize = 1;
-pub(super) const CLOSE: usize = 3;
 pub(super) const SEND: usize = 4;
 pub(super) const BIND_IPI: usize = 7;
 pub(super) const BIND_VCPU: usize = 8;

@@ -216,12 +216,6 @@ impl<G: Gate> Events for Guest<G> {
         self.call(abi::EVENT_CHANNEL_OP, abi::BIND_VCPU, &mut argument)
             .map(drop)
     }
-
-    fn close(&mut self, port: Port) -> Result<(), Errno> {
-        let mut argument = port.get();
-        self.call(abi::EVENT_CHANNEL_OP, abi::CLOSE, &mut argument)
-            .map(drop)
-    }
 }
 
 impl<G: Gate> Domain for Guest<G> {

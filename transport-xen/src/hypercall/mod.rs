@@ -174,13 +174,6 @@ pub trait Events {
     /// When there is no such CPU, or the port cannot change its own.
     #[doc(alias = "EVTCHNOP_bind_vcpu")]
     fn bind_vcpu(&mut self, port: Port, vcpu: Vcpu) -> Result<(), Errno>;
-
-    /// Frees a port.
-    ///
-    /// # Errors
-    /// When it is not this domain's.
-    #[doc(alias = "EVTCHNOP_close")]
-    fn close(&mut self, port: Port) -> Result<(), Errno>;
 }
 
 /// A virtual interrupt.

@@ -249,7 +249,8 @@ impl<P: SharedPage> Desk<P> {
         self.more = true;
     }
 
-    /// Starts anew after a restore: watches are gone, the ring was reset.
+    /// Starts anew after a restore: watches are gone, the ring in the same page
+    /// was reset.
     pub fn restored(&mut self) {
         self.client.restart();
         self.open();

@@ -59,23 +59,11 @@ pub enum Operation<'a> {
         /// Its new value.
         value: &'a [u8],
     },
-    /// Removes a node and what is below it.
-    Remove {
-        /// The node.
-        path: &'a str,
-    },
     /// An event now, and one for each change at the node and below it.
     Watch {
         /// The node.
         path: &'a str,
         /// Comes back with each event.
-        token: &'a str,
-    },
-    /// No more events.
-    Unwatch {
-        /// The node.
-        path: &'a str,
-        /// As it was watched.
         token: &'a str,
     },
     /// Starts a transaction; the answer is its [`Transaction`].
@@ -88,8 +76,6 @@ pub enum Operation<'a> {
         /// Whether its changes are to count.
         commit: bool,
     },
-    /// Drops every watch of this domain.
-    ResetWatches,
 }
 
 impl<'a> Operation<'a> {
@@ -97,12 +83,9 @@ impl<'a> Operation<'a> {
         match self {
             Self::Read { .. } => 2,
             Self::Watch { .. } => 4,
-            Self::Unwatch { .. } => 5,
             Self::Begin => 6,
             Self::End { .. } => 7,
             Self::Write { .. } => 11,
-            Self::Remove { .. } => 13,
-            Self::ResetWatches => 21,
         }
     }
 
@@ -110,12 +93,10 @@ impl<'a> Operation<'a> {
     pub(crate) const fn payload(self) -> [&'a [u8]; 4] {
         const END: &[u8] = b"\0";
         match self {
-            Self::Read { path } | Self::Remove { path } => [path.as_bytes(), END, b"", b""],
+            Self::Read { path } => [path.as_bytes(), END, b"", b""],
             Self::Write { path, value } => [path.as_bytes(), END, value, b""],
-            Self::Watch { path, token } | Self::Unwatch { path, token } => {
-                [path.as_bytes(), END, token.as_bytes(), END]
-            }
-            Self::Begin | Self::ResetWatches => [END, b"", b"", b""],
+            Self::Watch { path, token } => [path.as_bytes(), END, token.as_bytes(), END],
+            Self::Begin => [END, b"", b"", b""],
             Self::End { commit: true } => [b"T", END, b"", b""],
             Self::End { commit: false } => [b"F", END, b"", b""],
         }
@@ -124,9 +105,9 @@ impl<'a> Operation<'a> {
     /// Whether a path or token would be cut short by a byte of its own.
     pub(crate) fn has_nul(self) -> bool {
         let (first, second) = match self {
-            Self::Read { path } | Self::Remove { path } | Self::Write { path, .. } => (path, ""),
-            Self::Watch { path, token } | Self::Unwatch { path, token } => (path, token),
-            Self::Begin | Self::End { .. } | Self::ResetWatches => ("", ""),
+            Self::Read { path } | Self::Write { path, .. } => (path, ""),
+            Self::Watch { path, token } => (path, token),
+            Self::Begin | Self::End { .. } => ("", ""),
         };
         first.contains('\0') || second.contains('\0')
     }

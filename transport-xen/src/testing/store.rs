@@ -207,18 +207,12 @@ impl FakeStore {
         };
         match kind {
             2 => nodes.get(&first).cloned().ok_or("ENOENT"),
-            4 | 5 => {
+            4 => {
                 let pair = (first, words.get(1).cloned().unwrap_or_default());
-                let known = self.watches.contains(&pair);
-                match (kind, known) {
-                    (4, true) => Err("EEXIST"),
-                    (5, false) => Err("ENOENT"),
-                    (5, true) => {
-                        self.watches.retain(|watch| *watch != pair);
-                        Ok(b"OK\0".to_vec())
-                    }
-                    _ => Ok(b"OK\0".to_vec()),
+                if self.watches.contains(&pair) {
+                    return Err("EEXIST");
                 }
+                Ok(b"OK\0".to_vec())
             }
             6 => {
                 self.next_transaction += 1;
@@ -242,14 +236,6 @@ impl FakeStore {
                 let at = payload.iter().position(|&byte| byte == 0).ok_or("EINVAL")?;
                 let value = payload.get(at + 1..).unwrap_or_default().to_vec();
                 nodes.insert(first, value);
-                Ok(b"OK\0".to_vec())
-            }
-            13 => nodes
-                .remove(&first)
-                .map(|_| b"OK\0".to_vec())
-                .ok_or("ENOENT"),
-            21 => {
-                self.watches.clear();
                 Ok(b"OK\0".to_vec())
             }
             _ => Err("ENOSYS"),

@@ -405,10 +405,6 @@ impl Events for FakeXen {
         self.bound.insert(port.get(), vcpu);
         Ok(())
     }
-
-    fn close(&mut self, _: Port) -> Result<(), Errno> {
-        Ok(())
-    }
 }
 
 impl Domain for FakeXen {

@@ -20,9 +20,6 @@ pub(crate) const MAX_KIB: u64 = FRAMES * 4;
 const MOST_USED: usize = 700;
 /// Steps of one piece of work: far more than there are frames to move.
 const STEPS: usize = 4096;
-/// Refusals in a row at most: of a hypervisor that keeps its own counsel about
-/// what it has moved nobody can tell, and the trade counts on one that does not.
-const REFUSALS: usize = 15;
 /// Refusals in a row from which on it may not be known what was given.
 const DOUBT: usize = 3;
 /// Turns in which the store is heard even if it says nothing: it may be late.
@@ -251,9 +248,6 @@ impl<F: FrameMap> World<F> {
                     let is_refusal = |fault: &&Fault| matches!(fault, Fault::Refuse(_));
                     let refusals = queue.iter().rev().take_while(is_refusal).count();
                     self.doubt |= refusals >= DOUBT;
-                    if refusals == REFUSALS {
-                        queue.push_back(Fault::None);
-                    }
                     queue.push_back(fault);
                 }
             }
