@@ -159,19 +159,13 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
     /// Whether the memory behind `new` was moved to `old`; `None` if Xen keeps
     /// refusing to tell.
     ///
-    /// A move of a frame to itself changes nothing, and is invalid for a hole. A
-    /// `new` that is one need not have been moved.
+    /// A `new` that is a hole need not have been moved.
     fn is_filled(&mut self, old: Pfn, new: Pfn) -> Option<bool> {
-        let (memory, _, counters) = self.parts_mut();
         for _ in 0..LOOKS {
-            counters.hypercalls = counters.hypercalls.wrapping_add(1);
-            match memory.move_frame(old, old) {
-                Ok(()) => return Some(true),
-                Err(Errno::Invalid) => return Some(false),
-                Err(_) => {}
+            if let Some(hole) = self.is_hole(old) {
+                return Some(!hole);
             }
-            counters.hypercalls = counters.hypercalls.wrapping_add(1);
-            if memory.move_frame(new, new).is_ok() {
+            if self.is_hole(new) == Some(false) {
                 return Some(false);
             }
         }

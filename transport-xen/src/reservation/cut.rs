@@ -1,6 +1,6 @@
 //! Cutting runs into extents.
 
-use balloon_core::{FrameCount, FrameRange, Order};
+use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 
 /// 64 KiB: gives most of what larger extents save on the way out.
 pub(super) const MEDIUM: Order = match Order::new(4) {
@@ -20,6 +20,12 @@ fn fits(range: FrameRange, order: Order) -> bool {
     range.start().is_aligned(order) && range.count() >= order.frames()
 }
 
+/// Where the extents of a range begin.
+pub(super) fn starts(range: FrameRange, order: Order) -> impl Iterator<Item = Pfn> + Clone {
+    let (start, size) = (range.start().get(), order.frames().get());
+    (0..range.count().get() / size).map(move |n| Pfn::new(start + n * size))
+}
+
 /// The first extent of a range, at most of order `largest`, and what is left.
 pub(super) fn next_extent(range: FrameRange, largest: Order) -> (Order, Option<FrameRange>) {
     let order = if largest == Order::FRAME {
@@ -36,7 +42,6 @@ pub(super) fn next_extent(range: FrameRange, largest: Order) -> (Order, Option<F
 
 #[cfg(test)]
 mod tests {
-    use balloon_core::Pfn;
     use proptest::prelude::*;
 
     use super::*;

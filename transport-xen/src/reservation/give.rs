@@ -4,8 +4,8 @@ use core::ops::Range;
 
 use balloon_core::{FrameCount, FrameRange, Migration, Order, Pfn};
 
-use super::cut::is_whole;
-use super::{Reservation, Stopped};
+use super::cut::{is_whole, starts};
+use super::{BATCH, Counters, Reservation, Stopped};
 use crate::errno::Errno;
 use crate::frame_map::FrameMap;
 use crate::hypercall::Memory;
@@ -26,32 +26,14 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         if order != Order::FRAME {
             self.owned = self.reservation()?;
         }
-        let starts = self.starts.get(which).unwrap_or_default();
-        let mut ready = 0;
-        for (place, &start) in self.list.iter_mut().zip(starts) {
-            let Some(gmfn) = self.map.unmap(start) else {
-                break;
-            };
-            *place = gmfn;
-            ready += 1;
-        }
-        let list = self.list.get(..ready).unwrap_or_default();
-        if list.is_empty() {
-            return Ok(0);
-        }
-        self.map.commit();
-        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
-        let result = self.memory.decrease_reservation(list, order);
-        let served = result.unwrap_or(0).min(ready);
-        self.counters.given.count(order, served);
-        for (&gmfn, &start) in list.iter().zip(starts).skip(served) {
-            self.map.map(start, gmfn);
-        }
-        self.map.commit();
+        let starts = self.starts.get(which).unwrap_or_default().iter().copied();
+        let Self {
+            memory, map, list, ..
+        } = self;
+        let served = decrease(memory, map, &mut self.counters, list, starts, order)?;
         self.owned = self
             .owned
             .saturating_sub(FrameCount::new(served as u64 * order.frames().get()));
-        result?;
         Ok(served)
     }
 
@@ -125,7 +107,7 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
 
     /// A move of a frame to where it is changes nothing, and is invalid for a
     /// hole; any other refusal says nothing about the frame.
-    fn is_hole(&mut self, pfn: Pfn) -> Option<bool> {
+    pub(crate) fn is_hole(&mut self, pfn: Pfn) -> Option<bool> {
         self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
         match self.memory.move_frame(pfn, pfn) {
             Ok(()) => Some(false),
@@ -134,31 +116,13 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         }
     }
 
-    /// Gives at most [`REMAINS`] frames singly; returns how many went.
+    /// Gives frames singly; returns how many went.
     fn decrease_frames(&mut self, range: FrameRange) -> Result<FrameCount, Stopped> {
-        let mut list = [Gmfn::new(0); REMAINS];
-        let mut ready = 0;
-        for (place, pfn) in list.iter_mut().zip(range.frames()) {
-            let Some(gmfn) = self.map.unmap(pfn) else {
-                break;
-            };
-            *place = gmfn;
-            ready += 1;
-        }
-        let list = list.get(..ready).unwrap_or_default();
-        if list.is_empty() {
-            return Ok(FrameCount::ZERO);
-        }
-        self.map.commit();
-        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
-        let result = self.memory.decrease_reservation(list, Order::FRAME);
-        let served = result.unwrap_or(0).min(ready);
-        self.counters.given.count(Order::FRAME, served);
-        for (&gmfn, pfn) in list.iter().zip(range.frames()).skip(served) {
-            self.map.map(pfn, gmfn);
-        }
-        self.map.commit();
-        result?;
+        let starts = starts(range, Order::FRAME);
+        let Self {
+            memory, map, list, ..
+        } = self;
+        let served = decrease(memory, map, &mut self.counters, list, starts, Order::FRAME)?;
         Ok(FrameCount::new(served as u64))
     }
 
@@ -166,4 +130,39 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
         Ok(self.memory.current_reservation()?)
     }
+}
+
+/// One decrease of the extents that begin at `starts`, of at most [`BATCH`] of
+/// them; returns how many went.
+fn decrease<M: Memory, F: FrameMap>(
+    memory: &mut M,
+    map: &mut F,
+    counters: &mut Counters,
+    list: &mut [Gmfn; BATCH],
+    starts: impl Iterator<Item = Pfn> + Clone,
+    order: Order,
+) -> Result<usize, Stopped> {
+    let mut ready = 0;
+    for (place, start) in list.iter_mut().zip(starts.clone()) {
+        let Some(gmfn) = map.unmap(start) else {
+            break;
+        };
+        *place = gmfn;
+        ready += 1;
+    }
+    let list = list.get(..ready).unwrap_or_default();
+    if list.is_empty() {
+        return Ok(0);
+    }
+    map.commit();
+    counters.hypercalls = counters.hypercalls.wrapping_add(1);
+    let result = memory.decrease_reservation(list, order);
+    let served = result.unwrap_or(0).min(ready);
+    counters.given.count(order, served);
+    for (&gmfn, start) in list.iter().zip(starts).skip(served) {
+        map.map(start, gmfn);
+    }
+    map.commit();
+    result?;
+    Ok(served)
 }

@@ -4,33 +4,20 @@ use core::ops::Range;
 
 use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 
-use super::cut::{MEDIUM, is_whole};
-use super::{Reservation, Stopped};
+use super::cut::{MEDIUM, is_whole, starts};
+use super::{BATCH, Counters, Reservation, Stopped};
 use crate::frame_map::FrameMap;
 use crate::hypercall::Memory;
 use crate::units::Gmfn;
 
-/// Extents of one call on the way down: a superpage in 64 KiB pieces.
-const PIECES: usize = 32;
-
 impl<M: Memory, F: FrameMap> Reservation<M, F> {
     /// One populate of the queued extents `which`.
     pub(super) fn populate(&mut self, which: Range<usize>, order: Order) -> Result<usize, Stopped> {
-        let starts = self.starts.get(which).unwrap_or_default();
-        let list = self.list.get_mut(..starts.len()).unwrap_or_default();
-        for (place, &start) in list.iter_mut().zip(starts) {
-            *place = Gmfn::of_guest(start);
-        }
-        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
-        let result = self.memory.populate_physmap(list, order);
-        let served = result.unwrap_or(0).min(starts.len());
-        self.counters.taken.count(order, served);
-        for (&gmfn, &start) in list.iter().zip(starts).take(served) {
-            note(&mut self.map, start, gmfn, order);
-        }
-        self.map.commit();
-        result?;
-        Ok(served)
+        let starts = self.starts.get(which).unwrap_or_default().iter().copied();
+        let Self {
+            memory, map, list, ..
+        } = self;
+        populate(memory, map, &mut self.counters, list, starts, order)
     }
 
     /// Fills an extent that was not served by smaller ones, as far as the
@@ -75,32 +62,46 @@ impl<M: Memory, F: FrameMap> Reservation<M, F> {
         beyond.map_or(Ok(()), |_| Err(Stopped::AtLimit))
     }
 
-    /// Populates a range in at most [`PIECES`] extents of `order`; returns how
-    /// many frames it got.
+    /// Populates a range in extents of `order`; returns how many frames it got.
     fn populate_pieces(&mut self, range: FrameRange, order: Order) -> Result<FrameCount, Stopped> {
-        let mut list = [Gmfn::new(0); PIECES];
-        let size = order.frames().get();
-        let mut ready = 0;
-        let starts = (0..range.count().get() / size).map(|n| range.start().get() + n * size);
-        for (place, start) in list.iter_mut().zip(starts.clone()) {
-            *place = Gmfn::new(start);
-            ready += 1;
-        }
-        let list = list.get_mut(..ready).unwrap_or_default();
-        if list.is_empty() {
-            return Ok(FrameCount::ZERO);
-        }
-        self.counters.hypercalls = self.counters.hypercalls.wrapping_add(1);
-        let result = self.memory.populate_physmap(list, order);
-        let served = result.unwrap_or(0).min(ready);
-        self.counters.taken.count(order, served);
-        for (&gmfn, start) in list.iter().zip(starts).take(served) {
-            note(&mut self.map, Pfn::new(start), gmfn, order);
-        }
-        self.map.commit();
-        result?;
-        Ok(FrameCount::new(served as u64 * size))
+        let starts = starts(range, order);
+        let Self {
+            memory, map, list, ..
+        } = self;
+        let served = populate(memory, map, &mut self.counters, list, starts, order)?;
+        Ok(FrameCount::new(served as u64 * order.frames().get()))
     }
+}
+
+/// One populate of the extents that begin at `starts`, of at most [`BATCH`] of
+/// them; returns how many came.
+fn populate<M: Memory, F: FrameMap>(
+    memory: &mut M,
+    map: &mut F,
+    counters: &mut Counters,
+    list: &mut [Gmfn; BATCH],
+    starts: impl Iterator<Item = Pfn> + Clone,
+    order: Order,
+) -> Result<usize, Stopped> {
+    let mut ready = 0;
+    for (place, start) in list.iter_mut().zip(starts.clone()) {
+        *place = Gmfn::of_guest(start);
+        ready += 1;
+    }
+    let list = list.get_mut(..ready).unwrap_or_default();
+    if list.is_empty() {
+        return Ok(0);
+    }
+    counters.hypercalls = counters.hypercalls.wrapping_add(1);
+    let result = memory.populate_physmap(list, order);
+    let served = result.unwrap_or(0).min(ready);
+    counters.taken.count(order, served);
+    for (&gmfn, start) in list.iter().zip(starts).take(served) {
+        note(map, start, gmfn, order);
+    }
+    map.commit();
+    result?;
+    Ok(served)
 }
 
 /// Tells an untranslated guest's table what is behind an extent now.
