@@ -68,7 +68,9 @@ impl<Q: Queues + ConfigIo> VirtioBalloon<Q> {
     ///
     /// For kernels with virtqueues of their own: features from
     /// [`wanted_features`](crate::wanted_features), queue numbers from
-    /// [`discover`](crate::discover).
+    /// [`discover`](crate::discover). If `PAGE_POISON` is negotiated, they write
+    /// [`Policy::poison`] at [`POISON_VALUE`](crate::protocol::POISON_VALUE) before
+    /// `DRIVER_OK`: a device that is not told discards what is reported.
     #[must_use]
     pub fn attach(queues: Q, negotiated: Features, policy: &Policy) -> Self {
         let chunks = policy.chunk_transfer() && negotiated.contains(CHUNK_TRANSFER);

@@ -48,9 +48,15 @@ impl Registers {
     /// can reach.
     #[must_use]
     pub fn plugged(reporting: bool) -> (Self, FakeMemory) {
-        let memory = FakeMemory::new(Rings::<Self, FakeMemory, 32>::DMA_BYTES);
         let mut features = Features::DEFLATE_ON_OOM;
         features.set(Features::PAGE_REPORTING, reporting);
+        Self::with(features)
+    }
+
+    /// A device like QEMU's with these features, and memory it can reach.
+    #[must_use]
+    pub fn with(features: Features) -> (Self, FakeMemory) {
+        let memory = FakeMemory::new(Rings::<Self, FakeMemory, 32>::DMA_BYTES);
         let profile = Profile::qemu(features);
         let device = FakeDevice::new(profile, memory.clone());
         (Self(Arc::new(Mutex::new(device))), memory)
@@ -69,6 +75,20 @@ impl Registers {
     #[must_use]
     pub fn actual(&self) -> u32 {
         self.device().actual()
+    }
+
+    /// What the guest says its free frames hold.
+    #[must_use]
+    pub fn poison(&self) -> u32 {
+        self.device().poison()
+    }
+
+    /// The rules the guest has broken.
+    #[must_use]
+    pub fn broken(&self) -> Vec<&'static str> {
+        let device = self.device();
+        let violations = device.judge().violations().iter();
+        violations.map(|violation| violation.rule).collect()
     }
 
     /// The host does what it was asked; how often it interrupted the guest so far.

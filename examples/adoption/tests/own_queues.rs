@@ -4,9 +4,10 @@ use adoption::machine::Registers;
 use adoption::own_queues::glue;
 use adoption::own_queues::kernel::{self, FRAME_ALLOCATOR, VirtioDevice, WAIT_QUEUE};
 use balloon_core::testing::check_frame_source_laws;
-use balloon_core::{FrameCount, Paged};
+use balloon_core::{FrameCount, Paged, Transport as _};
 use core::alloc::Layout;
-use transport_virtio::{Policy, QueueId, VirtioBalloon, wanted_features};
+use transport_virtio::fake::FakeMemory;
+use transport_virtio::{Features, Policy, QueueId, VirtioBalloon, wanted_features};
 
 /// What happens to the machine while the thread waits: it is switched off once
 /// all memory is back.
@@ -55,13 +56,19 @@ fn machine(device: Registers, bulk: bool) -> impl FnMut() -> bool + Send {
     }
 }
 
+fn start(
+    (device, memory): (Registers, FakeMemory),
+    policy: &Policy,
+) -> VirtioBalloon<glue::BalloonDevice> {
+    let wanted = |offered| wanted_features(offered, policy);
+    let (virtio, agreed) = VirtioDevice::negotiate(device, memory, wanted);
+    let queues = glue::probe(virtio, agreed, policy).expect("a balloon");
+    VirtioBalloon::attach(queues, agreed, policy)
+}
+
 fn run(policy: &Policy, bulk: bool) {
     let (device, memory) = Registers::plugged(bulk);
-    let wanted = |offered| wanted_features(offered, policy);
-    let offered = device.read_features();
-    let (virtio, agreed) = VirtioDevice::negotiate(device.clone(), memory, wanted);
-    let queues = glue::probe(virtio, [offered, agreed]).expect("a balloon");
-    let balloon = VirtioBalloon::attach(queues, agreed, policy);
+    let balloon = start((device.clone(), memory), policy);
     WAIT_QUEUE.plug(Box::new(machine(device, bulk)));
     // Ends when the machine does.
     assert_eq!(glue::run(balloon), None);
@@ -74,5 +81,29 @@ fn inflate_deflate_and_relief() {
     for bulk in [true, false] {
         // Its queues know no notification by ring position.
         run(&Policy::new().without_event_idx(), bulk);
+    }
+}
+
+/// Each range costs a descriptor.
+#[test]
+fn the_queue_holds_as_many_ranges_as_it_says() {
+    let policy = Policy::new().without_event_idx();
+    let balloon = start(Registers::plugged(true), &policy);
+    let bulk = balloon.capabilities().bulk.expect("ranges");
+    assert!(bulk.runs * bulk.in_flight <= usize::from(kernel::QUEUE_SIZE));
+}
+
+#[test]
+fn the_device_is_told_what_free_frames_hold() {
+    let policy = Policy::new().without_event_idx().with_reporting();
+    let features = Features::PAGE_REPORTING | Features::PAGE_POISON;
+    for poison in [None, Some(0x5a5a_5a5a)] {
+        let policy = poison.map_or(policy, |value| policy.with_poison(value));
+        let (device, memory) = Registers::with(features);
+        let balloon = start((device.clone(), memory), &policy);
+        let negotiated = balloon.negotiated();
+        assert_eq!(negotiated.contains(Features::PAGE_POISON), poison.is_some());
+        assert_eq!(device.poison(), poison.unwrap_or(0));
+        assert!(!device.broken().contains(&"10"), "too late");
     }
 }

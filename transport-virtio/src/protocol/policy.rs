@@ -171,7 +171,10 @@ impl Policy {
     /// Its frame source must fill what is put back, since ballooned frames come
     /// back with any content. Those that were only reported hold the value: a source
     /// that looks before it writes leaves those without memory at the host. Ranges
-    /// are never given in bulk, and reported only to a device that knows the value.
+    /// are never given in bulk, and reported only to a device that knows the value:
+    /// [`Rings`](crate::Rings) tell it; a kernel with virtqueues of its own writes
+    /// [`poison`](Self::poison) at [`POISON_VALUE`](super::POISON_VALUE) before
+    /// `DRIVER_OK`, if `PAGE_POISON` is negotiated.
     #[must_use]
     pub const fn with_poison(mut self, value: u32) -> Self {
         self.poison = Some(value);

@@ -3,7 +3,7 @@
 use core::alloc::Layout;
 
 use balloon_core::{Policy as Pace, *};
-use transport_virtio::*;
+use transport_virtio::{Policy, protocol::POISON_VALUE, *};
 
 use super::kernel::{self, FRAME_ALLOCATOR, SLOTS, VirtQueue, VirtioDevice};
 
@@ -18,10 +18,14 @@ pub struct BalloonDevice {
 }
 
 /// Called by the component for a balloon device it has negotiated with.
-pub fn probe(mut device: VirtioDevice, [offered, agreed]: [Features; 2]) -> Option<BalloonDevice> {
-    let map = discover(offered, agreed, |index| device.has_queue(index.get())).ok()?;
+pub fn probe(mut device: VirtioDevice, agreed: Features, policy: &Policy) -> Option<BalloonDevice> {
+    let map = discover(device.features(), agreed, |i| device.has_queue(i.get())).ok()?;
     let mut line = |index: QueueIndex| Line(device.queue(index.get()), [None; SLOTS]);
     let lines = QueueId::ALL.map(|queue| map.index(queue).map(&mut line));
+    // What free frames hold: the device has to know before it runs.
+    if agreed.contains(Features::PAGE_POISON) {
+        device.write_config(POISON_VALUE, policy.poison().unwrap_or(0));
+    }
     device.finish_init();
     Some(BalloonDevice { device, lines })
 }
@@ -29,11 +33,11 @@ pub fn probe(mut device: VirtioDevice, [offered, agreed]: [Features; 2]) -> Opti
 impl Queues for BalloonDevice {
     fn capacity(&self, queue: QueueId) -> Capacity {
         let line = self.lines[queue.index()].as_ref();
-        let [descriptors, requests, ranges] = [line.map_or(0, |line| line.0.size()); 3];
+        let size = line.map_or(0, |line| line.0.size());
         Capacity {
-            descriptors,
-            requests,
-            ranges,
+            descriptors: size,
+            requests: size,
+            ranges: 0, // Each costs a descriptor.
         }
     }
     fn submit(&mut self, q: QueueId, id: RequestId, body: Body<'_>) -> Result<(), QueueError> {
@@ -54,11 +58,10 @@ impl Queues for BalloonDevice {
         line.as_mut().is_some_and(|line| line.0.kick())
     }
     fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {
-        let answered = self.lines[queue.index()].as_mut().and_then(|line| {
+        Ok(self.lines[queue.index()].as_mut().and_then(|line| {
             let token = line.0.pop_used()?;
             line.1[usize::from(token)].take()
-        });
-        Ok(answered)
+        }))
     }
     fn counters(&self) -> QueueCounters {
         QueueCounters::default()
@@ -82,7 +85,6 @@ impl ConfigIo for BalloonDevice {
 // In the memory component: frames from the static allocator.
 
 /// The frame allocator.
-#[derive(Debug)]
 pub struct GlobalFrames;
 impl PageAllocator for GlobalFrames {
     fn allocate(&mut self, count: FrameCount, align: Order) -> Option<Pfn> {
