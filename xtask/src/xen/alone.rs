@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::Bench;
-use super::cases::number;
-use super::host::{FIRST, Host, Size};
+use super::host::{FIRST, Host, Size, number};
 
 const LIMIT: Duration = Duration::from_secs(60);
 

@@ -4,17 +4,16 @@
 
 mod bars;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use super::cases::number;
 use super::guest::LINUX;
-use super::host::{Host, Size};
-use super::leaves::Leaves;
-use super::{Bench, Domain, leaves};
+use super::host::{Host, Size, number};
+use super::leaves::{Leaves, NestedTables};
+use super::{Bench, Domain};
 use crate::exec::Runner;
 use crate::ui::Table;
 
@@ -57,18 +56,15 @@ impl Row {
 /// A machine whose nested page tables can be read from outside.
 pub(super) struct Machine {
     pub(super) host: Host,
-    pub(super) memory: PathBuf,
-    pub(super) root: u64,
+    /// Those of the domain, once it is created.
+    tables: Option<NestedTables>,
 }
 
 impl Machine {
     pub(super) fn boot(bench: &Bench, name: &str, size: Size, domains: &[Domain]) -> Result<Self> {
-        let host = bench.boot(name, size, domains)?;
-        let memory = host.memory()?;
         Ok(Self {
-            host,
-            memory,
-            root: 0,
+            host: bench.boot(name, size, domains)?,
+            tables: None,
         })
     }
 
@@ -84,10 +80,7 @@ impl Machine {
     /// Creates a domain, the only one, and finds its page tables.
     pub(super) fn create(&mut self, name: &str) -> Result<()> {
         self.start(name)?;
-        let host = &mut self.host;
-        host.forget_log();
-        host.must("xl debug-keys v; sleep 1", LIMIT)?;
-        self.root = root(host).context("`xl debug-keys v` shows no nested page table")?;
+        self.tables = Some(NestedTables::find(&mut self.host)?);
         Ok(())
     }
 
@@ -98,7 +91,12 @@ impl Machine {
 
     /// What maps so many stretches of 2 MiB from frame `first` on.
     pub(super) fn leaves(&self, first: u64, blocks: u64) -> Result<Leaves> {
-        leaves::count(&self.memory, self.root, first, blocks)
+        self.tables()?.count(first, blocks)
+    }
+
+    /// The page tables of the domain.
+    pub(super) fn tables(&self) -> Result<&NestedTables> {
+        self.tables.as_ref().context("no domain was created")
     }
 
     /// Sets a target and waits for a `balloon` event that fits; the seconds it
@@ -352,16 +350,4 @@ fn print(rows: &[Row]) {
         ]);
     }
     println!("{}", table.render());
-}
-
-/// Where Xen says the domain's nested page table begins.
-fn root(host: &Host) -> Option<u64> {
-    let mut roots = host.log.iter().filter_map(|line| {
-        let (_, rest) = line.split_once("H_CR3 = 0x")?;
-        let digits = rest.split_whitespace().next()?;
-        u64::from_str_radix(digits, 16)
-            .ok()
-            .filter(|&root| root != 0)
-    });
-    roots.next_back()
 }

@@ -11,9 +11,8 @@ use anyhow::{Result, anyhow, ensure};
 use serde::Serialize;
 
 use super::bench::Machine;
-use super::cases::number;
-use super::host::Size;
-use super::leaves::{self, Leaves};
+use super::host::{Size, number};
+use super::leaves::{self, Leaves, NestedTables};
 use super::{Bench, Domain};
 use crate::arguments::{parse_mib, parse_svg};
 use crate::svg::{self, PANEL_HEIGHT, PANEL_WIDTH, Panel};
@@ -85,7 +84,7 @@ pub(super) fn run(bench: &Bench, args: &Args, json: &Path) -> Result<()> {
     let mut aims = Vec::new();
     for (op, way, target) in [("give", "given", args.target), ("take", "taken", args.mem)] {
         let before = machine.leaves(0, args.mem / 2)?;
-        let watcher = Watcher::start(&machine, op, args.mem, target);
+        let watcher = Watcher::start(machine.tables()?.clone(), op, args.mem, target);
         let wanted = (args.mem - target) * 256;
         let begun = Instant::now();
         aims.push((begun, target));
@@ -121,6 +120,9 @@ pub(super) fn run(bench: &Bench, args: &Args, json: &Path) -> Result<()> {
     machine.host.event(NAME, "done", LIMIT, |_| true)?;
     std::fs::write(json, serde_json::to_string_pretty(&rows)?)?;
     println!("\n{}", table(&rows));
+    if let ([first, ..], [.., last]) = (&*rows, &*rows) {
+        leaves::ensure_kept(first.leaves_2m_before, last.leaves_2m_after)?;
+    }
     println!("figures: {}", json.display());
     if let Some(file) = &args.plot {
         std::fs::write(file, draw(args.mem, &aims, &samples))?;
@@ -170,16 +172,11 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(machine: &Machine, op: &'static str, mem: u64, target: u64) -> Self {
+    fn start(tables: NestedTables, op: &'static str, mem: u64, target: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let (memory, root) = (machine.memory.clone(), machine.root);
         let thread = std::thread::spawn(move || {
-            let mapped = || {
-                leaves::count(&memory, root, 0, mem / 2)
-                    .ok()
-                    .map(Leaves::mib)
-            };
+            let mapped = || tables.count(0, mem / 2).ok().map(Leaves::mib);
             let first = mapped().unwrap_or(0);
             let bar = ui::bar(op, first.abs_diff(target));
             let mut samples = Vec::new();

@@ -95,6 +95,38 @@ fn machine(qemu: &Qemu, lab: &Lab, size: Size) -> Command {
     command
 }
 
+/// The number in `key=<n>`.
+pub(super) fn number(text: &str, key: &str) -> Result<u64> {
+    text.split_whitespace()
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        .and_then(|value| value.parse().ok())
+        .with_context(|| format!("`{text}` has no number `{key}=`"))
+}
+
+/// What a guest's line is to whoever waits for an event.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard<'a> {
+    /// The event, and what stands behind its name.
+    Awaited(&'a str),
+    /// The guest is not well, whatever it is that is awaited.
+    Bad,
+    Other,
+}
+
+/// Judges a line for whoever waits for `@NAME ...`.
+fn hear<'a>(line: &'a str, name: &str, fits: impl Fn(&str) -> bool) -> Heard<'a> {
+    let Some(event) = line.strip_prefix('@') else {
+        return Heard::Other;
+    };
+    let (event, text) = event.split_once(' ').unwrap_or((event, ""));
+    match event {
+        "panic" | "lost" => Heard::Bad,
+        "verify" if !text.starts_with("ok") => Heard::Bad,
+        _ if event == name && fits(text) => Heard::Awaited(text),
+        _ => Heard::Other,
+    }
+}
+
 impl Host {
     /// Boots Xen, waits for the first domain's prompt.
     ///
@@ -248,7 +280,8 @@ impl Host {
     }
 
     /// Waits for an event `@NAME ...` of a guest; returns what stands behind the
-    /// name, and when it came. Other lines before it are dropped.
+    /// name, and when it came. Other lines before it are dropped, but those of a
+    /// guest that lost memory, found it damaged, or panicked are an error.
     pub(super) fn event(
         &mut self,
         guest: &str,
@@ -259,17 +292,10 @@ impl Host {
         let deadline = Instant::now() + limit;
         loop {
             while let Some((at, line)) = self.guests.get_mut(guest).and_then(VecDeque::pop_front) {
-                let Some(event) = line.strip_prefix('@') else {
-                    continue;
-                };
-                let (event, text) = event.split_once(' ').unwrap_or((event, ""));
-                let bad = ["panic", "lost"].contains(&event)
-                    || (event == "verify" && !text.starts_with("ok"));
-                if bad && event != name {
-                    bail!("{guest}: @{event} {text}\n{}", self.tail());
-                }
-                if event == name && fits(text) {
-                    return Ok((at, text.to_owned()));
+                match hear(&line, name, &fits) {
+                    Heard::Awaited(text) => return Ok((at, text.to_owned())),
+                    Heard::Bad => bail!("{guest}: {line}\n{}", self.tail()),
+                    Heard::Other => {}
                 }
             }
             let next = self.next(deadline);
@@ -358,5 +384,42 @@ impl Drop for Host {
         // Gone already is what we want.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_bad_whatever_is_awaited() {
+        let any = |_: &str| true;
+        for line in [
+            "@verify FAIL kept",
+            "@verify",
+            "@lost frames=1",
+            "@panic at",
+        ] {
+            for name in ["verify", "balloon", "lost", "panic"] {
+                assert_eq!(hear(line, name, any), Heard::Bad, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn events_are_told_apart() {
+        let whole = |text: &str| text.starts_with("actual=0 ");
+        let heard = hear("@balloon actual=0 target=0", "balloon", whole);
+        assert_eq!(heard, Heard::Awaited("actual=0 target=0"));
+        for line in [
+            "@balloon actual=9 target=0",
+            "@verify ok frames=1",
+            "balloon",
+        ] {
+            assert_eq!(hear(line, "balloon", whole), Heard::Other, "{line}");
+        }
+        assert_eq!(hear("@done", "done", |_| true), Heard::Awaited(""));
+        assert_eq!(number("a=1 balloon=20", "balloon").unwrap(), 20);
+        assert!(number("balloons=20", "balloon").is_err());
     }
 }

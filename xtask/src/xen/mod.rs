@@ -15,7 +15,6 @@ mod host;
 mod initramfs;
 mod leaves;
 mod packages;
-mod smoke;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,12 +48,6 @@ pub(crate) enum Task {
     },
     /// Ask a domain for most of its memory with `xl mem-set`, and give it back.
     Demo(demo::Args),
-    /// Boot one PVH domain, balloon it down and up, and check its data.
-    Smoke {
-        /// The domain's memory in MiB.
-        #[arg(long, default_value_t = 64)]
-        mem: u64,
-    },
     /// Boot Xen for Arm with a domain that tries the hypercalls there.
     Arm64,
 }
@@ -73,7 +66,6 @@ pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<bool> {
             let bench = Bench::prepare(workspace, &mut runner)?;
             demo::run(&bench, args, &workspace.output("xen-demo.json")?)?;
         }
-        Task::Smoke { mem } => smoke::run(&Bench::prepare(workspace, &mut runner)?, *mem)?,
         Task::Test { filter, newest } => {
             let mut bench = Bench::prepare(workspace, &mut runner)?;
             if *newest {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::guest::Domain;
-use super::host::{Host, Size};
+use super::host::{Host, Size, number};
 use super::{Bench, alone};
 use crate::exec::Runner;
 
@@ -21,6 +21,8 @@ use crate::exec::Runner;
 const LIMIT: Duration = Duration::from_secs(180);
 /// Frames of a MiB.
 const MIB: u64 = 256;
+/// Superpages of a domain of 64 MiB.
+const SUPERPAGES: u64 = 32;
 /// Frames beside the memory map that a domain is charged for.
 const SPECIAL: u64 = 16;
 
@@ -217,14 +219,6 @@ fn charged(host: &mut Host, name: &str) -> Result<u64> {
         .and_then(|word| word.parse().ok())
         .context("`xl list` has no memory column")?;
     Ok(mib * MIB)
-}
-
-/// The number in `key=<n>`.
-pub(super) fn number(text: &str, key: &str) -> Result<u64> {
-    text.split_whitespace()
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-        .and_then(|value| value.parse().ok())
-        .with_context(|| format!("`{text}` has no number `{key}=`"))
 }
 
 /// What the guest counts, and that it has lost nothing.
