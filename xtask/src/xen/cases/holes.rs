@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use super::{LIMIT, MIB, ask, create, number, quit, reached, scatter};
+use super::{LIMIT, MIB, SUPERPAGES, ask, create, number, quit, reached, scatter, stats};
 use crate::xen::host::Host;
+use crate::xen::leaves::NestedTables;
 
 /// By move, on a PVH domain: the content comes along.
 pub(super) fn moves(host: &mut Host) -> Result<()> {
@@ -56,22 +57,40 @@ fn trades(host: &mut Host, name: &str) -> Result<()> {
 
 /// By move.
 pub(super) fn compact(host: &mut Host) -> Result<()> {
-    gather(host, "compact")
+    create(host, "compact")?;
+    let tables = NestedTables::find(host)?;
+    gather(host, "compact", Some(&tables))
 }
 
 /// By exchange.
 pub(super) fn pv_compact(host: &mut Host) -> Result<()> {
-    gather(host, "pv-compact")
+    create(host, "pv-compact")?;
+    gather(host, "pv-compact", None)
 }
 
-/// A balloon of single frames is gathered: every superpage that can be
-/// made of free memory is, and the data in use stays what it was.
-fn gather(host: &mut Host, name: &str) -> Result<()> {
-    create(host, name)?;
+/// A balloon of superpages and single frames gives back its superpages first. The
+/// rest is gathered: every superpage that can be made of free memory is, and the
+/// data in use stays what it was.
+fn gather(host: &mut Host, name: &str, tables: Option<&NestedTables>) -> Result<()> {
+    let mapped = || tables.map(|tables| tables.count(0, SUPERPAGES)).transpose();
+    host.must(&format!("xl mem-set {name} 56m"), LIMIT)?;
+    reached(host, name, 8 * MIB)?;
     scatter(host, name)?;
+    host.must(&format!("xl mem-set {name} 40m"), LIMIT)?;
+    reached(host, name, 24 * MIB)?;
+    published(host, name, "4")?;
+    let mixed = mapped()?;
+    let before = number(&stats(host, name)?, "taken_2m")?;
     host.must(&format!("xl mem-set {name} 48m"), LIMIT)?;
     reached(host, name, 16 * MIB)?;
-    published(host, name, "4")?;
+    let taken = number(&stats(host, name)?, "taken_2m")? - before;
+    ensure!(taken == 4, "{taken} superpages taken of the 4 given");
+    if let (Some(mixed), Some(now)) = (mixed, mapped()?) {
+        ensure!(
+            now.superpages == mixed.superpages + 4 && now.frames == mixed.frames,
+            "{mixed:?} before 4 superpages came, {now:?} after"
+        );
+    }
     ask(host, name, "free", "freed")?;
     let report = ask(host, name, "compact", "compacted")?;
     host.event(name, "verify", LIMIT, |text| text.starts_with("ok"))?;

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::{LIMIT, MIB, SPECIAL, charged, create, number, quit, reached, stats};
+use super::{LIMIT, MIB, SPECIAL, SUPERPAGES, charged, create, number, quit, reached, stats};
 use crate::sim::tour;
 use crate::xen::host::Host;
+use crate::xen::leaves::{self, NestedTables};
 
 fn write_target(host: &mut Host, name: &str, value: &str) -> Result<()> {
     let command =
@@ -23,9 +24,9 @@ fn rests(host: &mut Host, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Down and up by `xl mem-set`, seen by Xen too, and asleep in the end.
-fn round(host: &mut Host, name: &str) -> Result<String> {
-    create(host, name)?;
+/// Down and up by `xl mem-set`, seen by Xen too, and asleep in the end. Each size
+/// in MiB is also shown to `look`.
+fn round(host: &mut Host, name: &str, look: impl Fn(u64) -> Result<()>) -> Result<String> {
     for mib in [40, 24, 64, 32, 64] {
         host.must(&format!("xl mem-set {name} {mib}m"), LIMIT)?;
         reached(host, name, (64 - mib) * MIB)?;
@@ -34,14 +35,27 @@ fn round(host: &mut Host, name: &str) -> Result<String> {
             charged.abs_diff(mib * MIB) <= SPECIAL + MIB,
             "{mib} MiB wanted, {charged} frames charged"
         );
+        look(mib)?;
     }
     rests(host, name)?;
     stats(host, name)
 }
 
-/// A PVH domain gives and takes whole superpages only.
+/// A PVH domain gives and takes whole superpages only: so says the guest, and so
+/// say its nested page tables.
 pub(super) fn cycle(host: &mut Host) -> Result<()> {
-    let stats = round(host, "cycle")?;
+    create(host, "cycle")?;
+    let tables = NestedTables::find(host)?;
+    let full = tables.count(0, SUPERPAGES)?;
+    let stats = round(host, "cycle", |mib| {
+        let now = tables.count(0, SUPERPAGES)?;
+        ensure!(
+            now.mib().abs_diff(mib) <= 1,
+            "{mib} MiB wanted, {now:?} mapped"
+        );
+        let kept = full.superpages.saturating_sub((64 - mib) / 2);
+        leaves::ensure_kept(kept, now.superpages)
+    })?;
     for key in ["given_4k", "taken_4k", "downgrades", "short"] {
         ensure!(number(&stats, key)? == 0, "{stats}");
     }
@@ -50,7 +64,8 @@ pub(super) fn cycle(host: &mut Host) -> Result<()> {
 
 /// A PV domain gives machine frames and takes superpages.
 pub(super) fn pv_cycle(host: &mut Host) -> Result<()> {
-    let stats = round(host, "pv-cycle")?;
+    create(host, "pv-cycle")?;
+    let stats = round(host, "pv-cycle", |_| Ok(()))?;
     for key in ["given_2m", "taken_4k", "short"] {
         ensure!(number(&stats, key)? == 0, "{stats}");
     }
@@ -90,8 +105,12 @@ pub(super) fn pv_storm(host: &mut Host) -> Result<()> {
 
 fn weather(host: &mut Host, name: &str) -> Result<()> {
     create(host, name)?;
+    let before = number(&stats(host, name)?, "store_events")?;
     host.must(&format!("storm {name} 34816"), LIMIT)?;
     reached(host, name, 30 * MIB)?;
+    let heard = number(&stats(host, name)?, "store_events")? - before;
+    // One target makes about six, and what comes at once is one event.
+    ensure!(heard >= 30, "{heard} events for 61 targets: no storm");
     for mib in [30, 64, 26, 60, 28, 64] {
         host.must(&format!("xl mem-set {name} {mib}m"), LIMIT)?;
     }
