@@ -98,8 +98,21 @@ pub(super) fn reports(site: &Site<'_>) -> Result<()> {
         check_whole(vm)?;
         resize(vm, 512 * MIB)?;
         check_whole(vm)?;
+        rests(vm)?;
         vm.finish()
     })
+}
+
+/// Nothing wakes the balloon when all is reported.
+fn rests(vm: &mut Vm) -> Result<()> {
+    let woken = |vm: &mut Vm| stats(vm)?.number("balloon_wakeups");
+    // What came back in the end is looked at once more.
+    std::thread::sleep(Duration::from_secs(2));
+    let before = woken(vm)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let woken = woken(vm)? - before;
+    ensure!(woken == 0, "{woken} wake-ups by the balloon at rest");
+    Ok(())
 }
 
 /// Waits until the guest has so many bytes reported and answered, and returns how many it has.

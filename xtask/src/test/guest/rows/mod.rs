@@ -168,6 +168,9 @@ fn ways(release: Release, board: Board) -> &'static [Interrupts] {
 
 const MEMORY_MIB: u64 = 192;
 
+/// An interrupt for an answer, as QEMU traces it: device and queue.
+const INTERRUPT: &str = "virtio_notify";
+
 impl Row {
     /// The feature bits that both sides are to agree on.
     fn features(&self) -> u64 {
@@ -219,6 +222,7 @@ impl Row {
         let switch = |on, off, option| if options.has(option) { on } else { off };
         let mut machine = site
             .machine(MEMORY_MIB)
+            .trace(INTERRUPT)
             .balloon_option(switch("page-poison=on", "page-poison=off", POISON))
             .balloon_option(switch("deflate-on-oom=on", "deflate-on-oom=off", OOM))
             .balloon_option(switch("event_idx=on", "event_idx=off", EVENT_IDX))
