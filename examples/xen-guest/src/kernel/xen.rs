@@ -110,8 +110,15 @@ pub(super) unsafe fn begin() -> Xen {
     *XEN.call_once(|| xen)
 }
 
-/// Connects to the domain's rings and interrupts.
+/// Connects to the domain's rings and interrupts. Nothing interrupts before that
+/// is done: an event that came earlier would be raised again and again, as nobody
+/// could take it.
 pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
+    interrupts::on_event(on_event);
+    critical_section::with(|_| tie(boot))
+}
+
+fn tie(boot: &BootInfo) -> Result<Ties, XenError> {
     if let Some(pv::Domain {
         platform,
         shared_info,
@@ -138,7 +145,6 @@ pub(super) fn connect(boot: &BootInfo) -> Result<Ties, XenError> {
         platform,
     };
     ties.listen(events, &mut second::rest())?;
-    interrupts::on_event(on_event);
     Ok(ties)
 }
 
@@ -191,6 +197,8 @@ impl Ties {
             // A port that is gone will be silent; the desk asks by the clock.
             let _ = xen.unmask(port);
         }
+        // What came before there was a state: Xen raises no more until it is taken.
+        take_events();
         call_store();
         Ok(())
     }
@@ -230,6 +238,12 @@ pub(super) fn store_called() -> bool {
 
 /// Events are pending: called with interrupts off.
 pub(super) fn on_event() {
+    // In any case: the local APIC holds back the next one until then.
+    upcall::end();
+    take_events();
+}
+
+fn take_events() {
     critical_section::with(|cs| {
         let mut state = STATE.borrow_ref_mut(cs);
         let Some(State {
@@ -241,7 +255,6 @@ pub(super) fn on_event() {
         else {
             return;
         };
-        upcall::end();
         events.take_pending(|port| {
             if Some(port) == *store {
                 STORE_EVENTS.fetch_add(1, Ordering::Relaxed);
