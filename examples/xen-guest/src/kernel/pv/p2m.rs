@@ -61,6 +61,9 @@ impl P2m {
         let _ = self.changes.push(EntryUpdate::new(place, entry));
     }
 
+    /// Hands the changes to Xen. A refusal is the end of this kernel: frames
+    /// Hands the changes to Xen. A refusal is the end of this kernel: it would give
+    /// frames that its page tables still map.
     fn write(&mut self) {
         // SAFETY: frames that leave are free, those that come have no other use.
         if let Err(error) = unsafe { self.xen.update_entries(&self.changes) } {
@@ -89,6 +92,10 @@ impl FrameMap for P2m {
     }
 
     fn commit(&mut self) {
+        // The last change since the last commit is always still here.
+        if self.changes.is_empty() {
+            return;
+        }
         self.write();
         if let Err(error) = self.xen.flush_tlb() {
             panic!("page tables: {error}");
