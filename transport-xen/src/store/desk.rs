@@ -69,8 +69,8 @@ pub enum Notice {
     /// one that stood in the store then, be it another than was told before.
     Acknowledged(ShutdownRequest),
     /// There is no request to acknowledge any more, or the store does not let
-    /// it be done: the domain goes on. One that still stands is told again, in
-    /// the latter case not before [`DeskPolicy::cap`] is over.
+    /// it be done: the domain goes on. One that still stands is told again: in
+    /// the latter case when [`DeskPolicy::cap`] is over, if not by an event.
     Withdrawn,
 }
 
