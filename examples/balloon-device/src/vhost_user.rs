@@ -2,8 +2,9 @@
 //! a device of its own.
 //!
 //! The front end keeps queues and memory; both are lent to the [`Device`] for each
-//! kick, and again as long as a guest refills them: no turn is without end. The `vhost` crate has no message by which a back end says that its
-//! configuration has changed, so the driver has to look for its target
+//! kick, and again for as long as a guest refills them: no turn is without end. The
+//! `vhost` crate has no message by which a back end says that its configuration has
+//! changed, so the driver has to look for its target
 //! ([`Policy::polled`](transport_virtio::Policy::polled)), and the front end has to pass
 //! each look on.
 
