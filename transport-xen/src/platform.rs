@@ -53,6 +53,9 @@ impl Platform {
     /// `events` is the page at `at`: a ballooned frame or one that never was
     /// RAM costs nothing, memory behind it would be freed.
     ///
+    /// With interrupts off, until the handler is in place and pending events have
+    /// been taken once: one from before is announced again and again.
+    ///
     /// # Errors
     /// See [`PlatformError`]; a ring that is not there is no error.
     pub fn connect(
