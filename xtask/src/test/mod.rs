@@ -97,7 +97,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "unit",
-        budget: minutes(6),
+        budget: minutes(5),
         about: "unit, contract, property and doc tests",
         run: Run::Whole(host::test),
     },
@@ -151,7 +151,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "qemu",
-        budget: minutes(4),
+        budget: minutes(5),
         about: "guests on two QEMUs and five boards of two architectures",
         run: Run::Rows(guest::boot),
     },
