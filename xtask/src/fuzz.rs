@@ -22,6 +22,10 @@ pub(crate) struct Args {
     /// How long.
     #[arg(long, default_value_t = 60, value_name = "N")]
     seconds: u64,
+    /// Without the address sanitizer and without tracing comparisons: many times as many executions,
+    /// for long campaigns against safe code.
+    #[arg(long)]
+    fast: bool,
 }
 
 /// Fuzzes one target.
@@ -39,7 +43,13 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let limit = Duration::from_secs(args.seconds + 1800);
     let mut runner = Runner::new(workspace.output("log/fuzz.log")?, bar.clone(), limit)?;
     set_up(workspace, &mut runner)?;
-    let summary = fuzz(workspace, &mut runner, &args.target, args.seconds)?;
+    let summary = fuzz(
+        workspace,
+        &mut runner,
+        &args.target,
+        args.seconds,
+        args.fast,
+    )?;
     ui::finish(&bar, &format!("{}: {summary}", args.target));
     Ok(())
 }
@@ -68,16 +78,23 @@ pub(crate) fn targets(workspace: &Workspace) -> Result<BTreeSet<String>> {
     Ok(built)
 }
 
-/// Builds a target with its sanitizer and runs it. Returns what libFuzzer says at the end.
+/// Builds a target, with its sanitizer unless it is to be `fast`, and runs it. Returns what libFuzzer
+/// says at the end.
 pub(crate) fn fuzz(
     workspace: &Workspace,
     runner: &mut Runner,
     target: &str,
     seconds: u64,
+    fast: bool,
 ) -> Result<String> {
     let shell = workspace.shell()?;
     let toolchain = format!("+{NIGHTLY}");
-    let folder = workspace.target().join("fuzz");
+    let (folder, build): (_, &[&str]) = if fast {
+        ("fuzz-fast", &["--sanitizer=none", "--no-trace-compares"])
+    } else {
+        ("fuzz", &[])
+    };
+    let folder = workspace.target().join(folder);
     let time = format!("-max_total_time={seconds}");
     // The committed corpus is what `cargo test` replays: what grows from it goes to a copy.
     let grown = workspace.output(&format!("corpus/{target}"))?;
@@ -89,7 +106,7 @@ pub(crate) fn fuzz(
     }
     let output = runner.run(cmd!(
         shell,
-        "cargo {toolchain} fuzz run --target-dir {folder} {target} {corpora...} -- {time} -print_final_stats=1"
+        "cargo {toolchain} fuzz run --target-dir {folder} {build...} {target} {corpora...} -- {time} -print_final_stats=1"
     ))?;
     let done = output.lines().find_map(|line| line.strip_prefix("Done "));
     let done = done.with_context(|| format!("libFuzzer did not finish {target}"))?;

@@ -29,7 +29,7 @@ pub(super) fn smoke(workspace: &Workspace, runner: &mut Runner) -> Result<String
     let replayed = passed(&output);
     ensure!(replayed > 0, "no test replays a corpus in fuzz/");
     for target in &targets {
-        fuzz::fuzz(workspace, runner, target, seconds(target))?;
+        fuzz::fuzz(workspace, runner, target, seconds(target), false)?;
     }
     let spent: u64 = targets.iter().map(|target| seconds(target)).sum();
     Ok(format!(
