@@ -1,20 +1,16 @@
 //! What an observer may want to log or count.
 //!
 //! The engine writes down what happens and calls nobody: it may be deep in an
-//! interrupt. Whoever steps it hands the events on afterwards, to one closure,
-//! with the engine at rest ([`Engine::drain_events`]).
-//!
-//! [`Engine::drain_events`]: crate::Engine::drain_events
+//! interrupt. Whoever steps it takes the events by value afterwards
+//! ([`Engine::take_events`](crate::Engine::take_events)) and shows them with no lock held.
 
 use core::fmt;
 
-use crate::source::Stop;
+use crate::source::Shortage;
 use crate::status::Progress;
 use crate::units::{FrameCount, Order};
 
-/// Something worth a line in a log; see [`Engine::drain_events`].
-///
-/// [`Engine::drain_events`]: crate::Engine::drain_events
+/// Something worth a line in a log; see [`Events`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -30,9 +26,9 @@ pub enum Event {
     Downgraded {
         /// The unit given up.
         from: Order,
-        /// Why the source had none; [`Stop::Enough`] if what was left to give
+        /// Why the source had none; [`Shortage::None`] if what was left to give
         /// was less than a block.
-        reason: Stop,
+        reason: Shortage,
     },
     /// All given blocks are whole again: back to this unit.
     Upgraded(Order),
@@ -93,42 +89,68 @@ impl fmt::Display for Event {
     }
 }
 
-/// The last few events; the oldest fall out and are counted.
-#[derive(Debug)]
-pub(crate) struct Events {
-    ring: [Option<Event>; Self::LEN],
-    next: usize,
+/// What happened since an observer last asked, oldest first: at most sixteen different
+/// events, each with how often it came.
+///
+/// A copy, so that whoever shows it holds no lock. An event that came again stands where it
+/// came last. If more fell out, [`Event::Lost`] stands first.
+#[derive(Clone, Copy, Debug)]
+pub struct Events {
+    kept: [(Event, u32); Self::LEN],
+    len: usize,
     lost: u32,
 }
 
 impl Events {
+    /// The most different events that are kept.
     pub(crate) const LEN: usize = 16;
 
     pub(crate) const fn new() -> Self {
         Self {
-            ring: [None; Self::LEN],
-            next: 0,
+            kept: [(Event::Lost(0), 0); Self::LEN],
+            len: 0,
             lost: 0,
         }
     }
 
-    pub(crate) fn push(&mut self, event: Event) {
-        if let Some(place) = self.ring.get_mut(self.next) {
-            self.lost = self.lost.saturating_add(place.is_some().into());
-            *place = Some(event);
-        }
-        self.next = (self.next + 1) % Self::LEN;
+    /// Whether nothing happened.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
-    /// Shows and forgets all, oldest first.
-    pub(crate) fn drain(&mut self, mut observer: impl FnMut(Event)) {
-        let lost = core::mem::take(&mut self.lost);
-        if lost > 0 {
-            observer(Event::Lost(lost));
+    /// Each event with how often it came.
+    pub fn iter(&self) -> impl Iterator<Item = (Event, u32)> {
+        let lost = (self.lost > 0).then_some((Event::Lost(self.lost), 1));
+        let kept = self.kept.get(..self.len).unwrap_or_default();
+        lost.into_iter().chain(kept.iter().copied())
+    }
+
+    pub(crate) fn push(&mut self, event: Event) {
+        let kept = self.kept.get_mut(..self.len).unwrap_or_default();
+        let same = kept.iter().position(|&(other, _)| other == event);
+        // The same one moves to the end, or the oldest falls out of a full row.
+        let gap = same.or((self.len == Self::LEN).then_some(0));
+        let Some((gap, rest)) = gap.and_then(|at| kept.get_mut(at..)?.split_first_mut()) else {
+            if let Some(place) = self.kept.get_mut(self.len) {
+                *place = (event, 1);
+                self.len += 1;
+            }
+            return;
+        };
+        let times = match same {
+            Some(_) => gap.1.saturating_add(1),
+            None => {
+                self.lost = self.lost.saturating_add(gap.1);
+                1
+            }
+        };
+        let mut hole = gap;
+        for next in rest {
+            *hole = *next;
+            hole = next;
         }
-        let (newer, older) = self.ring.split_at_mut(self.next);
-        let kept = older.iter_mut().chain(newer);
-        kept.filter_map(Option::take).for_each(observer);
+        *hole = (event, times);
     }
 }
 
@@ -138,24 +160,34 @@ mod tests {
 
     use super::*;
 
-    fn drained(events: &mut Events) -> Vec<Event> {
-        let mut seen = Vec::new();
-        events.drain(|event| seen.push(event));
-        seen
+    fn target(size: u64) -> Event {
+        Event::Target(FrameCount::new(size))
+    }
+
+    fn events(sizes: impl Iterator<Item = u64>) -> Vec<(Event, u32)> {
+        let mut events = Events::new();
+        sizes.for_each(|size| events.push(target(size)));
+        events.iter().collect()
     }
 
     #[test]
     fn the_oldest_comes_first_and_falls_out_first() {
-        let target = |size| Event::Target(FrameCount::new(size));
-        let mut events = Events::new();
-        assert_eq!(drained(&mut events), []);
         let most = Events::LEN as u64;
-        (0..most).for_each(|size| events.push(target(size)));
-        assert!(drained(&mut events).into_iter().eq((0..most).map(target)));
-        (0..most + 3).for_each(|size| events.push(target(size)));
-        let lost = core::iter::once(Event::Lost(3));
-        let kept = lost.chain((3..most + 3).map(target));
-        assert!(drained(&mut events).into_iter().eq(kept));
-        assert_eq!(drained(&mut events), []);
+        assert_eq!(events(0..0), []);
+        let all = (0..most).map(|size| (target(size), 1));
+        assert!(events(0..most).into_iter().eq(all));
+        let kept = (3..most + 3).map(|size| (target(size), 1));
+        let lost = core::iter::once((Event::Lost(3), 1));
+        assert!(events(0..most + 3).into_iter().eq(lost.chain(kept)));
+    }
+
+    #[test]
+    fn equal_events_are_one_that_came_more_than_once() {
+        let flood = (0..500).map(|turn| turn % 2);
+        assert_eq!(events(flood), [(target(0), 250), (target(1), 250)]);
+        assert_eq!(
+            events([7, 8, 9, 7].into_iter()),
+            [(target(8), 1), (target(9), 1), (target(7), 2)]
+        );
     }
 }

@@ -9,7 +9,9 @@ extern crate alloc;
 #[cfg(any(test, loom))]
 extern crate std;
 
+mod backing;
 mod backoff;
+mod balloon;
 mod bitmap;
 mod compact;
 mod engine;
@@ -29,30 +31,36 @@ mod source;
 mod status;
 mod sync;
 #[cfg(any(test, feature = "test-utils"))]
+#[path = "../testkit/mod.rs"]
 pub mod testing;
 mod transport;
 mod units;
 pub mod wire;
 
-pub use backoff::Delays;
-pub use compact::{
-    Compactor, Fragmentation, Isolated, MeanWalk, MigrateError, Migrated, Migrations, NotBallooned,
-    Report, Ticket, TooFewWords, WalkCost, WalkLevels, compactor_words,
-};
-pub use engine::{Engine, MAX_RUNS, Need, Relieved, Resume};
-pub use events::Event;
+pub use backing::Backing;
+pub use backoff::{Delays, is_to_come};
+pub use balloon::{AlreadyStarted, Balloon, Parts};
+pub use compact::kernel::{Isolated, MigrateError, Migrated, NotBallooned, Ticket};
+pub use compact::report::{Fragmentation, MeanWalk, Report, WalkCost, WalkLevels};
+pub use compact::{Compactor, Migrations, TooFewWords, compactor_words};
+pub use engine::Engine;
+pub use engine::lifecycle::Resume;
+pub use engine::relief::{Need, Relief, Relieved};
+pub use engine::table::MAX_RUNS;
+pub use events::{Event, Events};
 pub use ledger::{BitmapLedger, LedgerError, Ledgered, MAX_REGIONS};
-pub use migrate::{Migrate, Migration, Trade};
+pub use migrate::{Migrate, MigrateRequest, Migration};
 pub use pages::{PageAllocator, Paged};
-pub use policy::{Budget, OomRule, Policy, Unit, floor, page_table_reserve};
+pub use policy::{Budget, Granularity, Policy, floor, low_watermark, page_table_reserve};
 pub use remap::RemapList;
 pub use run::{RangeSink, Run};
-pub use shared::{RESERVE_FRAMES, Shared};
+pub use shared::{EMERGENCY_FRAMES, Entered, Shared};
 pub use signal::Signal;
+pub use slots::Request;
 pub use slots::{
-    Claimed, Completer, Exhausted, InFlight, Kind, NotInFlight, Outcome, SlotId, Slots,
+    Claimed, Completer, Exhausted, InFlight, Kind, NotInFlight, Outcome, SlotId, Slots, SlotsId,
 };
-pub use source::{Ask, Backing, FrameSource, GivePath, Ledger, Stop};
+pub use source::{FrameSource, Ledger, Shortage, TakeRequest, Via};
 pub use status::{Blocked, Counters, Pace, Progress, Status, Step};
-pub use transport::{Capabilities, Limits, Request, Transport, TransportError, TransportErrorKind};
+pub use transport::{Capabilities, Limits, Transport, TransportError, TransportErrorKind};
 pub use units::{Bytes, FRAME_SHIFT, FrameCount, FrameRange, Nanos, Order, Pfn};

@@ -1,16 +1,18 @@
 //! A frame source over an allocator of frames in a row.
 //!
 //! Many kernels have no more than that. [`Paged`] asks such an allocator for long
-//! runs first, halves as they run out, and keeps to what an [`Ask`] says.
+//! runs first, halves as they run out, and keeps to what a [`TakeRequest`] says.
 
+use crate::backing::Backing;
 use crate::run::RangeSink;
-use crate::source::{Ask, Backing, FrameSource, Stop};
+use crate::source::{FrameSource, Shortage, TakeRequest};
 use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 /// An allocator of frames in a row.
 pub trait PageAllocator {
     /// Free → allocated: `count` frames in a row, the first one at a multiple of
-    /// `align`. Triggers no relief.
+    /// `align`. Triggers no relief. What lies at and above [`Pfn::LIMIT`] has no number
+    /// here: an allocator that has such frames keeps them to itself.
     fn allocate(&mut self, count: FrameCount, align: Order) -> Option<Pfn>;
 
     /// Allocated → free: any part of what was allocated, or neighbours together.
@@ -22,8 +24,11 @@ pub trait PageAllocator {
 
 /// The allocator `A` as a [`FrameSource`].
 ///
-/// It does not know which frames the host has populated, and refuses nothing:
-/// what the engine puts back is freed.
+/// It does not know which frames the host has populated, so none of them come first,
+/// and refuses nothing:
+/// what the engine puts back is freed. So a transport that clears what it gives clears
+/// all of it. Under Xen's populate-on-demand that one is told to clear nothing until
+/// what is owed is given.
 ///
 /// ```
 /// use balloon_core::{FrameCount, FrameRange, Order, PageAllocator, Paged, Pfn};
@@ -53,42 +58,59 @@ pub trait PageAllocator {
 pub struct Paged<A>(pub A);
 
 impl<A: PageAllocator> FrameSource for Paged<A> {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        let block = ask.order.frames();
+    fn take(&mut self, request: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
+        let block = request.order.frames();
         // No longer run than this was found.
         let mut longest = FrameCount::MAX;
         while !out.is_full() && out.wanted() >= block {
             let free = self.0.available();
-            let spare = free.saturating_sub(ask.keep);
+            let spare = free.saturating_sub(request.min_free);
             if free.is_zero() {
-                return Stop::Empty;
+                return Shortage::Empty;
             }
             if spare < block {
                 let kept = spare < free;
-                return if kept { Stop::Floor } else { Stop::Fragmented };
+                return if kept {
+                    Shortage::Floor
+                } else {
+                    Shortage::Fragmented
+                };
             }
-            let count = longest.min(out.wanted()).min(spare).round_down(ask.order);
-            let start = self.0.allocate(count, ask.order);
+            let count = longest
+                .min(out.wanted())
+                .min(spare)
+                .round_down(request.order);
+            let start = self.0.allocate(count, request.order);
+            if let Some(start) = start
+                && FrameRange::new(start, count).is_none()
+            {
+                // As much of it as has a number.
+                let below = Pfn::LIMIT.get().saturating_sub(start.get());
+                if let Some(low) = FrameRange::new(start, FrameCount::new(below)) {
+                    self.0.free(low);
+                }
+                return Shortage::OutOfReach;
+            }
             let range = start.and_then(|start| FrameRange::new(start, count));
             match range {
-                Some(range) if range.end() <= ask.below => {
+                Some(range) if range.end() <= request.below => {
                     if let Err(range) = out.push(range, Backing::Unknown) {
                         self.0.free(range);
-                        return Stop::Enough;
+                        return Shortage::None;
                     }
                 }
                 Some(high) => {
                     self.0.free(high);
-                    return Stop::Fragmented;
+                    return Shortage::OutOfReach;
                 }
-                None if count == block => return Stop::Fragmented,
+                None if count == block => return Shortage::Fragmented,
                 None => {
                     let half = FrameCount::new(count.get() / 2);
-                    longest = half.round_down(ask.order).max(block);
+                    longest = half.round_down(request.order).max(block);
                 }
             }
         }
-        Stop::Enough
+        Shortage::None
     }
 
     fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
@@ -135,10 +157,10 @@ mod tests {
         }
     }
 
-    fn take(source: &mut Paged<Set>, ask: Ask, wanted: u64) -> (Stop, u64, usize) {
+    fn take(source: &mut Paged<Set>, request: TakeRequest, wanted: u64) -> (Shortage, u64, usize) {
         let mut runs = [Run::ZERO; 64];
         let mut sink = RangeSink::new(&mut runs, FrameCount::new(wanted));
-        let stop = source.take(ask, &mut sink);
+        let stop = source.take(request, &mut sink);
         (stop, sink.frames().get(), sink.runs().len())
     }
 
@@ -150,25 +172,38 @@ mod tests {
     }
 
     #[test]
+    fn frames_around_the_last_number_are_not_forgotten() {
+        let limit = Pfn::LIMIT.get();
+        let mut source = Paged(Set((limit - 6..limit + 2).collect()));
+        let (stop, taken, _) = take(&mut source, TakeRequest::any(Pfn::LIMIT), 8);
+        assert_eq!((stop, taken), (Shortage::OutOfReach, 0));
+        let left = (limit - 6..limit).filter(|pfn| source.0.0.contains(pfn));
+        assert_eq!(left.count(), 6, "what has a number is free again");
+    }
+
+    #[test]
     fn asks_for_long_runs_first_and_says_why_it_stops() {
-        let any = Ask::any(Pfn::LIMIT);
+        let any = TakeRequest::any(Pfn::LIMIT);
         let frames = || Paged(Set((0..64).chain(100..120).collect()));
-        assert_eq!(take(&mut frames(), any, 60), (Stop::Enough, 60, 1));
+        assert_eq!(take(&mut frames(), any, 60), (Shortage::None, 60, 1));
         let (stop, taken, runs) = take(&mut frames(), any, 100);
-        assert_eq!((stop, taken), (Stop::Empty, 84));
+        assert_eq!((stop, taken), (Shortage::Empty, 84));
         assert!(runs <= 4, "{runs} runs out of two");
-        let keep = FrameCount::new(50);
-        let kept = Ask { keep, ..any };
-        assert_eq!(take(&mut frames(), kept, 100).0, Stop::Floor);
+        let min_free = FrameCount::new(50);
+        let kept = TakeRequest { min_free, ..any };
+        assert_eq!(take(&mut frames(), kept, 100).0, Shortage::Floor);
         assert_eq!(take(&mut frames(), kept, 100).1, 34);
         let order = Order::new(4).unwrap();
-        let blocks = Ask { order, ..any };
-        assert_eq!(take(&mut frames(), blocks, 96), (Stop::Fragmented, 64, 1));
+        let blocks = TakeRequest { order, ..any };
+        assert_eq!(
+            take(&mut frames(), blocks, 96),
+            (Shortage::Fragmented, 64, 1)
+        );
         let below = Pfn::new(110);
-        let low = Ask { below, ..any };
+        let low = TakeRequest { below, ..any };
         let mut source = frames();
         let (stop, taken, _) = take(&mut source, low, 84);
-        assert_eq!(stop, Stop::Fragmented);
+        assert_eq!(stop, Shortage::OutOfReach);
         assert!((64..=74).contains(&taken), "{taken} frames");
         let left = source.0.available().get();
         assert_eq!(left, 84 - taken, "what is too high goes back");

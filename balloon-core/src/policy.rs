@@ -10,14 +10,14 @@ use crate::units::{Bytes, FrameCount, Nanos, Order};
 #[non_exhaustive]
 pub struct Policy {
     /// In which blocks frames are given.
-    pub unit: Unit,
+    pub granularity: Granularity,
     /// Targets are rounded down to whole blocks of this order.
     pub round_to: Order,
     /// The balloon never grows beyond this, whatever the host asks.
     pub max_size: FrameCount,
     /// Frames that stay free in the allocator, for page tables above all: see
     /// [`page_table_reserve`].
-    pub keep: FrameCount,
+    pub min_free: FrameCount,
     /// A target missed by no more than this counts as reached.
     pub tolerance: FrameCount,
     /// Retry delays while a target cannot be reached.
@@ -26,23 +26,21 @@ pub struct Policy {
     pub cool_down: Nanos,
     /// The target is read no more often than this.
     pub min_read_interval: Nanos,
-    /// How often to look at the host where it sends no interrupts.
+    /// How often to look at the host where it sends no interrupts; at most once a
+    /// millisecond.
     pub poll: Nanos,
     /// A host that leaves a request unanswered for so long counts as silent.
     pub silent_after: Nanos,
-    /// Which frames may be taken back against the target when memory is short
-    /// and the host did not offer deflate-on-OOM.
-    pub oom_rule: OomRule,
-    /// Frames set aside for [`Shared::take_reserve`](crate::Shared::take_reserve),
-    /// at most [`RESERVE_FRAMES`](crate::RESERVE_FRAMES).
-    pub reserve: FrameCount,
+    /// Frames set aside for [`Shared::take_emergency`](crate::Shared::take_emergency),
+    /// at most [`EMERGENCY_FRAMES`](crate::EMERGENCY_FRAMES).
+    pub emergency_pool: FrameCount,
 }
 
 /// In which blocks frames are given to the host, and taken back while there are whole
 /// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Unit {
+pub enum Granularity {
     /// 4 KiB, with neighbours merged: for hosts that map guests in small pages.
     Frames,
     /// Only whole blocks of this order; what is left over stays the guest's.
@@ -52,7 +50,7 @@ pub enum Unit {
     Adaptive,
 }
 
-impl Unit {
+impl Granularity {
     /// The smallest block that may be given.
     pub(crate) const fn smallest(self) -> Order {
         match self {
@@ -62,28 +60,14 @@ impl Unit {
     }
 }
 
-/// Readings of the specification's rule on deflating against the target
-/// without `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`.
-///
-/// The text (virtio 1.3, 5.5.6.1) forbids it while the target is *at or below*
-/// the size, which would forbid ordinary deflation; every driver reads it the
-/// other way round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OomRule {
-    /// Only the surplus above the target may return.
-    Surplus,
-    /// As written: nothing may return while the target is at or below the size.
-    Literal,
-}
-
 impl Policy {
     /// 4 KiB units, no clamp, retries from 250 ms to 64 s, 100 ms polls, silent
     /// after 10 s, 5 s of cool-down, at most 100 target reads a second.
     pub const DEFAULT: Self = Self {
-        unit: Unit::Frames,
+        granularity: Granularity::Frames,
         round_to: Order::FRAME,
         max_size: FrameCount::MAX,
-        keep: FrameCount::ZERO,
+        min_free: FrameCount::ZERO,
         tolerance: FrameCount::ZERO,
         retry: Delays {
             first: Nanos::from_millis(250),
@@ -93,16 +77,35 @@ impl Policy {
         min_read_interval: Nanos::from_millis(10),
         poll: Nanos::from_millis(100),
         silent_after: Nanos::from_secs(10),
-        oom_rule: OomRule::Surplus,
-        reserve: FrameCount::ZERO,
+        emergency_pool: FrameCount::ZERO,
+    };
+
+    /// All zeros, for an engine that was not started.
+    pub(crate) const ZERO: Self = Self {
+        granularity: Granularity::Frames,
+        round_to: Order::FRAME,
+        max_size: FrameCount::ZERO,
+        min_free: FrameCount::ZERO,
+        tolerance: FrameCount::ZERO,
+        retry: Delays {
+            first: Nanos::ZERO,
+            cap: Nanos::ZERO,
+        },
+        cool_down: Nanos::ZERO,
+        min_read_interval: Nanos::ZERO,
+        poll: Nanos::ZERO,
+        silent_after: Nanos::ZERO,
+        emergency_pool: FrameCount::ZERO,
     };
 
     /// The default for a guest of `total` memory: a target that would leave it
-    /// less than [`floor`] is clamped.
+    /// less than [`floor`] is clamped, and what is free is never taken below the
+    /// [`low_watermark`].
     #[must_use]
     pub const fn for_memory(total: FrameCount) -> Self {
         Self {
             max_size: total.saturating_sub(floor(total)),
+            min_free: low_watermark(total),
             ..Self::DEFAULT
         }
     }
@@ -148,10 +151,44 @@ pub const fn floor(total: FrameCount) -> FrameCount {
     FrameCount::new(at.1 + (total - at.0) / 32)
 }
 
+/// Free frames below which a guest of `total` memory counts as short of it: where Linux
+/// wakes its reclaim.
+///
+/// Linux keeps `4 * sqrt(total in KiB)` KiB, between 128 KiB and 256 MiB, for who cannot
+/// wait, and a quarter of that above, or a thousandth of memory if that is more.
+///
+/// ```
+/// use balloon_core::{Bytes, low_watermark};
+///
+/// let kib = |mib: u64| low_watermark(Bytes::new(mib << 20).frames()).bytes().get() >> 10;
+/// assert_eq!([128, 8192].map(kib), [1808, 19972]);
+/// ```
+#[must_use]
+pub const fn low_watermark(total: FrameCount) -> FrameCount {
+    let total = total.get();
+    // The square of 4 * sqrt(KiB), in frames of 4 KiB.
+    let kib = total.saturating_mul(64).isqrt();
+    let kib = if kib < 128 {
+        128
+    } else if kib > 256 << 10 {
+        256 << 10
+    } else {
+        kib
+    };
+    let min = kib / 4;
+    let (quarter, thousandth) = (min / 4, total / 1000);
+    let gap = if quarter > thousandth {
+        quarter
+    } else {
+        thousandth
+    };
+    FrameCount::new(min.saturating_add(gap))
+}
+
 /// L1 page-table frames a kernel needs to fall back from 2 MiB to 4 KiB
 /// mappings of `mapped` memory: one table for each 512 frames, rounded up.
 ///
-/// A kernel that maps with large pages puts this into [`Policy::keep`], less the
+/// A kernel that maps with large pages puts this into [`Policy::min_free`], less the
 /// tables it has already: when a large page has to be split, the table must not be
 /// in the balloon. The engine leaves so many frames free whatever the target, and
 /// so do migrations.
@@ -161,51 +198,95 @@ pub const fn floor(total: FrameCount) -> FrameCount {
 ///
 /// let memory = Bytes::new(8 << 30).frames();
 /// let mut policy = Policy::for_memory(memory);
-/// policy.keep = page_table_reserve(memory); // 16 MiB for 8 GiB
-/// assert_eq!(policy.keep.bytes(), Bytes::new(16 << 20));
+/// policy.min_free = page_table_reserve(memory); // 16 MiB for 8 GiB
+/// assert_eq!(policy.min_free.bytes(), Bytes::new(16 << 20));
 /// ```
 #[must_use]
 pub const fn page_table_reserve(mapped: FrameCount) -> FrameCount {
     FrameCount::new(mapped.get().div_ceil(Order::SUPERPAGE.frames().get()))
 }
 
-/// How much one step may do at most.
+/// How much one step may do at most: so many requests of so many frames.
 ///
-/// A unit is one request: up to [`MAX_RUNS`](crate::MAX_RUNS) runs taken,
-/// submitted, or settled.
+/// A unit is one request, taken, submitted, or settled, or 64 looks at which frames are
+/// free or ballooned. What one request costs is bounded by
+/// [`MAX_RUNS`](crate::MAX_RUNS) and, in [`SMALL`](Self::SMALL), by the frames it moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget(usize);
+pub struct Budget {
+    requests: usize,
+    /// What each request may cost a source, see [`RangeSink::with_effort`](crate::RangeSink).
+    effort: u32,
+    /// Looks paid for.
+    looks: u32,
+}
+
+/// Looks for one unit.
+const LOOKS: u32 = 64;
 
 impl Budget {
-    /// For interrupt context: about a megabyte of scattered frames.
-    pub const SMALL: Self = Self(1);
+    /// For interrupt context: one request, of about 72 scattered frames or 128 MiB in one
+    /// piece. `cargo xtask bench step` counts what it comes to in instructions.
+    pub const SMALL: Self = Self {
+        effort: 72,
+        ..Self::requests(1)
+    };
     /// For a thread of its own.
-    pub const LARGE: Self = Self(256);
+    pub const LARGE: Self = Self::requests(256);
 
-    /// This many requests, at least one.
+    /// This many requests, at least one, as large as the transport takes them.
     #[must_use]
     pub const fn requests(requests: usize) -> Self {
-        Self(if requests == 0 { 1 } else { requests })
+        Self {
+            requests: if requests == 0 { 1 } else { requests },
+            effort: u32::MAX,
+            looks: 0,
+        }
     }
 
-    /// This budget, or `requests` if it is smaller.
-    pub(crate) const fn at_least(self, requests: usize) -> Self {
-        if self.0 < requests {
-            Self(requests)
-        } else {
-            self
+    /// This budget, with `requests` if it has fewer.
+    pub(crate) const fn at_least(mut self, requests: usize) -> Self {
+        if self.requests < requests {
+            self.requests = requests;
         }
+        self
     }
 
     /// Takes one unit; false when the budget is spent.
     pub(crate) fn spend(&mut self) -> bool {
-        let left = self.0 > 0;
-        self.0 -= usize::from(left);
+        let left = self.requests > 0;
+        self.requests -= usize::from(left);
         left
     }
 
+    /// Takes one look; false when the budget is spent.
+    pub(crate) fn spend_look(&mut self) -> bool {
+        if self.looks == 0 {
+            if !self.spend() {
+                return false;
+            }
+            self.looks = LOOKS;
+        }
+        self.looks -= 1;
+        true
+    }
+
     pub(crate) const fn is_spent(self) -> bool {
-        self.0 == 0
+        self.requests == 0
+    }
+
+    /// What one request may cost a source.
+    pub(crate) const fn effort(self) -> u32 {
+        self.effort
+    }
+
+    /// What either side of a batch of pairs may cost one: the frames of both are taken and put in
+    /// their places one by one, and those of two batches in one step.
+    pub(crate) const fn effort_for_pairs(self) -> u32 {
+        if self.effort == u32::MAX {
+            self.effort
+        } else {
+            self.effort / 8
+        }
     }
 }
 

@@ -35,13 +35,12 @@
 use core::fmt;
 
 use crate::run::Run;
-use crate::source::GivePath;
+use crate::source::Via;
 use crate::sync::{AtomicU32, Ordering, Site, at};
-use crate::transport::Request;
 use crate::units::FrameCount;
 
 /// What a request is about; each kind owns its own slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Kind {
     /// Frames given to the host against the target.
@@ -54,7 +53,7 @@ pub enum Kind {
     Report,
     /// Memory statistics.
     Statistics,
-    /// Ballooned frames traded for free ones in one go.
+    /// Ballooned frames migrated for free ones in one go.
     Migrate,
 }
 
@@ -72,6 +71,23 @@ impl Kind {
             Self::Migrate => 5,
         }
     }
+}
+
+/// One request: frames to be given by a path, or taken back.
+///
+/// Made by [`InFlight::request`]: no request can be
+/// submitted whose slot is not in flight.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Request<'a> {
+    /// What it is about, and whose slot it occupies.
+    pub kind: Kind,
+    /// The path of an inflation; [`Via::Inflate`] for every other kind.
+    pub via: Via,
+    /// The slot in flight.
+    pub slot: SlotId,
+    /// The frames, sorted by rising address, within the path's [`Limits`](crate::Limits).
+    pub runs: &'a [Run],
 }
 
 /// One slot of a kind, `0..N`.
@@ -106,6 +122,10 @@ pub enum Outcome {
     Whole,
     /// Only the first so many frames (Xen answers so); the rest is untouched.
     Partial(FrameCount),
+    /// Of a migration: the first so many pairs, and of the next one the host has both
+    /// frames. Xen takes the new frame out before it finds that it cannot put it in
+    /// place of the old one; the rest is untouched.
+    Torn(FrameCount),
 }
 
 impl Outcome {
@@ -113,9 +133,15 @@ impl Outcome {
     #[must_use]
     pub const fn frames(self, asked: FrameCount) -> FrameCount {
         match self {
-            Self::Partial(done) if done.get() < asked.get() => done,
-            Self::Whole | Self::Partial(_) => asked,
+            Self::Partial(done) | Self::Torn(done) if done.get() < asked.get() => done,
+            Self::Whole | Self::Partial(_) | Self::Torn(_) => asked,
         }
+    }
+
+    /// Frames that the host got by a migration of `asked` pairs.
+    pub(crate) fn given(self, asked: FrameCount) -> FrameCount {
+        let torn = FrameCount::new(u64::from(matches!(self, Self::Torn(_))));
+        self.frames(asked).saturating_add(torn).min(asked)
     }
 }
 
@@ -165,6 +191,8 @@ const DONE: u32 = 4;
 const STATE_BITS: u32 = 3;
 const STATE_MASK: u32 = (1 << STATE_BITS) - 1;
 const WHOLE: u32 = u32::MAX >> STATE_BITS;
+/// Beside a number of pairs.
+const TORN: u32 = (WHOLE >> 1) + 1;
 
 impl<const N: usize> Slots<N> {
     /// All slots free.
@@ -295,12 +323,18 @@ impl<'a> InFlight<'a> {
         self.0.slot
     }
 
+    /// Whether there is an answer to take.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.0.word.load(Ordering::Relaxed) & STATE_MASK == DONE
+    }
+
     /// The request to submit; there is no other way to make one.
     #[must_use]
-    pub const fn request<'r>(&self, path: GivePath, runs: &'r [Run]) -> Request<'r> {
+    pub const fn request<'r>(&self, via: Via, runs: &'r [Run]) -> Request<'r> {
         Request {
             kind: self.0.kind,
-            path,
+            via,
             slot: self.0.slot,
             runs,
         }
@@ -320,6 +354,7 @@ impl<'a> InFlight<'a> {
         // else can do anything with an answered slot.
         let outcome = match word >> STATE_BITS {
             WHOLE => Outcome::Whole,
+            torn if torn & TORN != 0 => Outcome::Torn(FrameCount::new((torn - TORN).into())),
             frames => Outcome::Partial(FrameCount::new(frames.into())),
         };
         Ok((Claimed(self.0), outcome))
@@ -347,10 +382,20 @@ pub struct Completer<'a> {
     per_kind: usize,
 }
 
+/// By which two [`Completer`]s are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotsId(usize);
+
 impl Completer<'_> {
+    /// Whose slots these are, for a transport whose requests are to be in the same ones.
+    #[must_use]
+    pub fn id(&self) -> SlotsId {
+        SlotsId(self.words.as_ptr().addr())
+    }
+
     /// In flight → done.
     ///
-    /// Partial outcomes from 2^29 - 1 frames up read as [`Outcome::Whole`]: a
+    /// Partial outcomes from 2^28 frames up read as [`Outcome::Whole`]: a
     /// transport that answers partially limits its requests to fewer.
     ///
     /// # Errors
@@ -384,7 +429,8 @@ impl Completer<'_> {
         }
         let frames = match outcome() {
             Outcome::Whole => WHOLE,
-            Outcome::Partial(done) => u32::try_from(done.get()).unwrap_or(WHOLE).min(WHOLE),
+            Outcome::Partial(done) => number(done).unwrap_or(WHOLE),
+            Outcome::Torn(done) => number(done).map_or(WHOLE, |frames| TORN | frames),
         };
         // Release: who takes the answer has the content to itself. Nobody else
         // changes the word of a slot being completed.
@@ -392,6 +438,12 @@ impl Completer<'_> {
         word.store(frames << STATE_BITS | DONE, release);
         Ok(())
     }
+}
+
+/// Frames of an answer, if a word can tell them.
+fn number(frames: FrameCount) -> Option<u32> {
+    let frames = u32::try_from(frames.get()).ok();
+    frames.filter(|&frames| frames < TORN && (TORN | frames) != WHOLE)
 }
 
 /// The decision where two may try: true for the one that wins.

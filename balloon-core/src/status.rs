@@ -14,6 +14,14 @@ pub struct Step {
     pub wake_at: Option<Nanos>,
 }
 
+impl Step {
+    /// Nothing to do.
+    pub(crate) const REST: Self = Self {
+        more: false,
+        wake_at: None,
+    };
+}
+
 /// Where the balloon stands; see [`Engine::status`](crate::Engine::status).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -44,6 +52,8 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
+// `Idle` is zero: see `Balloon::new`.
+#[repr(u8)]
 pub enum Progress {
     /// The host has not said what it wants.
     Idle,
@@ -76,14 +86,19 @@ impl fmt::Display for Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
+// `None` is zero: see `Balloon::new`.
+#[repr(u8)]
 pub enum Blocked {
     /// Free frames are left, but none that fits what the host can be given.
-    Fragmented,
+    Fragmented = 1,
+    /// Free frames are left, but their numbers are higher than the host can be told:
+    /// 32-bit ones end at 16 TiB.
+    OutOfReach,
     /// The kernel keeps the frames that are left, or the target is beyond
     /// [`Policy::max_size`](crate::Policy::max_size).
     Floor,
     /// The frames that are left are set aside:
-    /// [`Policy::keep`](crate::Policy::keep).
+    /// [`Policy::min_free`](crate::Policy::min_free).
     Reserve,
     /// The frames that are left are not the kernel's to give now.
     Pinned,
@@ -102,12 +117,18 @@ pub enum Blocked {
     DeviceSilent,
     /// The device broke the protocol.
     DeviceBroken,
+    /// The device has failed and asks for a reset: frames it was told of stay with it
+    /// until then.
+    DeviceNeedsReset,
+    /// The device is gone: its frames come home, and nothing more is given.
+    DeviceGone,
 }
 
 impl fmt::Display for Blocked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fragmented => "free memory is too fragmented for this host",
+            Self::OutOfReach => "the host cannot be told of the memory that is left",
             Self::Floor => "the kernel keeps the memory that is left",
             Self::Reserve => "the memory that is left is set aside",
             Self::Pinned => "the memory that is left is pinned",
@@ -118,6 +139,8 @@ impl fmt::Display for Blocked {
             Self::Unsupported => "no request of this transport can move it",
             Self::DeviceSilent => "the host does not answer",
             Self::DeviceBroken => "the device broke the protocol",
+            Self::DeviceNeedsReset => "the device asks for a reset",
+            Self::DeviceGone => "the device is gone",
         })
     }
 }

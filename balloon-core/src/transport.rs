@@ -4,29 +4,13 @@
 //! hypercalls, and by the scripted fake behind `test-utils`. A transport keeps
 //! no account of frames and makes no decision about them.
 
+use crate::slots::Request;
 use core::fmt;
 
-use crate::run::Run;
-use crate::slots::{Completer, Kind, SlotId};
-use crate::source::GivePath;
-use crate::units::{FrameCount, Order, Pfn};
+use crate::slots::Completer;
 
-/// One request: frames to be given by a path, or taken back.
-///
-/// Made by [`InFlight::request`](crate::InFlight::request): no request can be
-/// submitted whose slot is not in flight.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Request<'a> {
-    /// What it is about, and whose slot it occupies.
-    pub kind: Kind,
-    /// The path of an inflation; [`GivePath::Told`] for every other kind.
-    pub path: GivePath,
-    /// The slot in flight.
-    pub slot: SlotId,
-    /// The frames, sorted by rising address, within the path's [`Limits`].
-    pub runs: &'a [Run],
-}
+use crate::status::Blocked;
+use crate::units::{FrameCount, Order, Pfn};
 
 /// What one request over a path may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +44,7 @@ pub struct Capabilities {
     pub inflate: Limits,
     /// Giving whole ranges, where the host allows it.
     pub bulk: Option<Limits>,
-    /// Taking back frames given by [`GivePath::Told`].
+    /// Taking back frames given by [`Via::Inflate`](crate::Via::Inflate).
     pub deflate: Limits,
     /// Whether the host announces a changed target and answered requests by
     /// interrupt; if not, the engine asks to be stepped by the clock.
@@ -76,6 +60,9 @@ pub struct Capabilities {
     /// memory is short.
     #[doc(alias = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM")]
     pub deflate_on_oom: bool,
+    /// Whether to give those frames first that hold nothing of the guest's, and not those
+    /// the host has populated: see [`TakeRequest::unpopulated_first`](crate::TakeRequest::unpopulated_first).
+    pub unpopulated_first: bool,
 }
 
 impl Capabilities {
@@ -90,6 +77,7 @@ impl Capabilities {
             unit: Order::FRAME,
             must_tell_host: true,
             deflate_on_oom: false,
+            unpopulated_first: false,
         }
     }
 }
@@ -131,7 +119,7 @@ pub trait Transport {
     fn submit(&mut self, request: Request<'_>, done: Completer<'_>) -> Result<(), Self::Error>;
 
     /// Makes submitted requests visible, and asks for a signal once
-    /// `wake_after` of the requests of each kind in flight are answered.
+    /// `wake_after` of the requests of each kind in flight are answered, or earlier.
     ///
     /// Returns whether that many are answered already, in which case no signal
     /// may come.
@@ -139,6 +127,18 @@ pub trait Transport {
     /// # Errors
     /// When the host cannot be reached; requests stay in flight.
     fn kick(&mut self, wake_after: usize) -> Result<bool, Self::Error>;
+
+    /// Tells the host once more of all requests in flight, whosever they are and
+    /// whatever it asked to be told: a notification may have been lost, with a host
+    /// that was paused, restored, or replaced.
+    ///
+    /// Nothing to do where a request cannot go unseen.
+    ///
+    /// # Errors
+    /// When the host cannot be reached; requests stay in flight.
+    fn notify(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     /// The engine now gives frames in blocks of `unit`: after a downgrade to
     /// 4 KiB, or an upgrade back.
@@ -152,14 +152,18 @@ pub trait Transport {
         Ok(())
     }
 
-    /// Completes the slots of answered requests, without waiting.
+    /// Completes the slots of answered requests, without waiting: how many.
+    ///
+    /// They may be anybody's who submits over this transport. A wish for a signal is
+    /// used up by what is taken up here: it is renewed for the requests left, and
+    /// answers that came too early for it are taken up as well.
     ///
     /// Looks at a bounded number of answers. Those that make no sense (unknown,
     /// twice) are dropped and counted by the transport.
     ///
     /// # Errors
     /// When the host broke the protocol beyond repair.
-    fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error>;
+    fn reap(&mut self, done: Completer<'_>) -> Result<usize, Self::Error>;
 }
 
 /// What went wrong, whatever the transport.
@@ -171,14 +175,38 @@ pub enum TransportErrorKind {
     Full,
     /// The host said no to this request.
     Refused,
+    /// The host lacks what it needs for this request, and each attempt costs the
+    /// guest something: the next one comes after the longest pause.
+    Exhausted,
     /// The transport has no such path or kind.
     Unsupported,
     /// The request exceeds the path's [`Limits`].
     TooLarge,
     /// A value kept changing while it was read.
     Unstable,
-    /// The device broke the protocol or is gone; only a reset helps.
+    /// The device broke the protocol; only a reset helps.
     Broken,
+    /// The device has failed and asks for a reset.
+    NeedsReset,
+    /// Nobody seems to be there: the registers read as those of an empty place, as they
+    /// also do while a device is moved or asleep. The target is read again after a second,
+    /// and a device that is not there then is gone.
+    Absent,
+    /// There is no device any more: none that could still write to a frame.
+    Gone,
+}
+
+impl TransportErrorKind {
+    /// What stands between balloon and host from now on, if the host is not to be
+    /// asked again.
+    pub(crate) const fn end(self) -> Option<Blocked> {
+        match self {
+            Self::Broken => Some(Blocked::DeviceBroken),
+            Self::NeedsReset => Some(Blocked::DeviceNeedsReset),
+            Self::Gone => Some(Blocked::DeviceGone),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for TransportErrorKind {
@@ -186,10 +214,14 @@ impl fmt::Display for TransportErrorKind {
         f.write_str(match self {
             Self::Full => "no room for another request now",
             Self::Refused => "the host refused the request",
+            Self::Exhausted => "the host lacks what it needs for the request",
             Self::Unsupported => "the transport does not offer this",
             Self::TooLarge => "the request exceeds the limits of its path",
             Self::Unstable => "the host kept changing the value while it was read",
             Self::Broken => "the device broke the protocol and needs a reset",
+            Self::NeedsReset => "the device asks for a reset",
+            Self::Absent => "nobody seems to be there",
+            Self::Gone => "the device is gone",
         })
     }
 }
@@ -229,11 +261,15 @@ impl<T: Transport + ?Sized> Transport for &mut T {
         (**self).kick(wake_after)
     }
 
+    fn notify(&mut self) -> Result<(), Self::Error> {
+        (**self).notify()
+    }
+
     fn announce_unit(&mut self, unit: Order) -> Result<(), Self::Error> {
         (**self).announce_unit(unit)
     }
 
-    fn reap(&mut self, done: Completer<'_>) -> Result<(), Self::Error> {
+    fn reap(&mut self, done: Completer<'_>) -> Result<usize, Self::Error> {
         (**self).reap(done)
     }
 }

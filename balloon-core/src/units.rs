@@ -77,6 +77,24 @@ impl FrameCount {
         self.0
     }
 
+    /// This many frames, from a kernel that counts them in a `usize`.
+    #[must_use]
+    pub const fn from_usize(frames: usize) -> Self {
+        Self(frames as u64)
+    }
+
+    /// How many frames, for a kernel that counts them in a `usize`; stops at its largest.
+    #[must_use]
+    pub const fn to_usize(self) -> usize {
+        if self.0 > usize::MAX as u64 {
+            return usize::MAX;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "just compared")]
+        {
+            self.0 as usize
+        }
+    }
+
     /// Whether this is no frame at all.
     #[must_use]
     pub const fn is_zero(self) -> bool {
@@ -133,6 +151,24 @@ impl Bytes {
         self.0
     }
 
+    /// This many bytes, from a kernel that counts them in a `usize`.
+    #[must_use]
+    pub const fn from_usize(bytes: usize) -> Self {
+        Self(bytes as u64)
+    }
+
+    /// How many bytes, for a kernel that counts them in a `usize`; stops at its largest.
+    #[must_use]
+    pub const fn to_usize(self) -> usize {
+        if self.0 > usize::MAX as u64 {
+            return usize::MAX;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "just compared")]
+        {
+            self.0 as usize
+        }
+    }
+
     /// The whole frames that fit.
     #[must_use]
     pub const fn frames(self) -> FrameCount {
@@ -159,6 +195,23 @@ impl Order {
     pub const fn new(order: u8) -> Option<Self> {
         if order <= Self::MAX.0 {
             Some(Self(order))
+        } else {
+            None
+        }
+    }
+
+    /// The smallest order whose blocks hold `count` frames: of an alignment in bytes, that of
+    /// [`Bytes::frames`]. `None` if there is none.
+    #[expect(clippy::cast_possible_truncation, reason = "at most `MAX`")]
+    #[must_use]
+    pub const fn holding(count: FrameCount) -> Option<Self> {
+        let frames = count.get();
+        let order = match frames {
+            0 => 0,
+            _ => u64::BITS - (frames - 1).leading_zeros(),
+        };
+        if order <= Self::MAX.0 as u32 {
+            Some(Self(order as u8))
         } else {
             None
         }
@@ -205,6 +258,23 @@ impl FrameRange {
     #[must_use]
     pub const fn single(pfn: Pfn) -> Option<Self> {
         Self::new(pfn, FrameCount::ONE)
+    }
+
+    /// The whole frames inside a piece of a memory map: its start is rounded up, its end down.
+    ///
+    /// `None` if no whole frame lies inside, or one beyond [`Pfn::LIMIT`].
+    ///
+    /// ```
+    /// use balloon_core::{Bytes, FrameRange};
+    /// let ram = FrameRange::within(0x1800, Bytes::new(0x5000)).unwrap();
+    /// assert_eq!((ram.start().get(), ram.end().get()), (2, 6));
+    /// assert_eq!(FrameRange::within(0x1800, Bytes::new(0x1000)), None);
+    /// ```
+    #[must_use]
+    pub const fn within(address: u64, bytes: Bytes) -> Option<Self> {
+        let start = address.div_ceil(1 << FRAME_SHIFT);
+        let end = address.saturating_add(bytes.get()) >> FRAME_SHIFT;
+        Self::new(Pfn(start), FrameCount(end.saturating_sub(start)))
     }
 
     /// First frame.

@@ -1,19 +1,17 @@
-//! The decorators over a fake host: an engine gets its way through faults, a
-//! trace shows what went on, a recording says it again.
+//! The decorators over a fake host: an engine gets its way through faults,
+//! a recording says it again.
 
 // Safe code alone, and whole programs: hours in an interpreter.
 #![cfg(not(miri))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use core::cell::RefCell;
-
 use balloon_core::testing::{
-    Answers, Call, FakeHost, FakeSource, FakeTrader, FaultInjector, Injection, Odds, Recorder,
-    Recording, Replay, Said, Tracer, check_ledger_laws, check_migrate_laws, check_transport_laws,
+    FakeHost, FakeMigrateHost, FakeSource, FaultInjector, Injection, Odds, Recorder, Recording,
+    Replay, Said, check_ledger_laws, check_migrate_laws, check_transport_laws,
 };
 use balloon_core::{
-    BitmapLedger, Blocked, Budget, Engine, FrameCount, FrameRange, Kind, Ledger, Migration, Nanos,
-    Pfn, Policy, Progress, Shared, Transport, TransportErrorKind,
+    BitmapLedger, Blocked, Budget, Engine, FrameCount, FrameRange, Ledger, Migration, Nanos, Pfn,
+    Policy, Progress, Shared, Transport, TransportErrorKind,
 };
 
 fn range(start: u64, count: u64) -> FrameRange {
@@ -42,7 +40,7 @@ impl Guest {
     fn step(&mut self, transport: &mut impl Transport) -> Progress {
         self.engine
             .step(transport, &mut self.source, self.now, Budget::requests(4));
-        self.source.check(self.shared.reserved());
+        self.source.check(self.shared.emergency_frames());
         self.engine.status(&self.source).progress
     }
 
@@ -69,68 +67,64 @@ fn the_fake_host_keeps_the_laws() {
 
 #[test]
 fn decorators_keep_the_laws_of_what_they_decorate() {
-    let mut injector = FaultInjector::new(FakeTrader::new(Migration::Move));
+    let mut injector = FaultInjector::new(FakeMigrateHost::new(Migration::Move));
     check_transport_laws(&mut injector, range(0x1000, 512), |_| {});
     assert_eq!(injector.injected(), 0);
-    let mut tracer = Tracer::new(FakeTrader::new(Migration::Move), |_| {});
-    check_transport_laws(&mut tracer, range(0x1000, 512), |_| {});
-    let mut recorder = Recorder::new(FakeTrader::new(Migration::Move));
+    let mut recorder = Recorder::new(FakeMigrateHost::new(Migration::Move));
     check_transport_laws(&mut recorder, range(0x1000, 512), |_| {});
-    let mut replay = Replay::new(FakeTrader::new(Migration::Move), Recording::default());
+    let mut replay = Replay::new(FakeMigrateHost::new(Migration::Move), Recording::default());
     check_transport_laws(&mut replay, range(0x1000, 512), |_| {});
 }
 
 #[test]
-fn every_way_to_trade_keeps_the_law() {
+fn every_way_to_migrate_keeps_the_law() {
     for way in [
         Migration::Exchange,
         Migration::Move,
-        Migration::GiveFirst,
-        Migration::TakeFirst,
+        Migration::InflateFirst,
     ] {
         for delayed in [false, true] {
-            let mut trader = FakeTrader::new(way);
-            trader.delayed = delayed;
-            let mut trader = Tracer::new(trader, |_| {});
-            check_migrate_laws(&mut trader, range(0, 512), |_| {});
-            assert!(trader.inner().breaches.is_empty());
+            let mut migrate_host = FakeMigrateHost::new(way);
+            migrate_host.delayed = delayed;
+            check_migrate_laws(&mut migrate_host, range(0, 512), |_| {});
+            assert!(migrate_host.breaches.is_empty());
         }
     }
 }
 
 #[test]
 #[should_panic(expected = "nothing stands in the way")]
-fn a_half_traded_batch_breaks_the_law() {
-    let mut trader = FakeTrader::new(Migration::Exchange);
-    trader.faults.extend([
+fn a_half_migrated_batch_breaks_the_law() {
+    let mut migrate_host = FakeMigrateHost::new(Migration::Exchange);
+    migrate_host.faults.extend([
         balloon_core::testing::Fault::None,
         balloon_core::testing::Fault::Partly(FrameCount::new(3)),
     ]);
-    check_migrate_laws(&mut trader, range(0, 512), |_| {});
+    check_migrate_laws(&mut migrate_host, range(0, 512), |_| {});
 }
 
 /// A ledger that shows frames it does not hold.
 struct Blind(BitmapLedger<Vec<u64>>);
 
 impl Ledger for Blind {
-    fn store(&mut self, range: FrameRange, path: balloon_core::GivePath) -> Result<(), FrameRange> {
-        self.0.store(range, path)
+    fn store(&mut self, range: FrameRange, via: balloon_core::Via) -> Result<(), FrameRange> {
+        self.0.store(range, via)
     }
 
     fn recall(
         &mut self,
-        path: balloon_core::GivePath,
+        via: balloon_core::Via,
         unit: balloon_core::Order,
         out: &mut balloon_core::RangeSink<'_>,
-    ) -> balloon_core::Stop {
-        self.0.recall(path, unit, out)
+    ) -> balloon_core::Shortage {
+        self.0.recall(via, unit, out)
     }
 
-    fn held(&self, path: balloon_core::GivePath) -> FrameCount {
-        self.0.held(path)
+    fn held(&self, via: balloon_core::Via) -> FrameCount {
+        self.0.held(via)
     }
 
-    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, balloon_core::GivePath)> {
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, balloon_core::Via)> {
         self.0.next_held(within)
     }
 }
@@ -239,34 +233,6 @@ fn seeded_faults_keep_no_engine_from_its_target_and_repeat_by_seed() {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }
     assert_ne!(run(1), run(2));
-}
-
-#[test]
-fn a_trace_shows_each_call_with_what_it_carried() {
-    let calls = RefCell::new(Vec::new());
-    let mut guest = Guest::new();
-    let mut host = FakeHost::plain();
-    host.answers = Answers::AtOnce;
-    host.target = FrameCount::new(300);
-    let mut host = Tracer::new(host, |call| calls.borrow_mut().push(call));
-    guest.settle(&mut host);
-    let calls = calls.take();
-    let inflated: u64 = calls
-        .iter()
-        .filter_map(|call| match call {
-            Call::Submit {
-                kind: Kind::Inflate,
-                frames,
-                result: Ok(()),
-                ..
-            } => Some(frames.get()),
-            _ => None,
-        })
-        .sum();
-    assert_eq!(inflated, 300);
-    assert!(calls.contains(&Call::ReadTarget(Ok(FrameCount::new(300)))));
-    assert!(calls.contains(&Call::WriteActual(FrameCount::new(300), Ok(()))));
-    assert!(calls.contains(&Call::Reap(Ok(()))));
 }
 
 #[test]

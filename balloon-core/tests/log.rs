@@ -4,9 +4,7 @@
 use std::sync::Mutex;
 
 use balloon_core::testing::{FakeHost, FakeSource};
-use balloon_core::{
-    Budget, Engine, Event, FrameCount, FrameRange, Nanos, Need, Pfn, Policy, Shared,
-};
+use balloon_core::{Budget, Engine, FrameCount, FrameRange, Nanos, Need, Pfn, Policy, Shared};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 static LINES: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
@@ -42,10 +40,18 @@ fn events_become_lines() {
         .more
     {}
     assert!(LINES.lock().unwrap().is_empty(), "a step calls nobody");
-    engine.drain_events(Event::log);
+    engine
+        .take_events()
+        .iter()
+        .for_each(|(event, _)| event.log());
     let need = Need::frames(FrameCount::new(7));
-    engine.relieve(&mut host, &mut source, need, Nanos::ZERO);
-    engine.drain_events(Event::log);
+    engine
+        .relieve(&mut host, &mut source, need, Nanos::ZERO)
+        .wake(|| {});
+    engine
+        .take_events()
+        .iter()
+        .for_each(|(event, _)| event.log());
     let lines = LINES.lock().unwrap();
     let lines: Vec<(Level, &str)> = lines.iter().map(|(l, line)| (*l, line.as_str())).collect();
     assert_eq!(

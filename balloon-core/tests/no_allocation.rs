@@ -10,10 +10,10 @@ use core::cell::Cell;
 use std::alloc::System;
 
 use balloon_core::{
-    Ask, Backing, BitmapLedger, Budget, Capabilities, Compactor, Completer, Engine, FrameCount,
-    FrameRange, FrameSource, Kind, Ledgered, Limits, Migrate, Migration, Nanos, Need, Order,
-    Outcome, Pfn, Policy, Progress, RangeSink, Request, Resume, Shared, SlotId, Step, Stop, Trade,
-    Transport, TransportErrorKind, Unit,
+    Backing, BitmapLedger, Budget, Capabilities, Compactor, Completer, Engine, FrameCount,
+    FrameRange, FrameSource, Granularity, Kind, Ledgered, Limits, Migrate, MigrateRequest,
+    Migration, Nanos, Need, Order, Outcome, Pfn, Policy, Progress, RangeSink, Request, Resume,
+    Shared, Shortage, SlotId, Step, TakeRequest, Transport, TransportErrorKind,
 };
 
 /// Counts what an armed thread allocates or frees.
@@ -107,19 +107,19 @@ impl Frames {
 }
 
 impl FrameSource for Frames {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+    fn take(&mut self, request: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
         for _ in 0..FRAMES {
             if out.is_full() {
-                return Stop::Enough;
+                return Shortage::None;
             }
-            if self.left <= ask.keep.get() {
-                return Stop::Floor;
+            if self.left <= request.min_free.get() {
+                return Shortage::Floor;
             }
             // Odd, so that every frame has its turn.
             self.at = (self.at + 387) % FRAMES;
-            let count = ask.order.frames();
-            let block = FrameRange::new(Pfn::new(self.at).min(ask.below), count);
-            let Some(block) = block.filter(|block| block.start().is_aligned(ask.order)) else {
+            let count = request.order.frames();
+            let block = FrameRange::new(Pfn::new(self.at).min(request.below), count);
+            let Some(block) = block.filter(|block| block.start().is_aligned(request.order)) else {
                 continue;
             };
             if count <= out.wanted() && self.set(block, false) {
@@ -127,9 +127,9 @@ impl FrameSource for Frames {
             }
         }
         if self.left == 0 {
-            Stop::Empty
+            Shortage::Empty
         } else {
-            Stop::Fragmented
+            Shortage::Fragmented
         }
     }
 
@@ -238,11 +238,13 @@ impl Transport for Host {
         Ok(false)
     }
 
-    fn reap(&mut self, done: Completer<'_>) -> Result<(), TransportErrorKind> {
+    fn reap(&mut self, done: Completer<'_>) -> Result<usize, TransportErrorKind> {
+        let mut answers = 0;
         for (kind, slot) in self.queue.iter_mut().filter_map(Option::take) {
             done.complete(kind, slot, Outcome::Whole).unwrap();
+            answers += 1;
         }
-        Ok(())
+        Ok(answers)
     }
 }
 
@@ -251,12 +253,12 @@ impl Migrate for Host {
         self.way
     }
 
-    fn submit_trade(
+    fn submit_migrate(
         &mut self,
-        trade: Trade<'_>,
+        request: MigrateRequest<'_>,
         done: Completer<'_>,
     ) -> Result<(), TransportErrorKind> {
-        self.accept(Kind::Migrate, trade.slot, done)
+        self.accept(Kind::Migrate, request.slot, done)
     }
 }
 
@@ -292,7 +294,7 @@ impl Guest {
             let step = self
                 .engine
                 .step(&mut self.host, &mut self.source, self.now, budget);
-            self.engine.drain_events(drop);
+            let _ = self.engine.take_events();
             step
         })
     }
@@ -318,15 +320,15 @@ fn the_counter_counts() {
 #[test]
 fn steps_allocate_nothing() {
     for (bulk, late, unit) in [
-        (false, false, Unit::Frames),
-        (false, true, Unit::Frames),
-        (true, true, Unit::Frames),
-        (true, false, Unit::Whole(Order::new(3).unwrap())),
+        (false, false, Granularity::Frames),
+        (false, true, Granularity::Frames),
+        (true, true, Granularity::Frames),
+        (true, false, Granularity::Whole(Order::new(3).unwrap())),
     ] {
         let mut policy = Policy::DEFAULT;
-        policy.unit = unit;
-        policy.reserve = FrameCount::new(8);
-        policy.keep = FrameCount::new(64);
+        policy.granularity = unit;
+        policy.emergency_pool = FrameCount::new(8);
+        policy.min_free = FrameCount::new(64);
         let mut guest = Guest::new(policy);
         (guest.host.bulk, guest.host.late) = (bulk, late);
         for target in [1496, 104, 800, 0] {
@@ -368,7 +370,9 @@ fn relief_allocates_nothing() {
                     now,
                     ..
                 } = &mut guest;
-                engine.relieve(host, source, need, *now)
+                engine
+                    .relieve(host, source, need, *now)
+                    .wake(|| guest.shared.signal().used())
             });
             if need.frames.get() <= 100 {
                 let all = relieved.usable.saturating_add(relieved.coming);
@@ -377,7 +381,7 @@ fn relief_allocates_nothing() {
         }
         unallocated(|| guest.shared.request_relief(FrameCount::new(50)));
         guest.step(Budget::SMALL);
-        unallocated(|| guest.shared.take_reserve());
+        unallocated(|| guest.shared.take_emergency());
     }
 }
 
@@ -386,8 +390,7 @@ fn compaction_allocates_nothing() {
     for (way, late) in [
         (Migration::Move, false),
         (Migration::Exchange, true),
-        (Migration::GiveFirst, true),
-        (Migration::TakeFirst, false),
+        (Migration::InflateFirst, true),
     ] {
         let mut guest = Guest::new(Policy::DEFAULT);
         (guest.host.way, guest.host.late) = (way, late);

@@ -3,11 +3,15 @@
 //! The only place where frames of this crate meet the numbers that are told to a host.
 
 use balloon_core as core_;
-use core_::{Ask, FrameSource, Ledger, RangeSink, Stop};
+use core_::{FrameSource, Ledger, RangeSink};
 
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
-use crate::reserve::{Reserved, TakeEnd};
-use crate::zone::{Backing, GivePath, RangeSink as Sink, TakeAsk, TakeStop, Zone};
+use crate::reserve::{ReserveShortage, Reserved};
+use crate::zone::Zone;
+use crate::zone::add::Backing;
+use crate::zone::alloc::Preference;
+use crate::zone::balloon::{Shortage, TakeRequest, Via};
+use crate::zone::sink::RangeSink as Sink;
 use crate::zones::Zones;
 
 /// A sink of the engine as a sink of the zone, that wants no more than `left` frames.
@@ -24,23 +28,26 @@ impl<'a, 'b> Bridge<'a, 'b> {
         }
     }
 
-    /// A sink that leaves `keep` of `free` frames where they are.
+    /// A sink that leaves `min_free` of `free` frames where they are.
     const fn keeping(
         sink: &'a mut RangeSink<'b>,
         free: FrameCount,
-        keep: core_::FrameCount,
+        min_free: core_::FrameCount,
     ) -> Self {
+        if min_free.is_zero() {
+            return Self::new(sink);
+        }
         Self {
             sink,
-            left: free.get().saturating_sub(keep.get()),
+            left: free.get().saturating_sub(min_free.get()),
         }
     }
 
     /// Why taking stopped: the zone's reason, or because the rest is to be kept.
-    fn stop(self, stop: TakeStop) -> Stop {
+    fn stop(self, stop: Shortage) -> core_::Shortage {
         match stop {
-            TakeStop::Enough if !self.sink.is_full() => Stop::Floor,
-            stop => stop_of(stop),
+            Shortage::None if !self.sink.is_full() => core_::Shortage::Floor,
+            stop => shortage_of(stop),
         }
     }
 }
@@ -76,28 +83,34 @@ const fn range_for(range: FrameRange) -> Option<core_::FrameRange> {
     core_::FrameRange::new(core_::Pfn::new(range.start().get()), count)
 }
 
-const fn path_of(path: core_::GivePath) -> GivePath {
-    match path {
-        core_::GivePath::Told => GivePath::Told,
-        core_::GivePath::Bulk => GivePath::Bulk,
+const fn via_of(via: core_::Via) -> Via {
+    match via {
+        core_::Via::Inflate => Via::Inflate,
+        core_::Via::Bulk => Via::Bulk,
     }
 }
 
-const fn stop_of(stop: TakeStop) -> Stop {
+const fn shortage_of(stop: Shortage) -> core_::Shortage {
     match stop {
-        TakeStop::Enough => Stop::Enough,
-        TakeStop::Fragmented => Stop::Fragmented,
-        TakeStop::Empty => Stop::Empty,
+        Shortage::None => core_::Shortage::None,
+        Shortage::Fragmented => core_::Shortage::Fragmented,
+        Shortage::OutOfReach => core_::Shortage::OutOfReach,
+        Shortage::Again => core_::Shortage::Again,
+        Shortage::Empty => core_::Shortage::Empty,
     }
 }
 
 /// The zone's ask; `None` if its order is above any block's.
-fn ask_of(ask: Ask) -> Option<TakeAsk> {
-    let unit = Order::new(ask.order.get())?;
-    Some(TakeAsk {
+fn request_of(request: core_::TakeRequest) -> Option<TakeRequest> {
+    let unit = Order::new(request.order.get())?;
+    Some(TakeRequest {
         unit,
-        below: Frame::new(ask.below.get()),
-        untouched: true,
+        below: Frame::new(request.below.get()),
+        preference: match request.unpopulated_first {
+            true => Preference::Unpopulated,
+            false => Preference::Populated,
+        },
+        only: false,
     })
 }
 
@@ -105,7 +118,7 @@ fn ask_of(ask: Ask) -> Option<TakeAsk> {
 const fn backing_of(backing: core_::Backing) -> Option<Backing> {
     match backing {
         core_::Backing::Populated => Some(Backing::Populated),
-        core_::Backing::Unpopulated => Some(Backing::Untouched),
+        core_::Backing::Unpopulated => Some(Backing::Unpopulated),
         core_::Backing::Unknown => Some(Backing::Unknown),
         core_::Backing::Partly(_) => None,
     }
@@ -113,14 +126,14 @@ const fn backing_of(backing: core_::Backing) -> Option<Backing> {
 
 macro_rules! glue {
     ([$($generics:tt)*] $name:ty) => {
-        /// Populated frames first, as [`Zone::take`] says. An order above the largest block finds
+        /// Populated frames first, or those that are not, as [`Zone::take`] says. An order above the largest block finds
         /// nothing. `Partly` keeps what is known about each frame.
         impl<$($generics)*> FrameSource for $name {
-            fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-                let keep = ask.keep;
-                let Some(ask) = ask_of(ask) else { return Stop::Fragmented };
-                let mut sink = Bridge::keeping(out, self.free_frames(), keep);
-                let stop = Self::take(self, ask, &mut sink);
+            fn take(&mut self, request: core_::TakeRequest, out: &mut RangeSink<'_>) -> core_::Shortage {
+                let min_free = request.min_free;
+                let Some(request) = request_of(request) else { return core_::Shortage::Fragmented };
+                let mut sink = Bridge::keeping(out, self.free_frames(), min_free);
+                let stop = Self::take(self, request, &mut sink);
                 sink.stop(stop)
             }
 
@@ -135,6 +148,13 @@ macro_rules! glue {
                     None => self.put_unchanged(frames),
                 }
                 .map_err(|_| range)
+            }
+
+            fn allocate_taken(
+                &mut self,
+                range: core_::FrameRange,
+            ) -> Result<(), core_::FrameRange> {
+                Self::allocate_taken(self, range_of(range)).map_err(|_| range)
             }
 
             fn take_at(
@@ -160,47 +180,47 @@ macro_rules! glue {
             fn store(
                 &mut self,
                 range: core_::FrameRange,
-                path: core_::GivePath,
+                via: core_::Via,
             ) -> Result<(), core_::FrameRange> {
-                Self::store(self, range_of(range), path_of(path)).map_err(|_| range)
+                Self::store(self, range_of(range), via_of(via)).map_err(|_| range)
             }
 
             fn recall(
                 &mut self,
-                path: core_::GivePath,
+                via: core_::Via,
                 unit: core_::Order,
                 out: &mut RangeSink<'_>,
-            ) -> Stop {
-                let path = path_of(path);
+            ) -> core_::Shortage {
+                let via = via_of(via);
                 match Order::new(unit.get()) {
-                    Some(unit) => stop_of(Self::recall(self, path, unit, &mut Bridge::new(out))),
-                    None if self.ballooned(path) == FrameCount::ZERO => Stop::Empty,
-                    None => Stop::Fragmented,
+                    Some(unit) => shortage_of(Self::recall(self, via, unit, &mut Bridge::new(out))),
+                    None if self.ballooned(via) == FrameCount::ZERO => core_::Shortage::Empty,
+                    None => core_::Shortage::Fragmented,
                 }
             }
 
-            fn held(&self, path: core_::GivePath) -> core_::FrameCount {
-                core_::FrameCount::new(self.ballooned(path_of(path)).get())
+            fn held(&self, via: core_::Via) -> core_::FrameCount {
+                core_::FrameCount::new(self.ballooned(via_of(via)).get())
             }
 
             fn recall_at(
                 &mut self,
                 range: core_::FrameRange,
-                path: core_::GivePath,
+                via: core_::Via,
             ) -> Result<(), core_::FrameRange> {
-                Self::recall_at(self, range_of(range), path_of(path)).map_err(|_| range)
+                Self::recall_at(self, range_of(range), via_of(via)).map_err(|_| range)
             }
 
             fn next_held(
                 &mut self,
                 within: core_::FrameRange,
-            ) -> Option<(core_::FrameRange, core_::GivePath)> {
-                let (range, path) = self.next_ballooned(range_of(within))?;
-                let path = match path {
-                    GivePath::Told => core_::GivePath::Told,
-                    GivePath::Bulk => core_::GivePath::Bulk,
+            ) -> Option<(core_::FrameRange, core_::Via)> {
+                let (range, via) = self.next_ballooned(range_of(within))?;
+                let via = match via {
+                    Via::Inflate => core_::Via::Inflate,
+                    Via::Bulk => core_::Via::Bulk,
                 };
-                Some((range_for(range)?, path))
+                Some((range_for(range)?, via))
             }
         }
     };
@@ -211,15 +231,15 @@ glue!([const N: usize] Zones<'_, N>);
 
 /// As the zone's, but `take` ends where the reserve begins.
 impl FrameSource for Reserved<'_, '_> {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
-        let keep = ask.keep;
-        let Some(ask) = ask_of(ask) else {
-            return Stop::Fragmented;
+    fn take(&mut self, request: core_::TakeRequest, out: &mut RangeSink<'_>) -> core_::Shortage {
+        let min_free = request.min_free;
+        let Some(request) = request_of(request) else {
+            return core_::Shortage::Fragmented;
         };
-        let mut sink = Bridge::keeping(out, self.zone_ref().free_frames(), keep);
-        match Self::take(self, ask, &mut sink) {
-            TakeEnd::Stop(stop) => sink.stop(stop),
-            TakeEnd::Floor => Stop::Floor,
+        let mut sink = Bridge::keeping(out, self.zone_ref().free_frames(), min_free);
+        match Self::take(self, request, &mut sink) {
+            ReserveShortage::Zone(stop) => sink.stop(stop),
+            ReserveShortage::Floor => core_::Shortage::Floor,
         }
     }
 
@@ -229,6 +249,10 @@ impl FrameSource for Reserved<'_, '_> {
         backing: core_::Backing,
     ) -> Result<(), core_::FrameRange> {
         FrameSource::put(self.zone(), range, backing)
+    }
+
+    fn allocate_taken(&mut self, range: core_::FrameRange) -> Result<(), core_::FrameRange> {
+        FrameSource::allocate_taken(self.zone(), range)
     }
 
     fn take_at(&mut self, range: core_::FrameRange) -> Result<core_::Backing, core_::FrameRange> {
@@ -248,36 +272,33 @@ impl Ledger for Reserved<'_, '_> {
     fn store(
         &mut self,
         range: core_::FrameRange,
-        path: core_::GivePath,
+        via: core_::Via,
     ) -> Result<(), core_::FrameRange> {
-        Ledger::store(self.zone(), range, path)
+        Ledger::store(self.zone(), range, via)
     }
 
     fn recall(
         &mut self,
-        path: core_::GivePath,
+        via: core_::Via,
         unit: core_::Order,
         out: &mut RangeSink<'_>,
-    ) -> Stop {
-        Ledger::recall(self.zone(), path, unit, out)
+    ) -> core_::Shortage {
+        Ledger::recall(self.zone(), via, unit, out)
     }
 
-    fn held(&self, path: core_::GivePath) -> core_::FrameCount {
-        Ledger::held(self.zone_ref(), path)
+    fn held(&self, via: core_::Via) -> core_::FrameCount {
+        Ledger::held(self.zone_ref(), via)
     }
 
     fn recall_at(
         &mut self,
         range: core_::FrameRange,
-        path: core_::GivePath,
+        via: core_::Via,
     ) -> Result<(), core_::FrameRange> {
-        Ledger::recall_at(self.zone(), range, path)
+        Ledger::recall_at(self.zone(), range, via)
     }
 
-    fn next_held(
-        &mut self,
-        within: core_::FrameRange,
-    ) -> Option<(core_::FrameRange, core_::GivePath)> {
+    fn next_held(&mut self, within: core_::FrameRange) -> Option<(core_::FrameRange, core_::Via)> {
         Ledger::next_held(self.zone(), within)
     }
 }

@@ -203,6 +203,20 @@ impl<'m> Bits<'m> {
         Some((first, last))
     }
 
+    /// The first maximal run of units without a set bit at or after `from` and before `end`, both at
+    /// units' starts; `mask` has the bits within a unit. Looks no further than `end`.
+    pub(crate) fn next_clear(&self, mut from: u64, end: u64, mask: u64) -> Option<(u64, u64)> {
+        loop {
+            let first = self.scan(from, end, u64::MAX)?;
+            let last = self.scan(first, end, 0).unwrap_or(end);
+            let (start, stop) = ((first + mask) & !mask, last & !mask);
+            if start < stop {
+                return Some((start, stop));
+            }
+            from = last;
+        }
+    }
+
     /// First item in `from..end` whose bit, exclusive-or `flip`, is set. Goes word by word.
     fn scan(&self, from: u64, end: u64, flip: u64) -> Option<u64> {
         if from >= end {

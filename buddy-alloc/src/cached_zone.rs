@@ -7,7 +7,12 @@ use crate::cached_bits::{self, CachedBits};
 use crate::error::{AllocError, AtError, ConfigError, FreeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::lock::Lock;
-use crate::zone::{FreeBatchError, NodeView, Preference, RangeSink, TakeStop, Zone};
+use crate::zone::Zone;
+use crate::zone::alloc::Preference;
+use crate::zone::balloon::Shortage;
+use crate::zone::batch::FreeBatchError;
+use crate::zone::percpu::NodeView;
+use crate::zone::sink::RangeSink;
 
 /// Number of a CPU, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,7 +113,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     ///
     /// With nothing large enough behind the lock, all caches are drained before giving up: each such
     /// call looks at up to 248 entries per CPU and releases what is there, under one hold of the
-    /// lock. `Untouched` demands bypass the caches, which hold used memory.
+    /// lock. `Unpopulated` demands bypass the caches, which hold used memory.
     ///
     /// # Errors
     /// See [`AllocError`].
@@ -121,7 +126,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
     ) -> Result<Frame, AllocError> {
         // The commonest case alone is worth being inlined.
         if order == Order::FRAME
-            && preference != Preference::Untouched
+            && preference != Preference::Unpopulated
             && let Some(frame) = self.pop(cpu, 0, 0)
         {
             return Ok(frame);
@@ -209,11 +214,11 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         unit: Order,
         preference: Preference,
         sink: &mut S,
-    ) -> TakeStop {
+    ) -> Shortage {
         self.lock
             .with(|zone| match zone.allocate_batch(unit, preference, sink) {
-                TakeStop::Enough => TakeStop::Enough,
-                TakeStop::Fragmented | TakeStop::Empty => {
+                Shortage::None => Shortage::None,
+                Shortage::Fragmented | Shortage::OutOfReach | Shortage::Again | Shortage::Empty => {
                     self.drain_all_into(zone);
                     zone.allocate_batch(unit, preference, sink)
                 }
@@ -316,7 +321,7 @@ impl<'m, L: Lock<Zone<'m>>, const CPUS: usize> CachedZone<'m, L, CPUS> {
         let number = u32::from(order.get());
         if let Some(class) = class_of(number)
             && let Some(cache) = self.caches.get(cpu.0 as usize)
-            && preference != Preference::Untouched
+            && preference != Preference::Unpopulated
         {
             if let Some(frame) = self.pop_any(cache, class, order) {
                 return Ok(frame);

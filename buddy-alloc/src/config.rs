@@ -10,14 +10,14 @@ use crate::region;
 ///
 /// ```
 /// use buddy_alloc::{Config, Order};
-/// let config = Config::new().with_max_order(Order::MIB_2).with_breakable(4);
+/// let config = Config::new().with_max_order(Order::MIB_2).with_fragmentable(4);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Config {
     pub(crate) max_order: Order,
     pub(crate) granule: Order,
-    pub(crate) breakable: u32,
+    pub(crate) fragmentable: u32,
 }
 
 impl Config {
@@ -30,7 +30,7 @@ impl Config {
         Self {
             max_order: Order::MAX,
             granule: Order::MIB_2,
-            breakable: 0,
+            fragmentable: 0,
         }
     }
 
@@ -54,8 +54,8 @@ impl Config {
     /// The price is the exact order of reuse: a small demand prefers an older frame inside the
     /// set to a newer one outside.
     #[must_use]
-    pub const fn with_breakable(mut self, blocks: u32) -> Self {
-        self.breakable = blocks;
+    pub const fn with_fragmentable(mut self, blocks: u32) -> Self {
+        self.fragmentable = blocks;
         self
     }
 
@@ -88,7 +88,7 @@ impl Config {
             return Err(ConfigError::MaxOrder);
         }
         let small = self.granule.get() < Self::MIN_GRANULE.get();
-        if small || (self.breakable > 0 && self.granule.get() > self.max_order.get()) {
+        if small || (self.fragmentable > 0 && self.granule.get() > self.max_order.get()) {
             return Err(ConfigError::Granule);
         }
         Ok(())

@@ -100,8 +100,15 @@ pub struct FrameRange {
 
 impl FrameRange {
     /// `count` frames from `start` on, cut off where frame numbers would overflow.
+    ///
+    /// What is cut is in no zone, which ends at 2^40. It is never cut to nothing, which
+    /// would be granted: the last number counts as the one before it.
     #[must_use]
     pub const fn new(start: Frame, count: FrameCount) -> Self {
+        let start = match start.0 {
+            u64::MAX if count.0 > 0 => Frame(u64::MAX - 1),
+            _ => start,
+        };
         let room = u64::MAX - start.0;
         let count = if count.0 < room {
             count

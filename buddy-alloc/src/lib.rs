@@ -28,6 +28,7 @@ mod reserve;
 mod storage;
 mod sync;
 #[cfg(feature = "test-utils")]
+#[path = "../testkit/mod.rs"]
 pub mod testing;
 mod zone;
 mod zones;
@@ -37,9 +38,14 @@ pub use config::Config;
 pub use error::{AddError, AllocError, AtError, ConfigError, FreeError, RangeError};
 pub use frame::{Frame, FrameCount, FrameRange, Order};
 pub use lock::Lock;
-pub use reserve::{Reserve, Reserved, TakeEnd};
-pub use zone::{
-    Backing, BlockState, FreeBatchError, FreeBlock, GivePath, Isolated, Preference, RangeBuf,
-    RangeSink, RegionUse, ReportAsk, ReportCursor, State, Stats, TakeAsk, TakeStop, Zone,
-};
+pub use reserve::{Reserve, ReserveShortage, Reserved};
+pub use zone::Zone;
+pub use zone::add::Backing;
+pub use zone::alloc::Preference;
+pub use zone::balloon::{Shortage, TakeRequest, Via};
+pub use zone::batch::FreeBatchError;
+pub use zone::compact::RegionUse;
+pub use zone::report::{IsolateRequest, Isolated, ReportCursor};
+pub use zone::sink::{RangeBuf, RangeSink};
+pub use zone::stats::{BlockState, FreeBlock, State, Stats};
 pub use zones::Zones;

@@ -1,6 +1,6 @@
 //! One free list per order: exact most-recently-freed order, for all blocks and within each class.
 //!
-//! The list holds hot (populated) and cold blocks in one sequence, most recently freed first, so
+//! The list holds populated and unpopulated blocks in one sequence, most recently freed first, so
 //! its head is the exact answer for "any". The first block of a wanted class must be found in
 //! constant time too, however many blocks of the other class were freed later, and a node has room
 //! for two links only.
@@ -45,8 +45,8 @@ impl List {
 
     /// Most recently pushed node of a class, or [`NONE`].
     #[inline]
-    pub(crate) fn first_of(&self, nodes: &Nodes<'_>, hot: bool) -> u32 {
-        if self.head == NONE || nodes.get(self.head).is_hot() == hot {
+    pub(crate) fn first_of(&self, nodes: &Nodes<'_>, any_populated: bool) -> u32 {
+        if self.head == NONE || nodes.get(self.head).is_populated() == any_populated {
             return self.head;
         }
         let next = nodes.get(self.top_last).next();
@@ -66,7 +66,7 @@ impl List {
             return;
         }
         let head = nodes.get(self.head);
-        if head.is_hot() != node.is_hot() {
+        if head.is_populated() != node.is_populated() {
             fold(nodes, self.head, self.top_last);
             self.top_last = pair;
         }
@@ -79,11 +79,11 @@ impl List {
     /// Takes a node out, wherever it is. `node` is its content, left as it was.
     #[inline(always)]
     pub(crate) fn remove(&mut self, nodes: &Nodes<'_>, pair: u32, node: Node) {
-        let (hot, next) = (node.is_hot(), node.next());
+        let (any_populated, next) = (node.is_populated(), node.next());
         // The commonest case of all: the top of the top run.
         if pair == self.head && next != pair {
             let after = nodes.get(next);
-            if after.is_hot() == hot {
+            if after.is_populated() == any_populated {
                 // The one that moves up next time.
                 nodes.prefetch(after.next());
                 nodes.set(next, after.with_prev(next));
@@ -96,11 +96,11 @@ impl List {
 
     #[inline(never)]
     fn remove_inner(&mut self, nodes: &Nodes<'_>, pair: u32, node: Node) {
-        let hot = node.is_hot();
+        let any_populated = node.is_populated();
         let (prev, next) = (node.prev(), node.next());
         let (before, after) = (nodes.get(prev), nodes.get(next));
-        let same_before = prev != pair && before.is_hot() == hot;
-        let same_after = next != pair && after.is_hot() == hot;
+        let same_before = prev != pair && before.is_populated() == any_populated;
+        let same_after = next != pair && after.is_populated() == any_populated;
         if same_before && same_after {
             if before.next() == pair && after.prev() == pair {
                 nodes.set(prev, before.with_next(next));
@@ -212,7 +212,7 @@ fn set_next(nodes: &Nodes<'_>, pair: u32, next: u32) {
 fn run_last(nodes: &Nodes<'_>, first: u32) -> u32 {
     let node = nodes.get(first);
     let second = node.next();
-    if second == first || nodes.get(second).is_hot() != node.is_hot() {
+    if second == first || nodes.get(second).is_populated() != node.is_populated() {
         return first;
     }
     let back = nodes.get(second).prev();
@@ -223,7 +223,7 @@ fn run_last(nodes: &Nodes<'_>, first: u32) -> u32 {
 fn run_first(nodes: &Nodes<'_>, last: u32) -> u32 {
     let node = nodes.get(last);
     let before = node.prev();
-    if before == last || nodes.get(before).is_hot() != node.is_hot() {
+    if before == last || nodes.get(before).is_populated() != node.is_populated() {
         return last;
     }
     let forth = nodes.get(before).next();

@@ -5,7 +5,7 @@
 //! of three things:
 //!
 //! * **free head**: a free block starts in this pair. 28 + 28 bits link it into its list, the
-//!   rest says its order and whether it is hot (some frame in it is populated). For order 0 the
+//!   rest says its order and whether any frame in it is populated. For order 0 the
 //!   order field also names the [`Kind`] of the other frame of the pair.
 //! * **held**: the head of a block that is not free (its kind and order), or two single frames
 //!   with a kind each.
@@ -29,7 +29,7 @@ const CODE_MASK: u64 = 31;
 /// Codes from here on: a single free frame; the difference is the kind of the other frame.
 const SINGLE: u64 = 19;
 const HALF: u64 = 1 << 61;
-const HOT: u64 = 1 << 62;
+const POPULATED: u64 = 1 << 62;
 const FREE: u64 = 1 << 63;
 
 /// Which bits say that the even frame of a pair is used on its own, and how; likewise the odd one.
@@ -55,11 +55,11 @@ pub(crate) enum Kind {
     /// Taken for a balloon, not given yet (or recalled from it).
     Taken = 4,
     /// Given to the host one by one.
-    Told = 5,
+    Inflate = 5,
     /// Given to the host as a range it discards.
     Bulk = 6,
     /// On the way out of `Used`, under the lock, until it is certain that no CPU cache has it.
-    Leaving = 7,
+    Claimed = 7,
 }
 
 impl Kind {
@@ -71,9 +71,9 @@ impl Kind {
             2 => Self::Reserved,
             3 => Self::Isolated,
             4 => Self::Taken,
-            5 => Self::Told,
+            5 => Self::Inflate,
             6 => Self::Bulk,
-            7 => Self::Leaving,
+            7 => Self::Claimed,
             _ => Self::None,
         }
     }
@@ -97,8 +97,8 @@ impl Node {
         self.0 & FREE != 0
     }
 
-    pub(crate) const fn is_hot(self) -> bool {
-        self.0 & HOT != 0
+    pub(crate) const fn is_populated(self) -> bool {
+        self.0 & POPULATED != 0
     }
 
     pub(crate) const fn prev(self) -> u32 {
@@ -143,7 +143,7 @@ impl Node {
         }
         // The other frame of the pair is free.
         let half = if odd { 0 } else { HALF };
-        const STATE: u64 = u64::MAX << CODE & !HOT;
+        const STATE: u64 = u64::MAX << CODE & !POPULATED;
         self.0 & STATE == FREE | half | ((SINGLE + Kind::Used as u64) << CODE)
     }
 
@@ -158,18 +158,18 @@ impl Node {
     }
 
     /// A free block of order 1 or more, links still zero.
-    pub(crate) const fn free_block(order: u32, hot: bool) -> Self {
-        Self(FREE | ((order as u64) << CODE) | if hot { HOT } else { 0 })
+    pub(crate) const fn free_block(order: u32, any_populated: bool) -> Self {
+        Self(FREE | ((order as u64) << CODE) | if any_populated { POPULATED } else { 0 })
     }
 
     /// A free single frame in this pair, links still zero. The other frame keeps its kind; what
     /// the pair says about this one does not matter.
     #[inline]
-    pub(crate) const fn free_single(self, odd: bool, hot: bool) -> Self {
+    pub(crate) const fn free_single(self, odd: bool, any_populated: bool) -> Self {
         let other = (self.0 >> if odd { KIND_EVEN } else { KIND_ODD }) & 15;
         Self(
             FREE | ((SINGLE + other) << CODE)
-                | if hot { HOT } else { 0 }
+                | if any_populated { POPULATED } else { 0 }
                 | if odd { HALF } else { 0 },
         )
     }
@@ -313,9 +313,9 @@ mod tests {
         Kind::Reserved,
         Kind::Isolated,
         Kind::Taken,
-        Kind::Told,
+        Kind::Inflate,
         Kind::Bulk,
-        Kind::Leaving,
+        Kind::Claimed,
     ];
 
     /// Every state a pair can be in; free ones with links that set all of their bits.
@@ -326,8 +326,10 @@ mod tests {
             for odd in KINDS {
                 let pair = Node::ZERO.with_single(false, even).with_single(true, odd);
                 nodes.push(pair);
-                for hot in [false, true] {
-                    nodes.extend([false, true].map(|odd| linked(pair.free_single(odd, hot))));
+                for any_populated in [false, true] {
+                    nodes.extend(
+                        [false, true].map(|odd| linked(pair.free_single(odd, any_populated))),
+                    );
                 }
             }
         }
@@ -338,7 +340,9 @@ mod tests {
                     .skip(1)
                     .map(|kind| Node::held_block(kind, order)),
             );
-            nodes.extend([false, true].map(|hot| linked(Node::free_block(order, hot))));
+            nodes.extend(
+                [false, true].map(|any_populated| linked(Node::free_block(order, any_populated))),
+            );
         }
         nodes
     }

@@ -15,7 +15,7 @@ const POPULATED: u32 = 19;
 const MANAGED: u32 = 38;
 const LEVEL: u32 = 57;
 const LEVEL_MASK: u64 = 31 << LEVEL;
-const BREAKABLE: u64 = 1 << 62;
+const FRAGMENTABLE: u64 = 1 << 62;
 /// Second word: links in the list of the level.
 const LINK: u64 = (1 << 24) - 1;
 const NONE: u64 = LINK;
@@ -121,16 +121,16 @@ impl<'m> Regions<'m> {
 
     /// Whether the region is set aside to serve small demands.
     #[inline]
-    pub(crate) fn is_breakable(&self, region: u64) -> bool {
-        self.word(region.wrapping_sub(self.base), 0) & BREAKABLE != 0
+    pub(crate) fn is_fragmentable(&self, region: u64) -> bool {
+        self.word(region.wrapping_sub(self.base), 0) & FRAGMENTABLE != 0
     }
 
-    pub(crate) fn set_breakable(&mut self, region: u64, value: bool) {
+    pub(crate) fn set_fragmentable(&mut self, region: u64, value: bool) {
         if let Some(word) = self.word_mut(region.wrapping_sub(self.base), 0) {
             *word = if value {
-                *word | BREAKABLE
+                *word | FRAGMENTABLE
             } else {
-                *word & !BREAKABLE
+                *word & !FRAGMENTABLE
             };
         }
     }
@@ -243,6 +243,15 @@ impl<'m> Regions<'m> {
     pub(crate) fn next_free(&self, region: u64) -> Option<u64> {
         let all = self.numbers();
         (region.max(all.start)..all.end).find(|&region| self.counts(region).free != 0)
+    }
+
+    /// The next region at or after `region` with `least` free frames that are not populated.
+    pub(crate) fn next_untouched(&self, region: u64, least: u64) -> Option<u64> {
+        let all = self.numbers();
+        (region.max(all.start)..all.end).find(|&region| {
+            let counts = self.counts(region);
+            counts.free - counts.free_populated >= least
+        })
     }
 
     /// The next region at or after `region` that has free populated frames.

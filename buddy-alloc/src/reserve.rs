@@ -2,7 +2,10 @@
 
 use crate::error::AllocError;
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
-use crate::zone::{Preference, RangeSink, TakeAsk, TakeStop, Zone};
+use crate::zone::Zone;
+use crate::zone::alloc::Preference;
+use crate::zone::balloon::{Shortage, TakeRequest};
+use crate::zone::sink::RangeSink;
 
 /// How much memory stays free, and how large blocks may be when there is little.
 ///
@@ -14,7 +17,7 @@ use crate::zone::{Preference, RangeSink, TakeAsk, TakeStop, Zone};
 /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
 /// # let mut memory = vec![0; Config::new().metadata_words(span)];
 /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
-/// # zone.add_range(span, Backing::Untouched)?;
+/// # zone.add_range(span, Backing::Unpopulated)?;
 /// const KEEP: Reserve = Reserve::new(FrameCount::new(60));
 ///
 /// let mut kept = KEEP.of(&mut zone);
@@ -26,17 +29,17 @@ use crate::zone::{Preference, RangeSink, TakeAsk, TakeStop, Zone};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Reserve {
-    keep: FrameCount,
+    min_free: FrameCount,
     low_memory: FrameCount,
     cap: Order,
 }
 
 impl Reserve {
-    /// Keeps `keep` frames free.
+    /// Keeps `min_free` frames free.
     #[must_use]
-    pub const fn new(keep: FrameCount) -> Self {
+    pub const fn new(min_free: FrameCount) -> Self {
         Self {
-            keep,
+            min_free,
             low_memory: FrameCount::ZERO,
             cap: Order::MAX,
         }
@@ -62,7 +65,7 @@ impl Reserve {
 
     /// Frames that may be taken before the floor is reached.
     fn room(&self, zone: &Zone<'_>) -> u64 {
-        zone.free_frames().get().saturating_sub(self.keep.get())
+        zone.free_frames().get().saturating_sub(self.min_free.get())
     }
 
     fn check(&self, zone: &Zone<'_>, frames: u64) -> Result<(), AllocError> {
@@ -108,20 +111,20 @@ impl<'m> Reserved<'_, 'm> {
         self.zone.allocate_range(count, align, preference)
     }
 
-    /// As [`Zone::take`]; breaks off with [`TakeEnd::Floor`] where the reserve begins.
-    pub fn take<S: RangeSink>(&mut self, ask: TakeAsk, sink: &mut S) -> TakeEnd {
+    /// As [`Zone::take`]; breaks off with [`ReserveShortage::Floor`] where the reserve begins.
+    pub fn take<S: RangeSink>(&mut self, ask: TakeRequest, sink: &mut S) -> ReserveShortage {
         let mut limited = Limited::new(sink, self.reserve.room(self.zone));
         let stop = self.zone.take(ask, &mut limited);
         limited.end(stop, ask.unit)
     }
 
-    /// As [`Zone::allocate_batch`]; breaks off with [`TakeEnd::Floor`] where the reserve begins.
+    /// As [`Zone::allocate_batch`]; breaks off with [`ReserveShortage::Floor`] where the reserve begins.
     pub fn allocate_batch<S: RangeSink>(
         &mut self,
         unit: Order,
         preference: Preference,
         sink: &mut S,
-    ) -> TakeEnd {
+    ) -> ReserveShortage {
         let mut limited = Limited::new(sink, self.reserve.room(self.zone));
         let stop = self.zone.allocate_batch(unit, preference, &mut limited);
         limited.end(stop, unit)
@@ -147,9 +150,9 @@ impl<'m> Reserved<'_, 'm> {
 /// Why a take or a batch through a [`Reserve`] stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum TakeEnd {
+pub enum ReserveShortage {
     /// As the zone says.
-    Stop(TakeStop),
+    Zone(Shortage),
     /// What is left is kept in reserve.
     Floor,
 }
@@ -164,11 +167,11 @@ impl<'s, S: RangeSink> Limited<'s, S> {
         Self { sink, room }
     }
 
-    fn end(self, stop: TakeStop, unit: Order) -> TakeEnd {
+    fn end(self, stop: Shortage, unit: Order) -> ReserveShortage {
         match stop {
-            TakeStop::Enough if self.sink.wanted() != FrameCount::ZERO => TakeEnd::Floor,
-            TakeStop::Fragmented if self.room < unit.frames() => TakeEnd::Floor,
-            stop => TakeEnd::Stop(stop),
+            Shortage::None if self.sink.wanted() != FrameCount::ZERO => ReserveShortage::Floor,
+            Shortage::Fragmented if self.room < unit.frames() => ReserveShortage::Floor,
+            stop => ReserveShortage::Zone(stop),
         }
     }
 }

@@ -3,34 +3,23 @@
 //! This module owns the state. The operations are in the submodules by purpose, the moves they are
 //! made of in `moves`.
 
-mod add;
-mod alloc;
-mod balloon;
-mod batch;
-mod compact;
+pub(crate) mod add;
+pub(crate) mod alloc;
+pub(crate) mod balloon;
+mod ballooned;
+pub(crate) mod batch;
+pub(crate) mod compact;
 mod free;
-mod front;
-mod given;
-mod look;
-mod moves;
-mod report;
-mod sink;
-mod stats;
-mod sweep;
+mod iterate;
+mod lists;
+pub(crate) mod percpu;
+pub(crate) mod report;
+mod scan;
+pub(crate) mod sink;
+pub(crate) mod stats;
 mod take;
 
 use core::fmt;
-
-pub use add::Backing;
-pub use alloc::Preference;
-pub(crate) use balloon::recall_end;
-pub use balloon::{GivePath, TakeAsk, TakeStop};
-pub use batch::FreeBatchError;
-pub use compact::RegionUse;
-pub(crate) use front::NodeView;
-pub use report::{Isolated, ReportAsk, ReportCursor};
-pub use sink::{RangeBuf, RangeSink};
-pub use stats::{BlockState, FreeBlock, State, Stats};
 
 use crate::bits::Bits;
 use crate::cached_bits::CachedBits;
@@ -41,13 +30,14 @@ use crate::list::List;
 use crate::node::{Kind, Node, Nodes, Slot};
 use crate::region::Regions;
 use crate::storage::Cells;
-use given::GivenRegions;
+use ballooned::BalloonedRegions;
+use ballooned::Search;
 
 /// The free blocks of one order.
 #[derive(Clone, Copy, Debug)]
 struct Bin {
     list: List,
-    /// How many, by class (cold, hot).
+    /// How many, by class (unpopulated, populated).
     blocks: [u32; 2],
 }
 
@@ -64,7 +54,7 @@ const KINDS: usize = Kind::COUNT.next_power_of_two();
 const BINS: usize = Order::COUNT.next_power_of_two();
 
 /// Index of the lists of blocks inside regions set aside for being fragmented.
-const BREAKABLE: usize = 1;
+const FRAGMENTABLE: usize = 1;
 
 /// A buddy allocator over one span of up to 2 TiB of frame numbers.
 ///
@@ -77,17 +67,19 @@ pub struct Zone<'m> {
     base_pair: u64,
     max_order: u32,
     breakable_limit: u32,
-    breakable: u32,
+    fragmentable: u32,
     nodes: Nodes<'m>,
     /// Blocks that wait in CPU caches; they are used in every other respect.
     cached: CachedBits<'m>,
     populated: Bits<'m>,
     regions: Regions<'m>,
     /// Which regions hold ballooned frames, by path.
-    given: [GivenRegions<'m>; 2],
+    given: [BalloonedRegions<'m>; 2],
+    /// Where recalls look on, by path.
+    searches: [Search; 2],
     /// By list set and order; a power of two long, so that no index needs a check.
     bins: [[Bin; BINS]; 2],
-    /// Bit per order with blocks, by list set and class (cold, hot).
+    /// Bit per order with blocks, by list set and class (unpopulated, populated).
     masks: [[u32; 2]; 2],
     /// Frames by kind.
     held: [u64; KINDS],
@@ -118,7 +110,7 @@ impl<'m> Zone<'m> {
     /// let config = Config::new();
     /// let memory: &'static mut [u64] = vec![0; config.metadata_words(span)].leak();
     /// let mut zone = Zone::new(span, config, memory)?;
-    /// zone.add_range(span, Backing::Untouched)?;
+    /// zone.add_range(span, Backing::Unpopulated)?;
     /// let frame = zone.allocate(Order::FRAME, Preference::Populated)?;
     /// zone.free(frame, Order::FRAME)?;
     /// assert_eq!(zone.free(frame, Order::FRAME), Err(FreeError::DoubleFree));
@@ -174,16 +166,17 @@ impl<'m> Zone<'m> {
             span,
             base_pair: start / 2,
             max_order: u32::from(config.max_order.get()),
-            breakable_limit: config.breakable,
-            breakable: 0,
+            breakable_limit: config.fragmentable,
+            fragmentable: 0,
             nodes,
             cached: CachedBits::NONE,
             populated,
             regions,
             given: [
-                GivenRegions::new(region_bits()?, region_bits()?),
-                GivenRegions::new(region_bits()?, region_bits()?),
+                BalloonedRegions::new(region_bits()?, region_bits()?),
+                BalloonedRegions::new(region_bits()?, region_bits()?),
             ],
+            searches: [Search::START; 2],
             bins: [[Bin::EMPTY; BINS]; 2],
             masks: [[0; 2]; 2],
             held: [0; KINDS],

@@ -2,13 +2,22 @@
 
 use crate::error::{AddError, AllocError, AtError, FreeError, RangeError};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
-use crate::zone::{
-    Backing, BlockState, FreeBatchError, GivePath, Preference, RangeSink, TakeAsk, TakeStop, Zone,
-    recall_end,
-};
+use crate::node::Kind;
+use crate::zone::Zone;
+use crate::zone::add::Backing;
+use crate::zone::alloc::Preference;
+use crate::zone::balloon::{Shortage, TakeRequest, Via, recall_end};
+use crate::zone::batch::FreeBatchError;
+use crate::zone::sink::RangeSink;
+use crate::zone::stats::BlockState;
 
 /// Up to `N` zones with disjoint spans. Calls go to the zone of the frame, demands to the first
 /// zone that has what is preferred.
+///
+/// Spans may touch: what names a range takes one over several zones, all of it or nothing. A block
+/// and a range that is allocated lie in one zone.
+///
+/// Memory that comes at run time comes as a zone of its own, whose metadata it may hold itself.
 ///
 /// ```
 /// use buddy_alloc::*;
@@ -20,7 +29,7 @@ use crate::zone::{
 ///     let memory: &'static mut [u64] = vec![0; config.metadata_words(span)].leak();
 ///     let zone = Zone::new(span, config, memory)?;
 ///     assert!(zones.add_zone(zone).is_ok());
-///     zones.add_range(span, Backing::Untouched)?;
+///     zones.add_range(span, Backing::Unpopulated)?;
 /// }
 /// assert_eq!(zones.free_frames(), FrameCount::new(1 << 13));
 /// zones.allocate_at(Frame::new((1 << 39) + 7), Order::FRAME)?;
@@ -87,13 +96,54 @@ impl<'m, const N: usize> Zones<'m, N> {
         self.zone_of(frame).ok_or(foreign)
     }
 
+    /// Does `act` to the part of a range in each zone, or to none if `check` refuses any.
+    fn in_parts<E: Copy>(
+        &mut self,
+        range: FrameRange,
+        foreign: E,
+        check: impl Fn(&Zone<'m>, FrameRange) -> Result<(), E>,
+        mut act: impl FnMut(&mut Zone<'m>, FrameRange) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let zone = self.at(range.start(), foreign)?;
+        if zone.span().covers(range) {
+            return act(zone, range);
+        }
+        let mut at = range.start();
+        while at < range.end() {
+            let zone = self.at(at, foreign)?;
+            let part = FrameRange::between(at, range.end().min(zone.span().end()));
+            check(zone, part)?;
+            at = part.end();
+        }
+        at = range.start();
+        while at < range.end() {
+            let zone = self.at(at, foreign)?;
+            let part = FrameRange::between(at, range.end().min(zone.span().end()));
+            act(zone, part)?;
+            at = part.end();
+        }
+        Ok(())
+    }
+
+    /// [`in_parts`](Self::in_parts) for frames that are all to be held as `kind`.
+    fn in_parts_held(
+        &mut self,
+        range: FrameRange,
+        kind: Kind,
+        act: impl FnMut(&mut Zone<'m>, FrameRange) -> Result<(), RangeError>,
+    ) -> Result<(), RangeError> {
+        let check = |zone: &Zone<'m>, part| zone.check_range(part, kind);
+        self.in_parts(range, RangeError::Foreign, check, act)
+    }
+
     /// As [`Zone::add_range`].
     ///
     /// # Errors
     /// See [`AddError`].
     pub fn add_range(&mut self, range: FrameRange, backing: Backing) -> Result<(), AddError> {
-        self.at(range.start(), AddError::Foreign)?
-            .add_range(range, backing)
+        self.in_parts(range, AddError::Foreign, Zone::check_add, |zone, part| {
+            zone.add_range(part, backing)
+        })
     }
 
     /// As [`Zone::allocate`]: the first zone that has a block of the preferred class, else the
@@ -167,8 +217,10 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`FreeError`].
     pub fn free_range(&mut self, range: FrameRange) -> Result<(), FreeError> {
-        self.at(range.start(), FreeError::Foreign)?
-            .free_range(range)
+        let check = |zone: &Zone<'m>, part| zone.check_free(part);
+        self.in_parts(range, FreeError::Foreign, check, |zone, part| {
+            zone.free_range(part)
+        })
     }
 
     /// As [`Zone::allocate_batch`]: the preferred class of all zones first.
@@ -177,12 +229,12 @@ impl<'m, const N: usize> Zones<'m, N> {
         unit: Order,
         preference: Preference,
         sink: &mut S,
-    ) -> TakeStop {
+    ) -> Shortage {
         for preferred in [true, false] {
             for zone in self.iter_mut() {
                 let more = |zone: &Zone<'_>| !preferred || zone.has_preferred(unit, preference);
-                if zone.batch(unit, preference, sink, more) == TakeStop::Enough {
-                    return TakeStop::Enough;
+                if zone.batch(unit, preference, sink, more) == Shortage::None {
+                    return Shortage::None;
                 }
             }
         }
@@ -202,11 +254,11 @@ impl<'m, const N: usize> Zones<'m, N> {
     }
 
     /// Why there was not enough.
-    fn rest(&self) -> TakeStop {
+    fn rest(&self) -> Shortage {
         if self.free_frames() == FrameCount::ZERO {
-            TakeStop::Empty
+            Shortage::Empty
         } else {
-            TakeStop::Fragmented
+            Shortage::Fragmented
         }
     }
 
@@ -222,19 +274,28 @@ impl<'m, const N: usize> Zones<'m, N> {
         FrameCount::new(self.iter().map(|zone| zone.free_frames().get()).sum())
     }
 
-    /// As [`Zone::take`]: the populated frames of all zones before any untouched one.
-    pub fn take<S: RangeSink>(&mut self, ask: TakeAsk, sink: &mut S) -> TakeStop {
-        for untouched in [false, true] {
-            if untouched && !ask.untouched {
-                break;
-            }
+    /// As [`Zone::take`]: the preferred frames of all zones before any other.
+    pub fn take<S: RangeSink>(&mut self, ask: TakeRequest, sink: &mut S) -> Shortage {
+        let mut rest = Shortage::Empty;
+        let preferred = TakeRequest { only: true, ..ask };
+        let any = TakeRequest {
+            preference: Preference::Any,
+            ..ask
+        };
+        for pass in [preferred, any] {
+            rest = Shortage::Empty;
             for zone in self.iter_mut() {
-                if zone.take(TakeAsk { untouched, ..ask }, sink) == TakeStop::Enough {
-                    return TakeStop::Enough;
+                match (zone.take(pass, sink), rest) {
+                    (Shortage::None, _) => return Shortage::None,
+                    (Shortage::Empty, _) | (Shortage::OutOfReach, Shortage::Fragmented) => {}
+                    (stop, _) => rest = stop,
                 }
             }
+            if ask.only || ask.preference == Preference::Any {
+                break;
+            }
         }
-        self.rest()
+        rest
     }
 
     /// As [`Zone::put`].
@@ -242,8 +303,15 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`RangeError`].
     pub fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), RangeError> {
-        self.at(range.start(), RangeError::Foreign)?
-            .put(range, backing)
+        self.in_parts_held(range, Kind::Taken, |zone, part| zone.put(part, backing))
+    }
+
+    /// As [`Zone::allocate_taken`].
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn allocate_taken(&mut self, range: FrameRange) -> Result<(), RangeError> {
+        self.in_parts_held(range, Kind::Taken, |zone, part| zone.allocate_taken(part))
     }
 
     /// As [`Zone::put_unchanged`].
@@ -251,27 +319,26 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`RangeError`].
     pub fn put_unchanged(&mut self, range: FrameRange) -> Result<(), RangeError> {
-        self.at(range.start(), RangeError::Foreign)?
-            .put_unchanged(range)
+        self.in_parts_held(range, Kind::Taken, |zone, part| zone.put_unchanged(part))
     }
 
     /// As [`Zone::store`].
     ///
     /// # Errors
     /// See [`RangeError`].
-    pub fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), RangeError> {
-        self.at(range.start(), RangeError::Foreign)?
-            .store(range, path)
+    pub fn store(&mut self, range: FrameRange, via: Via) -> Result<(), RangeError> {
+        self.in_parts_held(range, Kind::Taken, |zone, part| zone.store(part, via))
     }
 
     /// As [`Zone::recall`]: from all zones before any zone's whole regions are broken.
-    pub fn recall<S: RangeSink>(&mut self, path: GivePath, unit: Order, sink: &mut S) -> TakeStop {
+    pub fn recall<S: RangeSink>(&mut self, via: Via, unit: Order, sink: &mut S) -> Shortage {
+        let mut ended = true;
         for whole in [false, true] {
             for zone in self.iter_mut() {
-                zone.recall_pass(path, unit, whole, sink);
+                ended = ended && zone.recall_pass(via, unit, whole, sink);
             }
         }
-        recall_end(self.ballooned(path), sink)
+        recall_end(self.ballooned(via), ended, sink)
     }
 
     /// As [`Zone::take_at`].
@@ -279,16 +346,18 @@ impl<'m, const N: usize> Zones<'m, N> {
     /// # Errors
     /// See [`AtError`].
     pub fn take_at(&mut self, range: FrameRange) -> Result<(), AtError> {
-        self.at(range.start(), AtError::Foreign)?.take_at(range)
+        let check = |zone: &Zone<'m>, part| zone.check_all_free(part);
+        self.in_parts(range, AtError::Foreign, check, |zone, part| {
+            zone.take_at(part)
+        })
     }
 
     /// As [`Zone::recall_at`].
     ///
     /// # Errors
     /// See [`RangeError`].
-    pub fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), RangeError> {
-        self.at(range.start(), RangeError::Foreign)?
-            .recall_at(range, path)
+    pub fn recall_at(&mut self, range: FrameRange, via: Via) -> Result<(), RangeError> {
+        self.in_parts_held(range, via.kind(), |zone, part| zone.recall_at(part, via))
     }
 
     /// As [`Zone::next_free`]; zones need not be in order.
@@ -301,7 +370,7 @@ impl<'m, const N: usize> Zones<'m, N> {
 
     /// As [`Zone::next_ballooned`]; zones need not be in order.
     #[must_use]
-    pub fn next_ballooned(&self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+    pub fn next_ballooned(&self, within: FrameRange) -> Option<(FrameRange, Via)> {
         self.iter()
             .filter_map(|zone| zone.next_ballooned(within))
             .min_by_key(|(range, _)| range.start())
@@ -315,7 +384,7 @@ impl<'m, const N: usize> Zones<'m, N> {
 
     /// Frames of all zones ballooned by a path.
     #[must_use]
-    pub fn ballooned(&self, path: GivePath) -> FrameCount {
-        FrameCount::new(self.iter().map(|zone| zone.ballooned(path).get()).sum())
+    pub fn ballooned(&self, via: Via) -> FrameCount {
+        FrameCount::new(self.iter().map(|zone| zone.ballooned(via).get()).sum())
     }
 }

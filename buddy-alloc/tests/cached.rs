@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use buddy_alloc::{
     AllocError, Backing, CachedZone, Config, ConfigError, Cpu, Frame, FrameCount, FrameRange,
-    FreeError, Lock, Order, Preference, RangeBuf, TakeStop, Zone,
+    FreeError, Lock, Order, Preference, RangeBuf, Shortage, Zone,
 };
 
 mod common;
@@ -20,55 +20,55 @@ impl<T> Lock<T> for StdLock<T> {
     }
 }
 
-type Front<'m> = CachedZone<'m, StdLock<Zone<'m>>, 2>;
+type Caches<'m> = CachedZone<'m, StdLock<Zone<'m>>, 2>;
 
 const CPUS: [Cpu; 2] = [Cpu::new(0), Cpu::new(1)];
 
-fn with_front(frames: u64, test: impl FnOnce(&Front<'_>)) {
+fn with_cached(frames: u64, test: impl FnOnce(&Caches<'_>)) {
     // A start that is neither even nor aligned to a word of any table.
     let span = FrameRange::new(Frame::new(77_777), FrameCount::new(frames));
     let config = Config::new();
     let mut memory = vec![0; config.metadata_words(span)];
     let mut bits = vec![0; CachedZone::words(span)];
     let mut zone = Zone::new(span, config, &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
-    let front = CachedZone::new(StdLock(Mutex::new(zone)), &mut bits).unwrap();
-    test(&front);
+    zone.add_range(span, Backing::Unpopulated).unwrap();
+    let cached = CachedZone::new(StdLock(Mutex::new(zone)), &mut bits).unwrap();
+    test(&cached);
 }
 
-fn used(front: &Front<'_>) -> u64 {
-    front.with(|zone| zone.stats().used.get()) - front.cached().get()
+fn used(cached: &Caches<'_>) -> u64 {
+    cached.with(|zone| zone.stats().used.get()) - cached.cached().get()
 }
 
 #[test]
 fn last_in_first_out_on_the_same_cpu() {
-    with_front(4096, |front| {
-        let frames = [(); 64].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+    with_cached(4096, |cached| {
+        let frames = [(); 64].map(|()| cached.allocate(CPUS[0], Order::FRAME, Preference::Any));
         for frame in frames {
-            front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+            cached.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
         }
         for frame in frames.iter().rev() {
             assert_eq!(
-                front.allocate(CPUS[0], Order::FRAME, Preference::Any),
+                cached.allocate(CPUS[0], Order::FRAME, Preference::Any),
                 *frame
             );
         }
-        assert_eq!(used(front), 64);
+        assert_eq!(used(cached), 64);
     });
 }
 
 #[test]
 fn misuse_of_cached_frames_is_an_error_everywhere() {
-    with_front(4096, |front| {
+    with_cached(4096, |cached| {
         let order = Order::new(2).unwrap();
-        let block = front.allocate(CPUS[0], order, Preference::Any).unwrap();
-        front.free(CPUS[0], block, order).unwrap();
+        let block = cached.allocate(CPUS[0], order, Preference::Any).unwrap();
+        cached.free(CPUS[0], block, order).unwrap();
         for cpu in [CPUS[0], CPUS[1], Cpu::new(99)] {
-            assert_eq!(front.free(cpu, block, order), Err(FreeError::DoubleFree));
+            assert_eq!(cached.free(cpu, block, order), Err(FreeError::DoubleFree));
         }
         let range = FrameRange::new(block, FrameCount::new(4));
         let inside = FrameRange::new(Frame::new(block.get() + 1), FrameCount::new(1));
-        front.with(|zone| {
+        cached.with(|zone| {
             assert_eq!(zone.free(block, order), Err(FreeError::DoubleFree));
             assert_eq!(zone.free_range(range), Err(FreeError::DoubleFree));
             assert_eq!(zone.free_range(inside), Err(FreeError::DoubleFree));
@@ -78,27 +78,27 @@ fn misuse_of_cached_frames_is_an_error_everywhere() {
                 Err(FreeError::DoubleFree)
             );
         });
-        let block = front.allocate(CPUS[0], order, Preference::Any).unwrap();
+        let block = cached.allocate(CPUS[0], order, Preference::Any).unwrap();
         assert_eq!(
-            front.free(CPUS[0], block, Order::FRAME),
+            cached.free(CPUS[0], block, Order::FRAME),
             Err(FreeError::WrongOrder)
         );
         let inside = Frame::new(block.get() + 1);
         assert_eq!(
-            front.free(CPUS[0], inside, Order::FRAME),
+            cached.free(CPUS[0], inside, Order::FRAME),
             Err(FreeError::Interior)
         );
         assert_eq!(
-            front.free(CPUS[0], Frame::new(3), Order::FRAME),
+            cached.free(CPUS[0], Frame::new(3), Order::FRAME),
             Err(FreeError::Foreign)
         );
-        assert_eq!(front.free(CPUS[1], block, order), Ok(()));
+        assert_eq!(cached.free(CPUS[1], block, order), Ok(()));
     });
 }
 
 /// Two fronts would each have bits of their own, and a block in the caches of both.
 #[test]
-fn a_zone_has_one_front() {
+fn a_zone_has_one_set_of_caches() {
     struct Shared<'a, T>(&'a Mutex<T>);
 
     impl<T> Lock<T> for Shared<'_, T> {
@@ -112,19 +112,19 @@ fn a_zone_has_one_front() {
     let mut bits = [0; 3].map(|_| vec![0; CachedZone::words(span)]);
     let [short, first, second] = &mut bits;
     let mut zone = Zone::new(span, Config::new(), &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     let zone = Mutex::new(zone);
     let refused = CachedZone::<_, 1>::new(Shared(&zone), &mut short[1..]);
     assert_eq!(refused.err(), Some(ConfigError::Metadata));
-    let front = CachedZone::<_, 1>::new(Shared(&zone), first).unwrap();
-    let frame = front
+    let cached = CachedZone::<_, 1>::new(Shared(&zone), first).unwrap();
+    let frame = cached
         .allocate(CPUS[0], Order::FRAME, Preference::Any)
         .unwrap();
-    front.free(CPUS[0], frame, Order::FRAME).unwrap();
+    cached.free(CPUS[0], frame, Order::FRAME).unwrap();
     let other = CachedZone::<_, 1>::new(Shared(&zone), second);
     assert_eq!(other.err(), Some(ConfigError::Cached));
     assert_eq!(
-        front.free(CPUS[0], frame, Order::FRAME),
+        cached.free(CPUS[0], frame, Order::FRAME),
         Err(FreeError::DoubleFree),
         "the first front goes on"
     );
@@ -132,24 +132,24 @@ fn a_zone_has_one_front() {
 
 #[test]
 fn exhaustion_drains_other_caches() {
-    with_front(64, |front| {
+    with_cached(64, |cached| {
         let mut frames = Vec::new();
-        while let Ok(frame) = front.allocate(CPUS[0], Order::FRAME, Preference::Populated) {
+        while let Ok(frame) = cached.allocate(CPUS[0], Order::FRAME, Preference::Populated) {
             frames.push(frame);
         }
         assert_eq!(frames.len(), 64);
         for frame in frames {
-            front.free(CPUS[0], frame, Order::FRAME).unwrap();
+            cached.free(CPUS[0], frame, Order::FRAME).unwrap();
         }
         assert_eq!(
-            front.with(|zone| zone.free_frames()),
+            cached.with(|zone| zone.free_frames()),
             FrameCount::ZERO,
             "all in the cache"
         );
         let four = Order::new(4).unwrap();
-        assert!(front.allocate(CPUS[1], four, Preference::Any).is_ok());
+        assert!(cached.allocate(CPUS[1], four, Preference::Any).is_ok());
         assert_eq!(
-            front.allocate(CPUS[1], Order::new(6).unwrap(), Preference::Any),
+            cached.allocate(CPUS[1], Order::new(6).unwrap(), Preference::Any),
             Err(AllocError::Exhausted)
         );
     });
@@ -171,30 +171,30 @@ fn what_is_drained_is_not_let_go_before_the_next_try() {
     let mut memory = vec![0; Config::new().metadata_words(span)];
     let mut bits = vec![0; CachedZone::words(span)];
     let mut zone = Zone::new(span, Config::new(), &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     let lock = Counting(Mutex::new(zone), AtomicU32::new(0));
-    let front = CachedZone::<_, 2>::new(&lock, &mut bits).unwrap();
+    let cached = CachedZone::<_, 2>::new(&lock, &mut bits).unwrap();
     let (four, whole) = (Order::new(4).unwrap(), Order::new(6).unwrap());
     // Fills the cache with all of the zone, so that only a drain helps.
     let fill = || {
-        let frames = [(); 64].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+        let frames = [(); 64].map(|()| cached.allocate(CPUS[0], Order::FRAME, Preference::Any));
         for frame in frames {
-            front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+            cached.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
         }
-        assert_eq!(front.with(|zone| zone.free_frames()), FrameCount::ZERO);
+        assert_eq!(cached.with(|zone| zone.free_frames()), FrameCount::ZERO);
         lock.1.store(0, Ordering::Relaxed);
     };
     fill();
-    assert!(front.allocate(CPUS[1], whole, Preference::Any).is_ok());
+    assert!(cached.allocate(CPUS[1], whole, Preference::Any).is_ok());
     assert_eq!(lock.1.load(Ordering::Relaxed), 1, "a block past the caches");
-    front.free(CPUS[1], Frame::new(0), whole).unwrap();
+    cached.free(CPUS[1], Frame::new(0), whole).unwrap();
     fill();
-    assert_eq!(front.allocate_at(Frame::new(16), four), Ok(()));
+    assert_eq!(cached.allocate_at(Frame::new(16), four), Ok(()));
     assert_eq!(lock.1.load(Ordering::Relaxed), 1, "a block by address");
-    front.free(CPUS[1], Frame::new(16), four).unwrap();
+    cached.free(CPUS[1], Frame::new(16), four).unwrap();
     fill();
     let two = Order::new(2).unwrap();
-    assert!(front.allocate(CPUS[1], two, Preference::Any).is_ok());
+    assert!(cached.allocate(CPUS[1], two, Preference::Any).is_ok());
     assert_eq!(
         lock.1.load(Ordering::Relaxed),
         2,
@@ -211,31 +211,31 @@ fn an_order_above_the_largest_drains_nothing() {
     let mut memory = vec![0; config.metadata_words(span)];
     let mut bits = vec![0; CachedZone::words(span)];
     let mut zone = Zone::new(span, config, &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
-    let front = Front::new(StdLock(Mutex::new(zone)), &mut bits).unwrap();
-    let frame = front.allocate(CPUS[0], Order::FRAME, Preference::Any);
-    front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
-    let free = front.with(|zone| zone.free_frames());
-    for preference in [Preference::Any, Preference::Untouched] {
+    zone.add_range(span, Backing::Unpopulated).unwrap();
+    let cached = Caches::new(StdLock(Mutex::new(zone)), &mut bits).unwrap();
+    let frame = cached.allocate(CPUS[0], Order::FRAME, Preference::Any);
+    cached.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+    let free = cached.with(|zone| zone.free_frames());
+    for preference in [Preference::Any, Preference::Unpopulated] {
         for cpu in [CPUS[1], Cpu::new(99)] {
             assert_eq!(
-                front.allocate(cpu, Order::MIB_2, preference),
+                cached.allocate(cpu, Order::MIB_2, preference),
                 Err(AllocError::TooLarge)
             );
         }
     }
-    assert_eq!(front.with(|zone| zone.free_frames()), free);
+    assert_eq!(cached.with(|zone| zone.free_frames()), free);
 }
 
 #[test]
 fn allocate_at_finds_a_block_that_waits_in_a_cache() {
-    with_front(1024, |front| {
-        let frame = front
+    with_cached(1024, |cached| {
+        let frame = cached
             .allocate(CPUS[0], Order::FRAME, Preference::Any)
             .unwrap();
-        front.free(CPUS[0], frame, Order::FRAME).unwrap();
-        front.allocate_at(frame, Order::FRAME).unwrap();
-        let other = front
+        cached.free(CPUS[0], frame, Order::FRAME).unwrap();
+        cached.allocate_at(frame, Order::FRAME).unwrap();
+        let other = cached
             .allocate(CPUS[0], Order::FRAME, Preference::Any)
             .unwrap();
         assert_ne!(frame, other, "the entry left behind in the cache is void");
@@ -244,62 +244,62 @@ fn allocate_at_finds_a_block_that_waits_in_a_cache() {
 
 #[test]
 fn a_leftover_entry_never_yields_a_block_of_another_order() {
-    with_front(1024, |front| {
-        let frame = front
+    with_cached(1024, |cached| {
+        let frame = cached
             .allocate(CPUS[0], Order::FRAME, Preference::Any)
             .unwrap();
-        front.free(CPUS[0], frame, Order::FRAME).unwrap();
+        cached.free(CPUS[0], frame, Order::FRAME).unwrap();
         // CPU 1 empties CPU 0's cache behind its back and gets the frame as part of a block,
         // which it frees into its own cache of that order.
-        front.drain(CPUS[0]);
+        cached.drain(CPUS[0]);
         let order = Order::new(1).unwrap();
         let head = Frame::new(frame.get() & !1);
-        if front.with(|zone| zone.allocate_at(head, order)).is_ok() {
-            front.free(CPUS[1], head, order).unwrap();
+        if cached.with(|zone| zone.allocate_at(head, order)).is_ok() {
+            cached.free(CPUS[1], head, order).unwrap();
         }
-        let found = front
+        let found = cached
             .allocate(CPUS[0], Order::FRAME, Preference::Any)
             .unwrap();
-        assert_eq!(front.free(CPUS[0], found, Order::FRAME), Ok(()));
-        front.drain_all();
-        front.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
+        assert_eq!(cached.free(CPUS[0], found, Order::FRAME), Ok(()));
+        cached.drain_all();
+        cached.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
     });
 }
 
 #[test]
 fn a_batch_reaches_what_waits_in_caches() {
-    with_front(64, |front| {
+    with_cached(64, |cached| {
         let mut places = [FrameRange::block(Frame::new(0), Order::FRAME); 64];
-        let frames = [(); 40].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+        let frames = [(); 40].map(|()| cached.allocate(CPUS[0], Order::FRAME, Preference::Any));
         for frame in frames {
-            front.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
+            cached.free(CPUS[0], frame.unwrap(), Order::FRAME).unwrap();
         }
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(64));
-        let stop = front.allocate_batch(Order::FRAME, Preference::Populated, &mut sink);
-        assert_eq!(stop, TakeStop::Enough);
+        let stop = cached.allocate_batch(Order::FRAME, Preference::Populated, &mut sink);
+        assert_eq!(stop, Shortage::None);
         assert_eq!(
             sink.populated(),
             FrameCount::new(64),
             "the cache was filled from all of it"
         );
-        front.free_batch(sink.ranges()).unwrap();
-        let again = front.free_batch(sink.ranges()).unwrap_err();
+        cached.free_batch(sink.ranges()).unwrap();
+        let again = cached.free_batch(sink.ranges()).unwrap_err();
         assert_eq!((again.freed, again.reason), (0, FreeError::DoubleFree));
-        assert_eq!(front.with(|zone| zone.free_frames()), FrameCount::new(64));
+        assert_eq!(cached.with(|zone| zone.free_frames()), FrameCount::new(64));
     });
 }
 
 #[test]
 fn stranded_blocks_are_recovered() {
-    with_front(1024, |front| {
-        let frames = [(); 8].map(|()| front.allocate(CPUS[0], Order::FRAME, Preference::Any));
+    with_cached(1024, |cached| {
+        let frames = [(); 8].map(|()| cached.allocate(CPUS[0], Order::FRAME, Preference::Any));
         for frame in frames {
-            front.free(CPUS[1], frame.unwrap(), Order::FRAME).unwrap();
+            cached.free(CPUS[1], frame.unwrap(), Order::FRAME).unwrap();
         }
-        front.recover();
-        front.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
+        cached.recover();
+        cached.with(|zone| assert_eq!(zone.stats().used, FrameCount::ZERO));
         assert!(
-            front
+            cached
                 .allocate(CPUS[1], Order::FRAME, Preference::Any)
                 .is_ok()
         );
@@ -311,7 +311,7 @@ fn stranded_blocks_are_recovered() {
 fn threads_never_share_a_block() {
     let frames = 2048;
     let steps = if cfg!(miri) { 200 } else { 100_000 };
-    with_front(frames, |front| {
+    with_cached(frames, |cached| {
         let owned: Vec<AtomicBool> = (0..frames).map(|_| AtomicBool::new(false)).collect();
         let own = |start: Frame, order: Order, value: bool| {
             for at in 0..order.frames() {
@@ -331,12 +331,12 @@ fn threads_never_share_a_block() {
                     let mut blocks = Vec::new();
                     for _ in 0..steps {
                         match random.below(100) {
-                            0 => front.drain(CPUS[1 - seed]),
-                            1 => front.drain_all(),
+                            0 => cached.drain(CPUS[1 - seed]),
+                            1 => cached.drain_all(),
                             2..=50 => {
                                 let order = Order::new(u8::try_from(random.below(20) / 4).unwrap())
                                     .unwrap();
-                                if let Ok(start) = front.allocate(cpu, order, Preference::Any) {
+                                if let Ok(start) = cached.allocate(cpu, order, Preference::Any) {
                                     own(start, order, true);
                                     blocks.push((start, order));
                                 }
@@ -346,20 +346,20 @@ fn threads_never_share_a_block() {
                                 let nth = usize::try_from(nth).unwrap();
                                 let (start, order) = blocks.swap_remove(nth);
                                 own(start, order, false);
-                                front.free(cpu, start, order).unwrap();
+                                cached.free(cpu, start, order).unwrap();
                             }
                             _ => {}
                         }
                     }
                     for (start, order) in blocks {
                         own(start, order, false);
-                        front.free(cpu, start, order).unwrap();
+                        cached.free(cpu, start, order).unwrap();
                     }
                 });
             }
         });
-        front.drain_all();
-        front.with(|zone| {
+        cached.drain_all();
+        cached.with(|zone| {
             assert_eq!(zone.stats().used, FrameCount::ZERO);
             assert_eq!(zone.stats().free, FrameCount::new(frames));
         });

@@ -10,8 +10,8 @@
 )]
 
 use buddy_alloc::{
-    Backing, Config, Frame, FrameCount, FrameRange, GivePath, Order, Preference, RangeBuf, TakeAsk,
-    TakeStop, Zone,
+    Backing, Config, Frame, FrameCount, FrameRange, Order, Preference, RangeBuf, Shortage,
+    TakeRequest, Via, Zone,
 };
 
 mod common;
@@ -66,8 +66,8 @@ impl World<'_> {
         while left > 0 {
             let mut sink = RangeBuf::new(&mut places, FrameCount::new(left));
             assert_eq!(
-                self.zone.take(TakeAsk::default(), &mut sink),
-                TakeStop::Enough
+                self.zone.take(TakeRequest::default(), &mut sink),
+                Shortage::None
             );
             for range in sink.ranges().to_vec() {
                 for at in range.start().get()..range.end().get() {
@@ -75,7 +75,7 @@ impl World<'_> {
                     populated += u64::from(*backed);
                     *backed = false;
                 }
-                self.zone.store(range, GivePath::Bulk).unwrap();
+                self.zone.store(range, Via::Bulk).unwrap();
                 left -= range.count().get();
             }
         }
@@ -88,11 +88,11 @@ impl World<'_> {
         while left > 0 {
             let mut sink = RangeBuf::new(&mut places, FrameCount::new(left));
             assert_eq!(
-                self.zone.recall(GivePath::Bulk, Order::FRAME, &mut sink),
-                TakeStop::Enough
+                self.zone.recall(Via::Bulk, Order::FRAME, &mut sink),
+                Shortage::None
             );
             for range in sink.ranges().to_vec() {
-                self.zone.put(range, Backing::Untouched).unwrap();
+                self.zone.put(range, Backing::Unpopulated).unwrap();
                 left -= range.count().get();
             }
         }
@@ -103,7 +103,7 @@ fn experiment(mixed: bool) {
     let span = FrameRange::new(Frame::new(0), FrameCount::new(FRAMES));
     let mut memory = vec![0; Config::new().metadata_words(span)];
     let mut zone = Zone::new(span, Config::new(), &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     let host = vec![false; usize::try_from(FRAMES).unwrap()];
     let random = Random::new(11);
     let mut world = World {

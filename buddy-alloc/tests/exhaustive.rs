@@ -36,7 +36,8 @@ const ACTIONS: [Action; 16] = [
         wanted: 3,
         ranges: 2,
         unit: 0,
-        untouched: true,
+        preference: 0,
+        only: false,
         below: None,
     },
     Action::Store { nth: 0, bulk: true },
@@ -60,7 +61,7 @@ const ACTIONS: [Action; 16] = [
 ];
 
 /// The other operations, and calls that are wrong more often than not.
-const MORE: [Action; 14] = [
+const MORE: [Action; 15] = [
     Action::AllocateRangeAt { at: 3, count: 3 },
     Action::AllocateRange {
         count: 2,
@@ -85,8 +86,17 @@ const MORE: [Action; 14] = [
         wanted: 4,
         ranges: 9,
         unit: 1,
-        untouched: false,
+        preference: 0,
+        only: true,
         below: Some(8),
+    },
+    Action::Take {
+        wanted: 4,
+        ranges: 3,
+        unit: 0,
+        preference: 1,
+        only: false,
+        below: None,
     },
     Action::TakeAt { at: 6, count: 2 },
     Action::PutUnchanged { nth: 0 },
@@ -124,7 +134,7 @@ const DEPTH: u32 = if cfg!(miri) { 1 } else { 4 };
 
 #[test]
 fn four_frames() {
-    run_all(&ACTIONS, 0, 4, DEPTH, Some(Backing::Untouched));
+    run_all(&ACTIONS, 0, 4, DEPTH, Some(Backing::Unpopulated));
 }
 
 #[test]
@@ -134,7 +144,7 @@ fn seven_frames_off_alignment() {
 
 #[test]
 fn sixteen_frames() {
-    run_all(&ACTIONS, 0, 16, DEPTH, Some(Backing::Untouched));
+    run_all(&ACTIONS, 0, 16, DEPTH, Some(Backing::Unpopulated));
 }
 
 /// Every operation after every two others.
@@ -143,7 +153,7 @@ fn all_operations() {
     let all = [ACTIONS.as_slice(), &MORE].concat();
     for (start, frames, added) in [
         (0, 16, Some(Backing::Populated)),
-        (3, 7, Some(Backing::Untouched)),
+        (3, 7, Some(Backing::Unpopulated)),
         (1, 9, None),
     ] {
         run_all(&all, start, frames, DEPTH.min(3), added);

@@ -1,5 +1,5 @@
 //! The hand-over between CPU caches in every interleaving:
-//! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p buddy-alloc --test loom`.
+//! `RUSTFLAGS="--cfg loom" cargo test --profile loom -p balloon-buddy-alloc --test loom`.
 #![cfg(loom)]
 
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -18,16 +18,16 @@ impl<T> Lock<T> for LoomLock<T> {
     }
 }
 
-type Front = CachedZone<'static, LoomLock<Zone<'static>>, 2>;
+type Caches = CachedZone<'static, LoomLock<Zone<'static>>, 2>;
 
 const CPUS: [Cpu; 2] = [Cpu::new(0), Cpu::new(1)];
 const ONE: Order = Order::FRAME;
 
-fn front(frames: u64) -> Arc<Front> {
+fn cached(frames: u64) -> Arc<Caches> {
     let span = FrameRange::new(Frame::new(0), FrameCount::new(frames));
     let config = Config::new();
     let mut zone = Zone::new(span, config, vec![0; config.metadata_words(span)].leak()).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     let bits = vec![0; CachedZone::words(span)].leak();
     Arc::new(CachedZone::new(LoomLock(Mutex::new(zone)), bits).unwrap())
 }
@@ -43,24 +43,24 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn loom_pop_against_remote_drain() {
     model(|| {
-        let front = front(2);
-        let waiting = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
-        front.free(CPUS[0], waiting, ONE).unwrap();
-        let other = Arc::clone(&front);
+        let cached = cached(2);
+        let waiting = cached.allocate(CPUS[0], ONE, Preference::Any).unwrap();
+        cached.free(CPUS[0], waiting, ONE).unwrap();
+        let other = Arc::clone(&cached);
         let drainer = loom::thread::spawn(move || {
             other.drain(CPUS[0]);
             other.allocate(CPUS[1], ONE, Preference::Any)
         });
-        let mine = front.allocate(CPUS[0], ONE, Preference::Any);
+        let mine = cached.allocate(CPUS[0], ONE, Preference::Any);
         let theirs = drainer.join().unwrap();
         if let (Ok(mine), Ok(theirs)) = (mine, theirs) {
             assert_ne!(mine, theirs);
         }
         for frame in [mine, theirs].into_iter().flatten() {
-            front.free(CPUS[0], frame, ONE).unwrap();
+            cached.free(CPUS[0], frame, ONE).unwrap();
         }
-        front.drain_all();
-        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
+        cached.drain_all();
+        cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
     });
 }
 
@@ -68,19 +68,19 @@ fn loom_pop_against_remote_drain() {
 #[test]
 fn loom_double_free_on_two_cpus() {
     model(|| {
-        let front = front(2);
-        let frame = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
-        let other = Arc::clone(&front);
+        let cached = cached(2);
+        let frame = cached.allocate(CPUS[0], ONE, Preference::Any).unwrap();
+        let other = Arc::clone(&cached);
         let thread = loom::thread::spawn(move || other.free(CPUS[1], frame, ONE));
-        let mine = front.free(CPUS[0], frame, ONE);
+        let mine = cached.free(CPUS[0], frame, ONE);
         let theirs = thread.join().unwrap();
         let lost = [mine, theirs]
             .iter()
             .filter(|r| **r == Err(FreeError::DoubleFree))
             .count();
         assert_eq!(lost, 1, "{mine:?} and {theirs:?}");
-        front.drain_all();
-        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
+        cached.drain_all();
+        cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
     });
 }
 
@@ -89,21 +89,21 @@ fn loom_double_free_on_two_cpus() {
 #[test]
 fn loom_the_wrong_cpu_number_shares_no_block() {
     model(|| {
-        let front = front(2);
-        let waiting = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
-        front.free(CPUS[0], waiting, ONE).unwrap();
-        let other = Arc::clone(&front);
+        let cached = cached(2);
+        let waiting = cached.allocate(CPUS[0], ONE, Preference::Any).unwrap();
+        cached.free(CPUS[0], waiting, ONE).unwrap();
+        let other = Arc::clone(&cached);
         let thread = loom::thread::spawn(move || other.allocate(CPUS[0], ONE, Preference::Any));
-        let mine = front.allocate(CPUS[0], ONE, Preference::Any);
+        let mine = cached.allocate(CPUS[0], ONE, Preference::Any);
         let theirs = thread.join().unwrap();
         if let (Ok(mine), Ok(theirs)) = (mine, theirs) {
             assert_ne!(mine, theirs);
         }
         for frame in [mine, theirs].into_iter().flatten() {
-            front.free(CPUS[1], frame, ONE).unwrap();
+            cached.free(CPUS[1], frame, ONE).unwrap();
         }
-        front.recover();
-        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
+        cached.recover();
+        cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
     });
 }
 
@@ -112,10 +112,10 @@ fn loom_the_wrong_cpu_number_shares_no_block() {
 fn loom_the_content_is_handed_over() {
     static HANDED_OVER: AtomicU32 = AtomicU32::new(0);
     model(|| {
-        let front = front(2);
+        let cached = cached(2);
         let content = Arc::new(loom::cell::UnsafeCell::new(0));
-        let frame = front.allocate(CPUS[0], ONE, Preference::Any).unwrap();
-        let (other, theirs) = (Arc::clone(&front), Arc::clone(&content));
+        let frame = cached.allocate(CPUS[0], ONE, Preference::Any).unwrap();
+        let (other, theirs) = (Arc::clone(&cached), Arc::clone(&content));
         let thread = loom::thread::spawn(move || {
             theirs.with_mut(|content| {
                 // SAFETY: this thread owns the frame until the free below; loom checks that.
@@ -124,11 +124,11 @@ fn loom_the_content_is_handed_over() {
             other.free(CPUS[0], frame, ONE).unwrap();
         });
         // The length of the cache orders nothing by itself.
-        while front.cached() == FrameCount::ZERO {
+        while cached.cached() == FrameCount::ZERO {
             loom::thread::yield_now();
         }
-        front.drain(CPUS[0]);
-        if front.allocate_at(frame, ONE).is_ok() {
+        cached.drain(CPUS[0]);
+        if cached.allocate_at(frame, ONE).is_ok() {
             // SAFETY: the frame is ours now; loom checks that the write happened before.
             content.with(|content| assert_eq!(unsafe { *content }, 1));
             HANDED_OVER.fetch_add(1, Ordering::Relaxed);
@@ -139,13 +139,13 @@ fn loom_the_content_is_handed_over() {
 }
 
 /// A front of two frames, both used: one to free, its neighbour to keep it from merging.
-fn front_in_use() -> (Arc<Front>, Frame) {
-    let front = front(2);
+fn cached_in_use() -> (Arc<Caches>, Frame) {
+    let cached = cached(2);
     let frame = Frame::new(0);
     for number in 0..2 {
-        front.allocate_at(Frame::new(number), ONE).unwrap();
+        cached.allocate_at(Frame::new(number), ONE).unwrap();
     }
-    (front, frame)
+    (cached, frame)
 }
 
 /// One thread frees a used frame on its CPU, the other by `other_free`, and allocates a frame
@@ -153,43 +153,43 @@ fn front_in_use() -> (Arc<Front>, Frame) {
 /// frees is refused, unless the frame was allocated in between.
 fn two_frees(
     again: bool,
-    other_free: impl Fn(&Front, Frame) -> Result<(), FreeError> + Copy + Send + Sync + 'static,
+    other_free: impl Fn(&Caches, Frame) -> Result<(), FreeError> + Copy + Send + Sync + 'static,
 ) {
     model(move || {
-        let (front, frame) = front_in_use();
-        let other = Arc::clone(&front);
+        let (cached, frame) = cached_in_use();
+        let other = Arc::clone(&cached);
         let thread = loom::thread::spawn(move || {
             let freed = other_free(&other, frame);
             let found = again.then(|| other.allocate(CPUS[1], ONE, Preference::Any));
             (freed, found.and_then(Result::ok))
         });
-        let mine = front.free(CPUS[0], frame, ONE);
+        let mine = cached.free(CPUS[0], frame, ONE);
         let (theirs, found) = thread.join().unwrap();
         let told = [mine, theirs].contains(&Err(FreeError::DoubleFree));
         assert!(told || found.is_some(), "{mine:?} and {theirs:?}");
         assert!(mine.is_ok() || theirs.is_ok());
         assert!(found.is_none_or(|found| found == frame));
-        front.drain_all();
-        let free = front.with(|zone| zone.free_frames().get());
-        assert_eq!(front.with(|zone| zone.stats().used.get()), 2 - free);
+        cached.drain_all();
+        let free = cached.with(|zone| zone.free_frames().get());
+        assert_eq!(cached.with(|zone| zone.stats().used.get()), 2 - free);
         // A free that was not refused may have come after the allocation.
         assert!(!told || free == u64::from(found.is_none()));
-        let mut last = front.free(CPUS[0], frame, ONE);
+        let mut last = cached.free(CPUS[0], frame, ONE);
         assert_eq!(
             last.is_ok(),
             free == 0,
             "the owner can free it, nobody else"
         );
-        last = front.free(CPUS[1], frame, ONE);
+        last = cached.free(CPUS[1], frame, ONE);
         assert_eq!(last, Err(FreeError::DoubleFree));
     });
 }
 
 #[test]
 fn loom_free_against_free_and_drain() {
-    let free = |front: &Front, frame| {
-        let answer = front.free(CPUS[1], frame, ONE);
-        front.drain(CPUS[1]);
+    let free = |cached: &Caches, frame| {
+        let answer = cached.free(CPUS[1], frame, ONE);
+        cached.drain(CPUS[1]);
         answer
     };
     two_frees(false, free);
@@ -198,7 +198,7 @@ fn loom_free_against_free_and_drain() {
 
 #[test]
 fn loom_free_against_a_free_under_the_lock() {
-    let free = |front: &Front, frame| front.with(|zone| zone.free(frame, ONE));
+    let free = |cached: &Caches, frame| cached.with(|zone| zone.free(frame, ONE));
     two_frees(false, free);
     two_frees(true, free);
 }
@@ -206,7 +206,7 @@ fn loom_free_against_a_free_under_the_lock() {
 #[test]
 fn loom_free_against_a_free_of_the_range() {
     let range = |frame| FrameRange::new(frame, FrameCount::new(1));
-    let free = move |front: &Front, frame| front.with(|zone| zone.free_range(range(frame)));
+    let free = move |cached: &Caches, frame| cached.with(|zone| zone.free_range(range(frame)));
     two_frees(false, free);
     two_frees(true, free);
 }
@@ -216,8 +216,8 @@ fn loom_free_against_a_free_of_the_range() {
 fn loom_a_refused_free_does_not_harm_the_new_owner() {
     for at_once in [false, true] {
         model(move || {
-            let (front, frame) = front_in_use();
-            let other = Arc::clone(&front);
+            let (cached, frame) = cached_in_use();
+            let other = Arc::clone(&cached);
             let thread = loom::thread::spawn(move || {
                 let freed = other.with(|zone| zone.free(frame, ONE));
                 let found = if at_once {
@@ -227,13 +227,13 @@ fn loom_a_refused_free_does_not_harm_the_new_owner() {
                 };
                 (freed, found.then(|| other.free(CPUS[1], frame, ONE)))
             });
-            let mine = front.free(CPUS[0], frame, ONE);
+            let mine = cached.free(CPUS[0], frame, ONE);
             let (theirs, again) = thread.join().unwrap();
             if mine.is_err() {
                 assert_eq!((theirs, again), (Ok(()), Some(Ok(()))));
             }
-            front.drain_all();
-            front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(1)));
+            cached.drain_all();
+            cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(1)));
         });
     }
 }
@@ -243,18 +243,18 @@ fn loom_a_refused_free_does_not_harm_the_new_owner() {
 #[test]
 fn loom_free_against_a_range_that_is_refused() {
     model(|| {
-        let (front, frame) = front_in_use();
-        front.free(CPUS[0], Frame::new(1), ONE).unwrap();
-        let other = Arc::clone(&front);
+        let (cached, frame) = cached_in_use();
+        cached.free(CPUS[0], Frame::new(1), ONE).unwrap();
+        let other = Arc::clone(&cached);
         let thread = loom::thread::spawn(move || {
             let both = FrameRange::new(frame, FrameCount::new(2));
             other.with(|zone| zone.free_range(both))
         });
-        let mine = front.free(CPUS[1], frame, ONE);
+        let mine = cached.free(CPUS[1], frame, ONE);
         assert_eq!(mine, Ok(()));
         assert_eq!(thread.join().unwrap(), Err(FreeError::DoubleFree));
-        front.drain_all();
-        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
+        cached.drain_all();
+        cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(2)));
     });
 }
 
@@ -262,20 +262,20 @@ fn loom_free_against_a_range_that_is_refused() {
 #[test]
 fn loom_free_against_split() {
     model(|| {
-        let front = front(2);
+        let cached = cached(2);
         let pair = Order::new(1).unwrap();
-        let block = front
+        let block = cached
             .with(|zone| zone.allocate(pair, Preference::Any))
             .unwrap();
-        let other = Arc::clone(&front);
+        let other = Arc::clone(&cached);
         let thread =
             loom::thread::spawn(move || other.with(|zone| zone.split_block(block, pair, ONE)));
-        let freed = front.free(CPUS[0], block, pair);
+        let freed = cached.free(CPUS[0], block, pair);
         let split = thread.join().unwrap();
         assert_ne!(freed.is_ok(), split.is_ok(), "{freed:?} and {split:?}");
-        front.drain_all();
+        cached.drain_all();
         let free = if freed.is_ok() { 2 } else { 0 };
-        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(free)));
+        cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(free)));
     });
 }
 
@@ -283,15 +283,15 @@ fn loom_free_against_split() {
 #[test]
 fn loom_a_late_drain_refuses_nobody() {
     model(|| {
-        let (front, frame) = front_in_use();
-        front.free(CPUS[0], frame, ONE).unwrap();
-        let other = Arc::clone(&front);
+        let (cached, frame) = cached_in_use();
+        cached.free(CPUS[0], frame, ONE).unwrap();
+        let other = Arc::clone(&cached);
         let thread = loom::thread::spawn(move || other.drain(CPUS[0]));
-        if front.allocate(CPUS[0], ONE, Preference::Any).is_ok() {
-            front.free(CPUS[0], frame, ONE).unwrap();
+        if cached.allocate(CPUS[0], ONE, Preference::Any).is_ok() {
+            cached.free(CPUS[0], frame, ONE).unwrap();
         }
         thread.join().unwrap();
-        front.drain_all();
-        front.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(1)));
+        cached.drain_all();
+        cached.with(|zone| assert_eq!(zone.free_frames(), FrameCount::new(1)));
     });
 }

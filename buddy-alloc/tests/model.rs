@@ -12,7 +12,7 @@ fn program(seed: u64, start: u64, frames: u64, config: Config, steps: usize) -> 
         0 => None,
         1 => Some(Backing::Populated),
         2 => Some(Backing::Unknown),
-        _ => Some(Backing::Untouched),
+        _ => Some(Backing::Unpopulated),
     };
     let actions: Vec<Action> = (0..steps).map(|_| random_action(&mut random)).collect();
     let span = FrameRange::new(Frame::new(start), FrameCount::new(frames));
@@ -39,7 +39,7 @@ fn small_spans_with_every_step_checked() {
         let config = Config::new()
             .with_max_order(Order::new(max).unwrap())
             .with_granule(Config::MIN_GRANULE)
-            .with_breakable(if max >= 6 {
+            .with_fragmentable(if max >= 6 {
                 u32::try_from(random.below(3)).unwrap()
             } else {
                 0
@@ -73,14 +73,15 @@ fn units_are_taken_where_memory_is_populated() {
                 wanted: u16::try_from(random.below(5000)).unwrap(),
                 ranges: 8,
                 unit: u8::try_from(random.below(12)).unwrap(),
-                untouched: random.below(2) == 0,
+                preference: u8::try_from(random.below(3)).unwrap(),
+                only: random.below(2) == 0,
                 below: (random.below(4) == 0).then_some(at),
             });
         }
         let program = Program {
             span: FrameRange::new(Frame::new(random.below(100)), FrameCount::new(frames)),
             config: Config::new().with_granule(Config::MIN_GRANULE),
-            added: Some(Backing::Untouched),
+            added: Some(Backing::Unpopulated),
             actions,
         };
         let steps = program.actions.len();

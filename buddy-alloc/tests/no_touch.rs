@@ -35,7 +35,7 @@ fn frames_without_any_access_do() {
         let added = Some(if seed % 2 == 0 {
             Backing::Populated
         } else {
-            Backing::Untouched
+            Backing::Unpopulated
         });
         let program = Program {
             span,

@@ -26,9 +26,9 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(at, count, backing)| Action::Unreserve { at, count, backing }),
         2 => (at, count.clone(), kind.clone())
             .prop_map(|(at, count, backing)| Action::Add { at, count, backing }),
-        2 => (count.clone(), ranges.clone(), order.clone(), any::<bool>(), any::<Option<u32>>())
-            .prop_map(|(wanted, ranges, unit, untouched, below)| {
-                Action::Take { wanted, ranges, unit, untouched, below }
+        2 => (count.clone(), ranges.clone(), order.clone(), kind.clone(), any::<bool>(), any::<Option<u32>>())
+            .prop_map(|(wanted, ranges, unit, preference, only, below)| {
+                Action::Take { wanted, ranges, unit, preference, only, below }
             }),
         1 => (at, count.clone()).prop_map(|(at, count)| Action::TakeAt { at, count }),
         2 => (nth, kind.clone()).prop_map(|(nth, backing)| Action::Put { nth, backing }),
@@ -57,7 +57,7 @@ fn program() -> impl Strategy<Value = Program> {
     let added = prop_oneof![
         Just(None),
         Just(Some(Backing::Populated)),
-        Just(Some(Backing::Untouched)),
+        Just(Some(Backing::Unpopulated)),
         Just(Some(Backing::Unknown)),
     ];
     let actions = prop::collection::vec(action(), 0..60);
@@ -70,21 +70,23 @@ fn program() -> impl Strategy<Value = Program> {
         added,
         actions,
     )
-        .prop_map(|(start, frames, max, granule, breakable, added, actions)| {
-            let order = |order| Order::new(order).expect("at most 18");
-            let breakable = if granule > max { 0 } else { breakable };
-            let config = Config::new()
-                .with_max_order(order(max))
-                .with_granule(order(granule))
-                .with_breakable(breakable);
-            let span = FrameRange::new(Frame::new(start), FrameCount::new(frames));
-            Program {
-                span,
-                config,
-                added,
-                actions,
-            }
-        })
+        .prop_map(
+            |(start, frames, max, granule, fragmentable, added, actions)| {
+                let order = |order| Order::new(order).expect("at most 18");
+                let fragmentable = if granule > max { 0 } else { fragmentable };
+                let config = Config::new()
+                    .with_max_order(order(max))
+                    .with_granule(order(granule))
+                    .with_fragmentable(fragmentable);
+                let span = FrameRange::new(Frame::new(start), FrameCount::new(frames));
+                Program {
+                    span,
+                    config,
+                    added,
+                    actions,
+                }
+            },
+        )
 }
 
 proptest! {

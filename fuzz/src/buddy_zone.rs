@@ -11,7 +11,7 @@ struct Shape {
     frames: u16,
     max_order: u8,
     granule: u8,
-    breakable: u8,
+    fragmentable: u8,
     added: u8,
 }
 
@@ -67,7 +67,8 @@ impl Step {
                 wanted: count,
                 ranges: kind,
                 unit: order,
-                untouched: kind & 2 == 0,
+                preference: kind / 4,
+                only: kind & 2 != 0,
                 below: (kind & 1 == 1).then_some(at),
             },
             13 => Action::TakeAt { at, count },
@@ -105,20 +106,20 @@ impl Shape {
     fn program(&self, actions: Vec<Action>) -> Program {
         let order = |number| Order::new(number).unwrap_or(Order::MAX);
         let (max, granule) = (self.max_order % 18 + 1, self.granule % 6 + 6);
-        let breakable = if granule > max {
+        let fragmentable = if granule > max {
             0
         } else {
-            u32::from(self.breakable % 4)
+            u32::from(self.fragmentable % 4)
         };
         let config = Config::new()
             .with_max_order(order(max))
             .with_granule(order(granule))
-            .with_breakable(breakable);
+            .with_fragmentable(fragmentable);
         let frames = FrameCount::new(u64::from(self.frames % 2048) + 1);
         let added = match self.added % 4 {
             0 => None,
             1 => Some(Backing::Populated),
-            2 => Some(Backing::Untouched),
+            2 => Some(Backing::Unpopulated),
             _ => Some(Backing::Unknown),
         };
         let span = FrameRange::new(Frame::new(u64::from(self.start)), frames);

@@ -5,16 +5,13 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use balloon_core::wire::chunks_v8::{Label, Responses, decode_lenient, decode_strict};
-use balloon_core::wire::extents::{Extent, Extents};
 use balloon_core::wire::pfn_array::{self, PfnArrays, TooHigh};
-use balloon_core::wire::ranges::{AddressRange, AddressRanges};
-use balloon_core::{FrameCount, FrameRange, Order, Pfn};
+use balloon_core::{FrameCount, FrameRange, Pfn};
 
 /// Frames to encode and how.
 #[derive(Arbitrary, Debug)]
 struct Input {
     ranges: Vec<(u64, u64)>,
-    orders: Vec<u8>,
     buffer: u16,
     command: u8,
     id: u16,
@@ -36,15 +33,6 @@ fn decode(data: &[u8]) {
         let count = PfnArrays::new(singles).fill(&mut copy);
         assert_eq!(count, Ok(FrameCount::new(data.len() as u64 / 4)));
         assert_eq!(copy, data);
-    }
-    if let Some((&address, rest)) = data.split_first_chunk()
-        && let Some(&length) = rest.first_chunk()
-    {
-        let (address, length) = (u64::from_le_bytes(address), u32::from_le_bytes(length));
-        if let Ok(range) = AddressRange::decode(address, length) {
-            assert_eq!((range.address(), range.len()), (address, length));
-            assert!(AddressRanges::new([range.frames()]).eq([range]));
-        }
     }
     let lenient = decode_lenient(data);
     assert_eq!(lenient.is_ok(), data.len() >= 8);
@@ -78,8 +66,6 @@ fn encode(input: &Input) {
     let ranges: Vec<FrameRange> = ranges.collect();
     let mut buffer = vec![0; usize::from(input.buffer % 2048) + 24];
     pfn_arrays(&ranges, &mut buffer);
-    address_ranges(&ranges);
-    extents(&ranges, &input.orders);
     let label = Label {
         command: input.command,
         id: input.id,
@@ -112,47 +98,6 @@ fn pfn_arrays(ranges: &[FrameRange], buffer: &mut [u8]) {
     let (low, high): (Vec<Pfn>, Vec<Pfn>) = all.partition(|&pfn| pfn < pfn_array::LIMIT);
     assert_eq!(found, low);
     assert_eq!(refused, high.len() as u64);
-}
-
-/// The pieces lie one behind the other and cover the range.
-fn cover(range: FrameRange, pieces: impl Iterator<Item = FrameRange>) {
-    let mut next = range.start();
-    for piece in pieces {
-        assert_eq!(piece.start(), next);
-        next = piece.end();
-    }
-    assert_eq!(next, range.end());
-}
-
-fn address_ranges(ranges: &[FrameRange]) {
-    for &range in ranges {
-        // The largest would make a million.
-        let (range, _) = range.split_at(FrameCount::new(1 << 24));
-        let range = range.expect("not empty");
-        let pieces = AddressRanges::new([range]).map(|piece| {
-            let decoded = AddressRange::decode(piece.address(), piece.len());
-            assert_eq!(decoded, Ok(piece));
-            piece.frames()
-        });
-        cover(range, pieces);
-    }
-}
-
-fn extents(ranges: &[FrameRange], orders: &[u8]) {
-    let orders: Vec<Order> = orders
-        .iter()
-        .filter_map(|&order| Order::new(order))
-        .collect();
-    for &range in ranges {
-        let (range, _) = range.split_at(FrameCount::new(ENOUGH));
-        let range = range.expect("not empty");
-        let pieces = Extents::new([range], &orders).map(|extent| {
-            assert!(extent.order() == Order::FRAME || orders.contains(&extent.order()));
-            assert_eq!(Extent::new(extent.start(), extent.order()), Some(extent));
-            extent.frames()
-        });
-        cover(range, pieces);
-    }
 }
 
 fn responses(ranges: &[FrameRange], label: Label, buffer: &mut [u8]) {

@@ -9,26 +9,27 @@ mod frames;
 mod watched;
 
 use balloon_core::{
-    Budget, Engine, FrameCount, Nanos, Need, Order, Pfn, Policy as Pace, Resume, Shared, Transport,
+    Blocked, Budget, Engine, FrameCount, Nanos, Need, Order, Pfn, Policy, Progress, Resume, Shared,
+    Transport,
 };
-use transport_virtio::fake::{FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
+use transport_virtio::testing::{FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
 use transport_virtio::{
-    Dma, Features, Hinting, Policy, QueueId, QueueIndex, ReportPace, Reporting, Statistics, Tag,
-    UnusedPages, VirtioBalloon,
+    Dma, DriverOptions, Features, Hinting, QueueId, QueueIndex, ReportPace, Reporting, Statistics,
+    Tag, UnusedPages, VirtioBalloon, VirtioError,
 };
 
 use frames::{Frames, Kept, Owner};
 use watched::Watched;
 
 /// A bit of the input, and what it switches on.
-type Choice = (u8, fn(Policy) -> Policy);
+type Choice = (u8, fn(DriverOptions) -> DriverOptions);
 
 /// Requests per kind, and descriptors per queue: few, so that all are in use.
 const N: usize = 4;
 
 /// Readings of the configuration in one step, at most: four attempts at the
-/// target.
-const READS: u32 = 4;
+/// target, the size by which the device is known, and once whether it shows one.
+const READS: u32 = 6;
 
 /// Steps after which a reset balloon has let go of every frame.
 const ROUNDS: usize = 64;
@@ -92,18 +93,18 @@ impl Bytes<'_> {
         }
     }
 
-    fn policy(&mut self) -> Policy {
+    fn policy(&mut self) -> DriverOptions {
         let bits = self.byte();
-        let mut policy = Policy::new();
+        let mut policy = DriverOptions::new();
         let choices: [Choice; 8] = [
-            (1, Policy::polled),
-            (2, Policy::without_bulk),
-            (4, Policy::without_event_idx),
-            (8, Policy::with_statistics),
-            (16, Policy::with_hints),
-            (32, Policy::with_reporting),
+            (1, DriverOptions::polled),
+            (2, DriverOptions::without_bulk),
+            (4, DriverOptions::without_event_idx),
+            (8, DriverOptions::with_statistics),
+            (16, DriverOptions::with_hints),
+            (32, DriverOptions::with_reporting),
             (64, |policy| policy.with_poison(1)),
-            (128, Policy::with_host_superpages),
+            (128, DriverOptions::with_host_superpages),
         ];
         for (bit, choose) in choices {
             if bits & bit != 0 {
@@ -115,7 +116,7 @@ impl Bytes<'_> {
 }
 
 struct Guest {
-    policy: Policy,
+    policy: DriverOptions,
     balloon: VirtioBalloon<Watched>,
     engine: Engine<N>,
     shared: &'static Shared<N>,
@@ -130,7 +131,11 @@ struct Guest {
     now: u64,
 }
 
-fn watch(balloon: FakeBalloon<N>, frames: &Frames, policy: &Policy) -> VirtioBalloon<Watched> {
+fn watch(
+    balloon: FakeBalloon<N>,
+    frames: &Frames,
+    policy: &DriverOptions,
+) -> VirtioBalloon<Watched> {
     let negotiated = balloon.negotiated();
     let watched = Watched::new(balloon.into_queues(), frames.clone(), negotiated, policy);
     VirtioBalloon::attach(watched, negotiated, policy)
@@ -141,8 +146,11 @@ impl Guest {
         self.balloon.queues_mut().inner.device_mut()
     }
 
-    /// What the device has not answered for is nobody else's.
+    /// What the device has not answered for is nobody else's, unless there is none.
     fn check(&self) {
+        if self.balloon.lost() == Some(VirtioError::Gone) {
+            return;
+        }
         let frames = self.balloon.queues().with_device();
         self.source.check(frames, Owner::InHand);
     }
@@ -150,6 +158,8 @@ impl Guest {
     /// The guest resets the device in whatever state both are; `None` if it does
     /// not come back.
     fn reset(mut self) -> Option<Self> {
+        // Plugged in again.
+        self.device().gone = None;
         let (device, memory) = self.balloon.into_queues().inner.into_parts();
         let balloon = FakeBalloon::bring_up(device, memory, &self.policy, &mut NoDelay).ok()?;
         self.balloon = watch(balloon, &self.source, &self.policy);
@@ -171,28 +181,57 @@ impl Guest {
         })
     }
 
+    /// What a device had that was pulled out finds its way home without it.
+    fn bereave(&mut self) {
+        self.shared.signal().config_changed();
+        self.step();
+        let progress = self.engine.status(&self.source).progress;
+        if progress != Progress::Blocked(Blocked::DeviceGone) {
+            // It had failed before: the kernel's bus knows better.
+            self.balloon.set_gone();
+            let now = Nanos::from_millis(self.now);
+            let (engine, source) = (&mut self.engine, &mut self.source);
+            while engine.retire(source, now, Budget::SMALL).more {}
+        }
+        let home = (0..ROUNDS).any(|_| {
+            self.step();
+            self.serve_host();
+            self.source.is_home()
+        });
+        let status = self.engine.status(&self.source);
+        assert!(home, "{status:?}, {:x?}", self.source);
+    }
+
     /// Once the device was reset and behaves, every frame finds its way home.
-    fn recover(self) {
+    fn recover(mut self) {
+        if self.device().gone.is_some() {
+            self.bereave();
+        }
         let Some(mut guest) = self.reset() else {
             return;
         };
-        if !guest.understands() {
-            return;
+        if guest.understands() {
+            guest.come_home();
         }
-        let device = guest.device();
+        // A balloon that is dropped leaves its memory to a device that may still run.
+        drop(guest.balloon.into_queues().inner.into_parts());
+    }
+
+    fn come_home(&mut self) {
+        let device = self.device();
         device.restless = false;
         device.set_target(0);
         device.set_hint_command(1);
         let home = (0..ROUNDS).any(|_| {
-            guest.step();
-            guest.serve_host();
+            self.step();
+            self.serve_host();
             for queue in QueueId::ALL {
-                guest.device().serve(queue);
+                self.device().serve(queue);
             }
-            guest.source.is_home()
+            self.source.is_home()
         });
-        let status = guest.engine.status(&guest.source);
-        assert!(home, "{status:?}, {:x?}", guest.source);
+        let status = self.engine.status(&self.source);
+        assert!(home, "{status:?}, {:x?}", self.source);
     }
 
     fn step(&mut self) {
@@ -204,7 +243,7 @@ impl Guest {
         let (balloon, source) = (&mut self.balloon, &mut self.source);
         let _ = self.engine.step(balloon, source, now, budget);
         let reads = self.device().config_reads() - before;
-        let allowed = if restless { READS } else { 1 };
+        let allowed = if restless { READS } else { READS - 3 };
         assert!(reads <= allowed, "{reads} readings for one decision");
     }
 
@@ -212,23 +251,27 @@ impl Guest {
     fn relieve(&mut self, frames: FrameCount) {
         let now = Nanos::from_millis(self.now);
         let (balloon, source) = (&mut self.balloon, &mut self.source);
-        let _ = self
-            .engine
-            .relieve(balloon, source, Need::frames(frames), now);
+        self.engine
+            .relieve(balloon, source, Need::frames(frames), now)
+            .wake(|| {});
         self.hinting.relieve(source, &mut self.hinted, frames);
     }
 
     /// The services; any of them may be refused by this device.
     fn serve_host(&mut self) {
         let now = Nanos::from_millis(self.now);
-        let slots = self.shared.slots();
+        let shared = self.shared;
         let (balloon, source) = (&mut self.balloon, &mut self.source);
-        let _ = self.statistics.step(balloon, slots, |tag| tag.get().into());
-        let _ = self.hinting.step(balloon, slots, source, &mut self.hinted);
+        let _ = self
+            .statistics
+            .step(balloon, shared, now, |tag| tag.get().into());
+        let _ = self
+            .hinting
+            .step(balloon, shared, source, &mut self.hinted, now);
         let _ = self
             .unused
-            .step(balloon, slots, source, &mut self.unused_held);
-        let _ = self.reporting.step(balloon, slots, source, now);
+            .step(balloon, shared, source, &mut self.unused_held, now);
+        let _ = self.reporting.step(balloon, shared, source, now);
     }
 
     fn churn(&mut self, what: u8) {
@@ -286,7 +329,7 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
     let mut guest = Guest {
         policy,
         balloon: watch(balloon, &source, &policy),
-        engine: Engine::new(shared, Pace::DEFAULT),
+        engine: Engine::new(shared, Policy::DEFAULT),
         shared,
         hinted: source.kept(Owner::Hinted),
         unused_held: source.kept(Owner::Unused),
@@ -296,6 +339,7 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
         unused: UnusedPages::new(FrameCount::new(4)),
         reporting: Reporting::new(ReportPace {
             order: Order::FRAME,
+            share: 2,
             ..ReportPace::DEFAULT
         }),
         used: Vec::new(),
@@ -350,8 +394,15 @@ fn drive(mut bytes: Bytes<'_>, shared: &'static Shared<N>) {
             }
             13 => shared.signal().used(),
             14 => {
-                let restless = bytes.byte() & 1 != 0;
-                guest.device().restless = restless;
+                let mood = bytes.byte();
+                let device = guest.device();
+                device.restless = mood & 1 != 0;
+                match mood >> 4 {
+                    13 => device.fail(),
+                    14 => device.gone = Some(0),
+                    15 => device.gone = Some(u8::MAX),
+                    _ => {}
+                }
             }
             _ if operation == 0xff => {
                 let Some(after) = guest.reset() else { return };

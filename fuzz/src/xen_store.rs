@@ -8,8 +8,8 @@
 use arbitrary::{Arbitrary, Unstructured};
 use balloon_core::{Bytes, Nanos, Order};
 use transport_xen::SharedPage as _;
-use transport_xen::store::{Client, Desk, DeskPolicy, Notice, Operation, Transaction};
-use transport_xen::testing::{FakePage, FakeStore, Manners};
+use transport_xen::store::{BalloonNodes, Client, NodesConfig, Operation, StoreEvent, Transaction};
+use transport_xen::testing::{Behaviour, FakePage, FakeStore};
 
 #[derive(Arbitrary, Debug)]
 enum Action {
@@ -30,7 +30,7 @@ enum Action {
     /// Asks for a shutdown.
     Shutdown(Vec<u8>),
     /// From now on behaves so.
-    Manners(u8),
+    Behaviour(u8),
     /// The store works.
     Run,
     /// Time passes, in milliseconds.
@@ -43,6 +43,8 @@ enum Action {
     Cancelled,
     /// A client of its own on the same page asks for something.
     Ask { path: String, value: Vec<u8> },
+    /// A kernel starts over the connection of this one.
+    Kexec,
 }
 
 /// Runs the target on one input.
@@ -51,7 +53,7 @@ pub fn run(data: &[u8]) {
     let page = FakePage::new();
     let mut scribbler = page.clone();
     let mut store = FakeStore::new(page.clone());
-    let mut desk = Desk::new(Client::new(page.clone()), DeskPolicy::DEFAULT);
+    let mut nodes = BalloonNodes::new(Client::new(page.clone()), NodesConfig::DEFAULT);
     let mut now = Nanos::ZERO;
     while !rest.is_empty() {
         let Ok(action) = Action::arbitrary(&mut rest) else {
@@ -76,28 +78,31 @@ pub fn run(data: &[u8]) {
             }
             Action::Target(value) => store.set("memory/target", &value),
             Action::Shutdown(value) => store.set("control/shutdown", &value),
-            Action::Manners(manners) => {
-                store.manners = match manners % 6 {
-                    0 => Manners::Good,
-                    1 => Manners::Silent,
-                    2 => Manners::Gone,
-                    3 => Manners::Backwards,
-                    4 => Manners::Babbling,
-                    _ => Manners::Confused,
+            Action::Behaviour(behaviour) => {
+                store.behaviour = match behaviour % 9 {
+                    0 => Behaviour::Good,
+                    1 => Behaviour::Silent,
+                    2 => Behaviour::Gone,
+                    3 => Behaviour::Backwards,
+                    4 => Behaviour::Babbling,
+                    5 => Behaviour::Confused,
+                    6 => Behaviour::Late,
+                    7 => Behaviour::Refusing,
+                    _ => Behaviour::Unwatchable,
                 };
             }
             Action::Run => store.run(),
             Action::Wait(millis) => now = now.saturating_add(Nanos::from_millis(millis.into())),
             Action::Publish(count) => {
-                desk.publish_unit(if count % 2 == 0 {
+                nodes.publish_unit(if count % 2 == 0 {
                     Order::FRAME
                 } else {
                     Order::SUPERPAGE
                 });
-                desk.publish_downgrades(count.into());
+                nodes.publish_downgrades(count.into());
             }
-            Action::Acknowledge => desk.acknowledge(),
-            Action::Cancelled => desk.reread(),
+            Action::Acknowledge => nodes.acknowledge(),
+            Action::Cancelled => nodes.reread(),
             Action::Ask { path, value } => {
                 let mut client = Client::new(page.clone());
                 let write = Operation::Write {
@@ -107,24 +112,27 @@ pub fn run(data: &[u8]) {
                 let _ = client.request(write, Transaction::NONE);
                 let _ = client.poll();
             }
+            Action::Kexec => {
+                nodes = BalloonNodes::new(Client::new(page.clone()), NodesConfig::DEFAULT)
+            }
         }
         // A store that is gone stays so until the restore.
-        let _ = desk.step(now);
+        let _ = nodes.step(now);
     }
-    recover(&mut desk, &mut store, now);
+    recover(&mut nodes, &mut store, now);
 }
 
-fn recover(desk: &mut Desk<FakePage>, store: &mut FakeStore, mut now: Nanos) {
-    store.manners = Manners::Good;
+fn recover(nodes: &mut BalloonNodes<FakePage>, store: &mut FakeStore, mut now: Nanos) {
+    store.behaviour = Behaviour::Good;
     store.reset();
     store
         .nodes
         .insert("memory/target".to_owned(), b"4096".to_vec());
-    desk.restored();
+    nodes.restored();
     let mut target = None;
     for _ in 0..200 {
-        match desk.step(now) {
-            Ok(Some(Notice::Target(bytes))) => target = Some(bytes),
+        match nodes.step(now) {
+            Ok(Some(StoreEvent::Target(bytes))) => target = Some(bytes),
             Ok(_) => {}
             Err(error) => panic!("an honest store, and yet: {error}"),
         }
@@ -132,5 +140,5 @@ fn recover(desk: &mut Desk<FakePage>, store: &mut FakeStore, mut now: Nanos) {
         now = now.saturating_add(Nanos::from_millis(1));
     }
     assert_eq!(target, Some(Bytes::new(4096 * 1024)));
-    assert_eq!(desk.wake_at(), None, "at rest");
+    assert_eq!(nodes.wake_at(), None, "at rest");
 }

@@ -63,8 +63,6 @@ pub enum AuditError {
     Cache,
     /// A contiguity marker is wrong.
     Markers,
-    /// The started guest has frames its promises do not need.
-    Surplus,
 }
 
 impl fmt::Display for AuditError {
@@ -76,7 +74,6 @@ impl fmt::Display for AuditError {
             Self::TwoHomes(mfn) => write!(f, "frame {mfn} is mapped and cached"),
             Self::Cache => f.write_str("cache lists and counters disagree"),
             Self::Markers => f.write_str("a contiguity marker is wrong"),
-            Self::Surplus => f.write_str("cache is larger than the promises"),
         }
     }
 }

@@ -31,6 +31,8 @@ struct Held {
     mfn: Mfn,
     attr: Attr,
     job: Job,
+    /// Frames from the start that are out of the table.
+    gone: u64,
 }
 
 /// Frozen runs that wait for their flush.
@@ -101,6 +103,7 @@ impl Pod<'_> {
             mfn,
             attr,
             job,
+            gone: 0,
         });
         batch.len += 1;
         if self.clears(job) {
@@ -130,10 +133,10 @@ impl Pod<'_> {
             return result;
         }
         let writers_gone = Flushed::new(host);
-        let mut taken: [Option<(Held, u64, bool)>; BATCH] = [None; BATCH];
         let mut claims = Claims::NONE;
-        for (held, taken) in batch.held.iter_mut().zip(taken.iter_mut()) {
-            let Some(run) = held.take() else { continue };
+        // Each run is settled in its place: a second list would be as large on the stack.
+        for held in &mut batch.held {
+            let Some(mut run) = held.take() else { continue };
             let length = run.order.frames().get();
             let entry = Entry::Ram {
                 mfn: run.mfn,
@@ -158,18 +161,17 @@ impl Pod<'_> {
             };
             let (applied, _) = self.write(host, run.gfn, run.order, entry, now);
             if applied < length {
-                for i in applied..length {
-                    host.thaw(run.gfn.plus(i), Order::FRAME);
-                }
+                Self::thaw_rest(host, run.gfn, run.order, applied);
                 result.kept += length - applied;
             }
             if applied > 0 {
-                let zero = run.job == Job::Check(Pattern::ZERO);
-                *taken = Some((run, applied, zero));
+                run.gone = applied;
+                *held = Some(run);
             }
         }
-        *batch = Batch::EMPTY;
-        if taken.iter().all(Option::is_none) {
+        batch.len = 0;
+        batch.to_clear = 0;
+        if batch.held.iter().all(Option::is_none) {
             return result;
         }
         // Write protection lets stale readers through until the removed entries are flushed.
@@ -178,12 +180,24 @@ impl Pod<'_> {
         } else {
             Flushed::new(host)
         };
-        for (run, applied, zero) in taken.into_iter().flatten() {
+        for run in batch.held.iter_mut().filter_map(Option::take) {
+            let zero = run.job == Job::Check(Pattern::ZERO);
             let proof = zero.then(|| ScannedZero::new(&readers_gone));
             let flushed = (&readers_gone, proof.as_ref());
-            result.add(self.dispose(host, &run, applied, flushed, budget));
+            result.add(self.dispose(host, &run, flushed, budget));
         }
         result
+    }
+
+    /// Ends the freeze of what a table write did not get to: the write ended that of the rest.
+    pub(crate) fn thaw_rest<H: Host + ?Sized>(host: &mut H, gfn: Gfn, order: Order, applied: u64) {
+        let mut done = applied;
+        while done < order.frames().get() {
+            let (at, left) = (gfn.plus(done), order.frames().get() - done);
+            let piece = Order::fitting(at.get(), left, order);
+            host.thaw(at, piece);
+            done += piece.frames().get();
+        }
     }
 
     /// What becomes a promise is taken only if the cache has room for all such runs of the batch.
@@ -216,7 +230,6 @@ impl Pod<'_> {
         &mut self,
         host: &mut H,
         run: &Held,
-        applied: u64,
         (flushed, zero): (&Flushed, Option<&ScannedZero>),
         budget: &mut Budget,
     ) -> Settled {
@@ -229,10 +242,10 @@ impl Pod<'_> {
         host.event(Event::Unmapped {
             gfn: run.gfn,
             mfn: run.mfn,
-            count: FrameCount::new(applied),
+            count: FrameCount::new(run.gone),
             promised,
         });
-        for (mfn, order) in Self::pieces(run.mfn, applied) {
+        for (mfn, order) in Self::pieces(run.mfn, run.gone) {
             let length = order.frames().get();
             let frame = Frame::<NeedsFlush>::unmapped(mfn, order).flushed(flushed);
             let keep = promised || self.debt() > 0 && self.cache().has_room(mfn, order);

@@ -99,6 +99,8 @@ impl Rules {
 pub struct Config {
     /// Frames on the guest's map, the static maximum; guest frames are `0..max`.
     pub max: FrameCount,
+    /// Those of them that are the guest's RAM: less than `max` if the map has room for devices.
+    pub ram: FrameCount,
     /// Frames the guest may own at most, slack included.
     pub limit: FrameCount,
     /// Frames above the target: what the balloon may be inaccurate by.
@@ -123,6 +125,7 @@ impl Config {
     pub const fn new(max: FrameCount) -> Self {
         Self {
             max,
+            ram: max,
             limit: max,
             slack: FrameCount::from_mib(1),
             reserve: FrameCount::ZERO,
@@ -137,7 +140,7 @@ impl Config {
     /// Whether this target makes an ordinary guest: nothing to promise, no engine work.
     #[must_use]
     pub const fn is_ordinary(&self, target: FrameCount) -> bool {
-        target.get() >= self.max.get()
+        target.get() >= self.ram.get()
     }
 
     pub(crate) fn word(&self, pattern: Pattern) -> u64 {
@@ -171,6 +174,18 @@ pub struct Storage<'s> {
     pub loose: &'s mut [u32],
     /// One per virtual CPU.
     pub lanes: &'s mut [Lane],
+}
+
+impl Storage<'_> {
+    pub(crate) const fn lengths(&self) -> [usize; 5] {
+        [
+            self.regions.len(),
+            self.blocks.len(),
+            self.gigas.len(),
+            self.loose.len(),
+            self.lanes.len(),
+        ]
+    }
 }
 
 /// Lengths of the slices in [`Storage`].

@@ -4,7 +4,7 @@ use core::error::Error;
 use core::fmt;
 
 use crate::pod::Dying;
-use crate::sweep::Swept;
+use crate::sweep::{Search, Swept};
 use crate::{
     Budget, Entry, Event, Frame, FrameCount, Gfn, Host, Leaf, Mfn, Order, Pattern, Pod, Policy,
     Vcpu, Zeroed,
@@ -25,12 +25,23 @@ pub enum Demand {
     /// The frame is RAM now, and so is the whole aligned run of this order around it.
     Populated(Order),
     /// The frame was RAM already: another touch was faster, or the fault has another reason.
+    ///
+    /// So says the table: if the memory was discarded behind the engine's back, to wake the
+    /// virtual CPU again and again does not help it. The host has to give it a page itself.
     Present,
     /// There is nothing to populate: a hole, or an entry the engine does not touch.
     NotPromise,
     /// Not yet. Progress was made, so calling again ends.
     Retry(Wait),
-    /// No frame is left, and a complete pass found none to reclaim. What the host decided.
+    /// No frame is left, and a complete pass since the touch began found none to reclaim. What the
+    /// host decided.
+    ///
+    /// If the pass took several calls, a second one was made, because the guest may have freed pages
+    /// behind the first. Calls for one frame, by one virtual CPU (or the host), with none of them
+    /// answered in between, are one touch.
+    ///
+    /// Virtual CPUs with one lane, and all touches of the host, share a count. If many frames are
+    /// touched in turns there, the pass may have begun with an earlier touch of them.
     Exhausted(Policy),
 }
 
@@ -52,6 +63,9 @@ pub enum DemandError {
     Dying,
     /// The frame is not on the guest's map.
     OutOfRange,
+    /// The cache's lists have no frame although its count says so: the storage is not this
+    /// engine's, or was written. [`Pod::audit`] tells more.
+    Storage,
     /// The host had no memory for a table. The page asked for was not populated; some that lie before
     /// it in its run may be.
     NoTableMemory,
@@ -62,6 +76,7 @@ impl fmt::Display for DemandError {
         f.write_str(match self {
             Self::Dying => "guest is dying",
             Self::OutOfRange => "frame is not on the guest's map",
+            Self::Storage => "storage contradicts itself",
             Self::NoTableMemory => "no memory for a table",
         })
     }
@@ -96,6 +111,38 @@ impl Pod<'_> {
         if gfn.get() >= self.st.cfg.max.get() {
             return Err(DemandError::OutOfRange);
         }
+        let answer = self.touch(host, gfn, by, largest, budget);
+        if answer != Ok(Demand::Retry(Wait::Sweeping)) {
+            // A virtual CPU that got a frame waits for no other one.
+            let moved_on = by != Toucher::Host && matches!(answer, Ok(Demand::Populated(_)));
+            let search = self.search(by);
+            if moved_on || search.is_for(gfn) {
+                *search = Search::NONE;
+            }
+        }
+        answer
+    }
+
+    /// What is known of the touch that waits there.
+    fn search(&mut self, by: Toucher) -> &mut Search {
+        let lane = match by {
+            Toucher::Vcpu(vcpu) => {
+                let lanes = self.mem.lanes.len().max(1);
+                self.mem.lanes.get_mut(usize::from(vcpu.get()) % lanes)
+            }
+            Toucher::Host => None,
+        };
+        lane.map_or(&mut self.st.search, |lane| &mut lane.search)
+    }
+
+    fn touch<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        gfn: Gfn,
+        by: Toucher,
+        largest: Order,
+        budget: &mut Budget,
+    ) -> Result<Demand, DemandError> {
         self.check_alive(host)?;
         budget.spend(1);
         match host.lookup(gfn).entry {
@@ -115,7 +162,7 @@ impl Pod<'_> {
         } else {
             self.st.cfg.reserve.get()
         };
-        let mut visited = false;
+        let (mut visited, mut until) = (false, None);
         if self.debt() > 0
             && let Some(index) = self.lane(vcpu).and_then(|l| l.due())
         {
@@ -138,15 +185,24 @@ impl Pod<'_> {
                 return Ok(Demand::Retry(Wait::Sweeping));
             }
             visited = true;
+            let (looked, regions) = (self.st.sweep.looked(), u64::from(self.region_count()));
+            let until = *until.get_or_insert_with(|| {
+                // From here on each look counts for this touch.
+                self.search(by).resume(gfn, looked, regions)
+            });
             if let Some(index) = self.lane(vcpu).and_then(|l| l.pop()) {
                 self.visit_recent(host, index, vcpu, true, budget)?;
                 continue;
             }
-            match self.sweep(host, budget)? {
+            match self.sweep(host, Some(until), budget)? {
                 Swept::Found(_) => {}
                 Swept::More => return Ok(Demand::Retry(Wait::Sweeping)),
                 Swept::Nothing => match host.exhausted(gfn, &self.stats()) {
-                    Policy::Lend(frames) if self.lend(host, gfn, frames, budget) => {}
+                    Policy::Lend(frames) if self.lend(host, gfn, frames, budget) => {
+                        // A loan smaller than the reserve: the next one needs no other pass.
+                        let looked = self.st.sweep.looked();
+                        self.search(by).finish(looked);
+                    }
                     Policy::Lend(_) => return Ok(Demand::Exhausted(Policy::Pause)),
                     policy => return Ok(Demand::Exhausted(policy)),
                 },
@@ -217,8 +273,7 @@ impl Pod<'_> {
         }
         let cap = wanted.min(leaf.order);
         let Some((order, frame)) = self.supply(host, gfn, &leaf, cap, largest, budget) else {
-            debug_assert!(false, "a cache with frames gives one");
-            return Ok(Demand::Retry(Wait::Sweeping));
+            return Err(DemandError::Storage);
         };
         let at = gfn.align_down(order);
         let reached = self.map(host, at, frame, pattern, budget);

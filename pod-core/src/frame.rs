@@ -126,11 +126,6 @@ impl Frame<Zeroed> {
         Self::aligned(mfn, order)
     }
 
-    /// The frame was in the table, if only for a moment: nothing is known about it any more.
-    pub(crate) const fn exposed(self) -> Frame<NeedsFlush> {
-        Frame::make(self.mfn, self.order)
-    }
-
     /// The cache hands out what it only ever took in zeroed.
     pub(crate) const fn from_cache(mfn: Mfn, order: Order) -> Self {
         Self::make(mfn, order)

@@ -119,11 +119,14 @@ pub trait Host {
     /// Gives the whole run this entry, splitting or replacing leaves as needed.
     ///
     /// Each leaf changes atomically (break-before-make is the host's business). A run of
-    /// superpage order becomes one leaf where the table allows. Ends a freeze of the run.
+    /// superpage order becomes one leaf where the table allows. Ends a freeze of the run. A host
+    /// whose memory has borders inside such a run (memory slots) cuts it there by itself. A log of
+    /// dirty pages is written here: [`Event::Populated`] comes when the guest reaches the page.
     ///
     /// # Errors
     /// How many frames from the start have the new entry; the rest keep the old one. The
-    /// write of one existing leaf at its own order does not fail.
+    /// write of one existing leaf at its own order should not fail: with it the engine takes back
+    /// what it began. If it does, no frame is lost, but a run may end in two parts.
     fn set(&mut self, gfn: Gfn, order: Order, entry: Entry) -> Result<(), SetError>;
 
     /// After this and a [`flush`](Host::flush) no virtual CPU writes the run.
@@ -204,16 +207,26 @@ pub trait Host {
     /// A frame of the cache turned out broken and left the engine for good.
     fn retire(&mut self, _mfn: Mfn) {}
 
-    /// Whether [`set`](Host::set) can put a frame with its content at another guest frame. If
-    /// not, a [`relocate`](crate::Pod::relocate) that keeps the content copies it.
+    /// Whether [`set`](Host::set) puts a frame with its content at another guest frame, as a table
+    /// of machine frames does. A user-space host, whose frames are only numbers, cannot.
+    ///
+    /// If not, a [`relocate`](crate::Pod::relocate) that keeps the content asks for a
+    /// [`copy`](Host::copy).
     fn moves_frames(&self) -> bool {
-        true
+        false
     }
 
-    /// Copies a frozen run to frames nobody can reach; `false` if that is not possible. Asked
-    /// only of a host that cannot move frames.
-    fn copy(&mut self, _from: Mfn, _to: Mfn, _order: Order) -> bool {
-        false
+    /// Populates the hole at `to` with this entry, as [`set`](Host::set) does, and with the
+    /// content of the frozen run at `from`, which stays there.
+    ///
+    /// The frames of the entry are in no table. No virtual CPU sees the destination without the
+    /// content. Asked only of a host that cannot move frames.
+    ///
+    /// # Errors
+    /// How many frames from the start are populated with their content; none if the host cannot
+    /// copy.
+    fn copy(&mut self, _from: Gfn, _to: Gfn, _order: Order, _entry: Entry) -> Result<(), SetError> {
+        Err(SetError::NOTHING)
     }
 
     /// Notes that the frame must not be taken away any more (see [`Pod::pin`](crate::Pod::pin)).

@@ -316,6 +316,14 @@ impl Level<'_> {
         heads.flat_map(|head| core::iter::successors(self.get(*head), |block| self.get(block.next)))
     }
 
+    /// Slots on a list that begins here; `None` if there are more than slots at all.
+    fn length(&self, head: u32) -> Option<u32> {
+        let rest = core::iter::successors(self.get(head), |block| self.get(block.next));
+        let most = self.blocks.len();
+        let n = rest.take(most + 1).count();
+        u32::try_from(n).ok().filter(|_| n <= most)
+    }
+
     /// Checks chains, lists and best orders against the bits; used slots if all agree.
     pub(crate) fn audit(&self) -> Option<u32> {
         let mut used = 0;
@@ -333,7 +341,13 @@ impl Level<'_> {
                 return None;
             }
         }
+        let mut listed = 0_u32;
+        for head in self.lists.heads.iter().flatten().flatten() {
+            listed = listed.checked_add(self.length(*head)?)?;
+        }
+        let free = self.length(self.lists.free)?;
         let total = u32::try_from(self.blocks.len()).ok()?;
-        (used + self.lists.free_slots == total).then_some(used)
+        let all = listed == used && free == self.lists.free_slots && used + free == total;
+        all.then_some(used)
     }
 }

@@ -44,7 +44,7 @@ pub use entry::{Attr, Entry, Leaf, Pattern};
 pub use frame::{Backing, Dirty, Frame, FrameState, NeedsFlush, Zeroed};
 pub use host::{Event, FreezeError, Host, Policy, SetError, Users};
 pub use level::Block;
-pub use pod::{Pod, Suspended};
+pub use pod::{Pod, ResumeError, Suspended};
 pub use promises::{PromiseRange, Promises};
 pub use promote::CoalesceStep;
 pub use range::{Progress, RangeError};

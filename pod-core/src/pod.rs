@@ -10,10 +10,10 @@ use crate::cache::{Cache, CacheState};
 use crate::level::Block;
 use crate::region::{Region, Regions};
 use crate::ring::Lane;
-use crate::sweep::SweepState;
+use crate::sweep::{Search, SweepState};
 use crate::{
-    Backing, Budget, Config, Entry, Frame, FrameCount, Gfn, Host, Mfn, NewError, Order, Sizes,
-    Stats, Storage, Totals, Vcpu, Zeroed,
+    Backing, Budget, Config, Entry, Frame, FrameCount, Gfn, Host, Mfn, NewError, Order, SetError,
+    Sizes, Stats, Storage, Totals, Vcpu, Zeroed,
 };
 
 /// Populate-on-demand for one guest. See the [crate] documentation for a tour.
@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) started: bool,
     pub(crate) dead: bool,
     pub(crate) sweep: SweepState,
+    /// The host's own touch that waits for a frame.
+    pub(crate) search: Search,
     pub(crate) coalesce_at: u32,
     pub(crate) alarm: AlarmState,
     pub(crate) totals: Totals,
@@ -47,7 +49,23 @@ pub(crate) struct State {
 ///
 /// Valid together with the storage it was suspended from, unchanged.
 #[derive(Clone, Debug)]
-pub struct Suspended(State);
+pub struct Suspended {
+    state: State,
+    lengths: [usize; 5],
+}
+
+/// The storage is not what the engine was suspended from: its slices have other lengths, or other
+/// frames and pages in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResumeError;
+
+impl fmt::Display for ResumeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("storage is not what the engine was suspended from")
+    }
+}
+
+impl core::error::Error for ResumeError {}
 
 /// The guest is being torn down: only [`Pod::drain`] is left to do.
 pub(crate) struct Dying;
@@ -64,6 +82,7 @@ impl<'s> Pod<'s> {
             && (1..=config.patterns.len()).contains(&used)
             && others.clone().all(|w| *w != 0)
             && config.limit <= config.max
+            && config.ram <= config.max
             && config.around <= config.geometry.superpage()
             && config.max.get() >> config.geometry.superpage().get() < u64::from(u32::MAX);
         if !legal {
@@ -83,6 +102,7 @@ impl<'s> Pod<'s> {
                 started: false,
                 dead: false,
                 sweep: SweepState::IDLE,
+                search: Search::NONE,
                 coalesce_at: 0,
                 alarm: AlarmState::QUIET,
                 totals: Totals::default(),
@@ -103,16 +123,44 @@ impl<'s> Pod<'s> {
     /// Takes the engine apart, to go on later or elsewhere with [`Pod::resume`].
     #[must_use]
     pub fn suspend(self) -> (Suspended, Storage<'s>) {
-        (Suspended(self.st), self.mem)
+        let suspended = Suspended {
+            lengths: self.mem.lengths(),
+            state: self.st,
+        };
+        (suspended, self.mem)
     }
 
-    /// Goes on where [`Pod::suspend`] stopped, with the same content of the storage.
-    #[must_use]
-    pub const fn resume(suspended: Suspended, storage: Storage<'s>) -> Self {
-        Self {
-            st: suspended.0,
-            mem: storage,
+    /// Goes on where [`Pod::suspend`] stopped, with the same content of the storage, which is
+    /// recounted: that takes as long as the storage is large. [`Pod::audit`] compares it with the
+    /// host's table, too.
+    ///
+    /// # Errors
+    /// If the storage is another one. Nothing has changed; a copy of `suspended` goes with the
+    /// right one.
+    pub fn resume(suspended: Suspended, storage: Storage<'s>) -> Result<Self, ResumeError> {
+        let mut pod = Self::assemble(suspended, storage)?;
+        let count = |of: fn(&Region) -> u16| pod.mem.regions.iter().map(|r| u64::from(of(r))).sum();
+        let (promises, resident): (u64, u64) = (count(|r| r.promises), count(|r| r.resident));
+        let counted = promises == pod.st.entries && resident == pod.st.populated;
+        if counted && pod.cache().recount() {
+            Ok(pod)
+        } else {
+            Err(ResumeError)
         }
+    }
+
+    /// The same, without a recount.
+    pub(crate) fn assemble(
+        suspended: Suspended,
+        storage: Storage<'s>,
+    ) -> Result<Self, ResumeError> {
+        if suspended.lengths != storage.lengths() {
+            return Err(ResumeError);
+        }
+        Ok(Self {
+            st: suspended.state,
+            mem: storage,
+        })
     }
 
     /// The settings in force.
@@ -229,8 +277,21 @@ impl<'s> Pod<'s> {
         was: Entry,
         now: Entry,
     ) -> (u64, bool) {
+        let result = host.set(gfn, order, now);
+        self.written(gfn, order, was, now, result)
+    }
+
+    /// Accounts what the host says that it wrote; its length, and whether it was all.
+    pub(crate) fn written(
+        &mut self,
+        gfn: Gfn,
+        order: Order,
+        was: Entry,
+        now: Entry,
+        result: Result<(), SetError>,
+    ) -> (u64, bool) {
         let length = order.frames().get();
-        let (applied, complete) = match host.set(gfn, order, now) {
+        let (applied, complete) = match result {
             Ok(()) => (length, true),
             Err(e) => (e.applied.get().min(length), false),
         };

@@ -19,44 +19,42 @@ pub struct Progress {
 
 /// Why a range could not be marked, filled or given another pattern.
 ///
-/// What was done before the failure stays done and is accounted.
+/// What was done before the failure stays done and is accounted. Errors that come in the middle
+/// name the first guest frame that is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeError {
     /// The guest is being torn down.
-    Dying,
+    Dying(Gfn),
     /// The range is not on the guest's map, or not aligned to its order.
     OutOfRange,
     /// This frame holds something the operation must not replace.
     Occupied(Gfn),
-    /// The host had no memory for a table; everything before this frame is done.
+    /// The host had no memory for a table.
     NoTableMemory(Gfn),
+    /// The guest would own more than its limit ([`Config::limit`](crate::Config::limit)).
+    AboveLimit(Gfn),
     /// The pattern is not one of the configured ones.
     UnknownPattern,
     /// The frame that was to be mapped waits in the cache.
-    Cached(Mfn),
+    Cached(Gfn, Mfn),
 }
 
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dying => f.write_str("guest is dying"),
+            Self::Dying(_) => f.write_str("guest is dying"),
             Self::OutOfRange => f.write_str("range is not on the guest's map"),
             Self::Occupied(gfn) => write!(f, "frame {gfn} is occupied"),
             Self::NoTableMemory(gfn) => write!(f, "no memory for a table at {gfn}"),
+            Self::AboveLimit(gfn) => write!(f, "frame {gfn} is one more than the guest may own"),
             Self::UnknownPattern => f.write_str("pattern is not configured"),
-            Self::Cached(mfn) => write!(f, "frame {mfn} is in the cache"),
+            Self::Cached(_, mfn) => write!(f, "frame {mfn} is in the cache"),
         }
     }
 }
 
 impl Error for RangeError {}
-
-impl From<Dying> for RangeError {
-    fn from(_: Dying) -> Self {
-        Self::Dying
-    }
-}
 
 /// An aligned run with one entry.
 #[derive(Debug)]
@@ -143,11 +141,12 @@ impl Pod<'_> {
 
     /// Fills holes and promises from outside: firmware, a grant, a foreign map, direct MMIO.
     ///
-    /// Frames the promises no longer need go back to the host, so nothing is stranded.
+    /// Frames the promises no longer need go back to the host, so nothing is stranded. RAM is the
+    /// guest's own from then on: before [`Pod::start`] it counts beside the whole cache.
     ///
     /// # Errors
     /// If a page is RAM or special already, for want of table memory, or if `entry` would give a
-    /// frame of the cache a second home or promise an unknown pattern.
+    /// frame of the cache a second home, promise an unknown pattern, or exceed the limit.
     pub fn fill<H: Host + ?Sized>(
         &mut self,
         host: &mut H,
@@ -178,13 +177,17 @@ impl Pod<'_> {
             let now = entry.advanced(piece.at.get() - gfn.get());
             if let Entry::Ram { mfn, .. } = now {
                 let order = piece.order;
-                piece.order = Order::fitting(mfn.get(), order.frames().get(), order);
+                let room = pod.room_for(piece.was).min(order.frames().get());
+                if room == 0 {
+                    return Err(RangeError::AboveLimit(piece.at));
+                }
+                piece.order = Order::fitting(mfn.get() | piece.at.get(), room, order);
                 let end = mfn.plus(piece.order.frames().get());
                 if pod.cache().in_blocks(mfn, piece.order) {
-                    return Err(RangeError::Cached(mfn));
+                    return Err(RangeError::Cached(piece.at, mfn));
                 }
                 if let Some(loose) = loose.filter(|l| (mfn..end).contains(l)) {
-                    return Err(RangeError::Cached(loose));
+                    return Err(RangeError::Cached(piece.at, loose));
                 }
             }
             pod.put(host, &piece, now)
@@ -195,6 +198,22 @@ impl Pod<'_> {
             progress.complete &= trimmed;
         }
         result
+    }
+
+    /// Frames of RAM that may come in from outside in the place of such entries.
+    fn room_for(&self, was: Entry) -> u64 {
+        let (owned, cache) = (self.st.populated, self.st.cache.count());
+        // What the promises do not need goes back to the host. Each one less needs one less.
+        let kept = if self.st.started {
+            cache.min(self.st.entries)
+        } else {
+            cache
+        };
+        let room = self.st.cfg.limit.get().saturating_sub(owned + kept);
+        match was {
+            Entry::Promise(_) if self.st.started && self.debt() == 0 => u64::MAX,
+            _ => room,
+        }
     }
 
     const fn known(&self, pattern: Pattern) -> Result<(), RangeError> {
@@ -219,7 +238,8 @@ impl Pod<'_> {
         let first = self.regions().index_of(start);
         let mut at = start;
         while at < end {
-            self.check_alive(host)?;
+            self.check_alive(host)
+                .map_err(|Dying| RangeError::Dying(at))?;
             let within = self.regions().index_of(at) == first || budget.covers(1 + reserve);
             if at != start && (!within || host.should_yield()) {
                 break;

@@ -114,6 +114,9 @@ impl Pod<'_> {
         let limit = self.st.cfg.max.get();
         // From here on the host watches for writes: what is seen now can be remembered.
         host.written(start);
+        if let Some(r) = self.regions().get_mut(index) {
+            r.fresh = 0;
+        }
         let mut batch = Batch::EMPTY;
         let mut total = Settled::default();
         let mut seen_all = true;

@@ -18,6 +18,8 @@ pub struct Region {
     pub(crate) resident: u16,
     /// RAM pages that lie on their own frame of `run`.
     pub(crate) in_place: u16,
+    /// Pages that became RAM since the region was last looked at page by page.
+    pub(crate) fresh: u16,
     /// Written as one run of superpage order or larger, and not split since: one leaf, where
     /// the table has such leaves.
     pub(crate) whole: bool,
@@ -36,6 +38,7 @@ impl Region {
         promises: 0,
         resident: 0,
         in_place: 0,
+        fresh: 0,
         whole: false,
         barren: false,
         recycled: false,
@@ -122,11 +125,20 @@ impl Regions<'_> {
                 if in_place(r.run, mfn) {
                     r.in_place = r.in_place.saturating_add(n);
                 }
-                r.recycled = false;
             }
             Entry::Hole | Entry::Special => {}
         }
-        r.barren = false;
+        // A join changes leaves, not pages: what is known of the pages stays known.
+        if was != now {
+            r.barren = false;
+            if matches!(now, Entry::Ram { .. }) {
+                r.recycled = false;
+                if !matches!(was, Entry::Ram { .. }) {
+                    r.fresh = r.fresh.saturating_add(n);
+                }
+            }
+        }
+        r.fresh = r.fresh.min(r.resident);
         let whole = leaf && matches!(now, Entry::Ram { .. }) && u64::from(r.in_place) == size;
         self.set_whole(index, whole);
     }

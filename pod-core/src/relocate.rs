@@ -41,7 +41,7 @@ pub enum RelocateError {
     OutOfRange,
     /// The destination is not all hole.
     Occupied,
-    /// The source is not one run of RAM or promise.
+    /// The source is not one run of RAM or promise, or the host can neither move nor copy it.
     NotMovable,
     /// Somebody else uses the frame.
     InUse,
@@ -50,13 +50,13 @@ pub enum RelocateError {
     /// The host cannot move frames, and there is none to copy to: the cache is empty, and the
     /// guest is at its limit or the host has no memory.
     NoFrame,
-    /// Both are holes now: the table failed on the way there and on the way back. The frame
-    /// is back in the cache or with the host.
+    /// A part or all of both is hole now: the table failed on the way there and on the way back.
+    /// The frames are back in the cache or with the host.
     BothHoles,
     /// The source could be removed only in part: so many pages from the start are moved, the
     /// others stayed.
     Partial(FrameCount),
-    /// The source, or its end, stayed, and the table would not take the destination back. What
+    /// A part or all of the source stayed, and the table would not take the destination back. What
     /// the source still has is the content; where it is a hole, the destination's is.
     BothMapped,
 }
@@ -71,7 +71,7 @@ impl fmt::Display for RelocateError {
             Self::InUse => "frame has another user",
             Self::NoTableMemory => "no memory for a table",
             Self::NoFrame => "no frame to copy to",
-            Self::BothHoles => "table failed twice, both runs are holes",
+            Self::BothHoles => "table failed twice, both runs have holes",
             Self::Partial(_) => "only the start of the run was moved",
             Self::BothMapped => "table failed twice, both runs are mapped",
         })
@@ -162,27 +162,34 @@ impl Pod<'_> {
         promise: Entry,
         budget: &mut Budget,
     ) -> Result<(), RelocateError> {
+        let length = order.frames().get();
+        let taken_back = |gone: bool| match gone {
+            true => RelocateError::NoTableMemory,
+            false => RelocateError::BothMapped,
+        };
         let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
         if !complete {
-            self.undo(host, (to, applied), promise, Entry::Hole, budget);
-            return Err(RelocateError::NoTableMemory);
+            let gone = self.undo(host, (to, applied), promise, Entry::Hole, budget);
+            return Err(taken_back(gone == applied));
         }
         let (applied, complete) = self.write(host, from, order, promise, Entry::Hole);
-        if !complete {
-            self.undo(host, (from, applied), Entry::Hole, promise, budget);
-            self.undo(
-                host,
-                (to, order.frames().get()),
-                promise,
-                Entry::Hole,
-                budget,
-            );
-            return Err(RelocateError::NoTableMemory);
+        if complete {
+            return Ok(());
         }
-        Ok(())
+        // What the source does not take back stays at the destination.
+        let back = self.undo(host, (from, applied), Entry::Hole, promise, budget);
+        let gone = if back == applied {
+            self.undo(host, (to, length), promise, Entry::Hole, budget) == length
+        } else {
+            let rest = (to.plus(applied), length - applied);
+            self.undo(host, (to, back), promise, Entry::Hole, budget);
+            self.undo(host, rest, promise, Entry::Hole, budget);
+            false
+        };
+        Err(taken_back(gone))
     }
 
-    /// Writes back what was just written, leaf by leaf: that needs no memory and cannot fail.
+    /// Writes back what was just written, leaf by leaf: that needs no memory and should not fail.
     /// How many frames from the start have the entry again.
     fn undo<H: Host + ?Sized>(
         &mut self,
@@ -280,29 +287,45 @@ impl Pod<'_> {
             self.return_own(host, Backing::Zeroed(frame), index, budget);
             return Err(RelocateError::NoTableMemory);
         }
-        let copied = content == Content::Keep;
-        if copied {
-            let writers_gone = Flushed::new(host);
-            budget.spend_on(order.frames());
-            if !host.copy(ram.0, mfn, order) {
-                host.thaw(from, order);
-                let frame = Backing::Dirty(frame.exposed().flushed(&writers_gone));
-                self.return_own(host, frame, index, budget);
-                return Err(RelocateError::NotMovable);
-            }
-        }
         let entry = Entry::Ram { mfn, attr: ram.1 };
-        let (applied, complete) = self.write(host, to, order, Entry::Hole, entry);
+        let copied = content == Content::Keep;
+        let (applied, complete) = if copied {
+            // No virtual CPU writes the source any more.
+            Flushed::new(host);
+            budget.spend_on(order.frames());
+            let result = host.copy(from, to, order, entry);
+            self.written(to, order, Entry::Hole, entry, result)
+        } else {
+            self.write(host, to, order, Entry::Hole, entry)
+        };
         if !complete {
             host.thaw(from, order);
-            self.undo(host, (to, applied), entry, Entry::Hole, budget);
-            let frame = if copied || applied > 0 {
-                Backing::Dirty(frame.exposed().flushed(&Flushed::new(host)))
+            let gone = self.undo(host, (to, applied), entry, Entry::Hole, budget);
+            let (stuck, length) = (applied - gone, order.frames().get());
+            if stuck > 0 {
+                host.event(Event::Populated {
+                    gfn: to.plus(gone),
+                    mfn: mfn.plus(gone),
+                    count: FrameCount::new(stuck),
+                });
+            }
+            if !copied && applied == 0 {
+                self.return_own(host, Backing::Zeroed(frame), index, budget);
             } else {
-                Backing::Zeroed(frame)
-            };
-            self.return_own(host, frame, index, budget);
-            return Err(RelocateError::NoTableMemory);
+                let flushed = Flushed::new(host);
+                let start = if stuck == 0 { length } else { gone };
+                for (mfn, order) in Self::pieces(mfn, start)
+                    .chain(Self::pieces(mfn.plus(applied), length - applied.max(start)))
+                {
+                    let piece = Frame::<NeedsFlush>::unmapped(mfn, order).flushed(&flushed);
+                    self.return_own(host, Backing::Dirty(piece), index, budget);
+                }
+            }
+            return Err(match stuck {
+                0 if copied && applied == 0 => RelocateError::NotMovable,
+                0 => RelocateError::NoTableMemory,
+                _ => RelocateError::BothMapped,
+            });
         }
         host.event(Event::Populated {
             gfn: to,
@@ -374,8 +397,11 @@ impl Pod<'_> {
         let (applied, complete) = self.write(host, to, order, Entry::Hole, promise);
         if !complete {
             host.thaw(from, order);
-            self.undo(host, (to, applied), promise, Entry::Hole, budget);
-            return Err(RelocateError::NoTableMemory);
+            let gone = self.undo(host, (to, applied), promise, Entry::Hole, budget);
+            return Err(match applied - gone {
+                0 => RelocateError::NoTableMemory,
+                _ => RelocateError::BothMapped,
+            });
         }
         let settled = self.settle(host, &mut batch, budget);
         self.st.alarm.returned += settled.stolen;
@@ -423,11 +449,18 @@ impl Pod<'_> {
             self.check_alive(host)?;
             return Err(RelocateError::InUse);
         }
+        let length = order.frames().get();
         let (applied, complete) = self.write(host, from, order, ram, Entry::Hole);
         if !complete {
-            self.undo(host, (from, applied), Entry::Hole, ram, budget);
-            host.thaw(from, order);
-            return Err(RelocateError::NoTableMemory);
+            let back = self.undo(host, (from, applied), Entry::Hole, ram, budget);
+            Self::thaw_rest(host, from, order, applied);
+            if back == applied {
+                return Err(RelocateError::NoTableMemory);
+            }
+            let flushed = Flushed::new(host);
+            let lost = (from.plus(back), mfn.plus(back), applied - back);
+            self.let_go(host, lost, &flushed, budget);
+            return Err(RelocateError::BothHoles);
         }
         if !host.freeze_stops_reads() {
             flushed = Flushed::new(host);
@@ -448,17 +481,46 @@ impl Pod<'_> {
             });
             return Ok(());
         }
-        if self.undo(host, (to, applied), ram, Entry::Hole, budget) > 0 {
+        let gone = self.undo(host, (to, applied), ram, Entry::Hole, budget);
+        if gone > 0 {
             // The guest may have used them there.
             flushed = Flushed::new(host);
         }
-        let back = self.undo(host, (from, order.frames().get()), Entry::Hole, ram, budget);
-        if back == order.frames().get() {
-            return Err(RelocateError::NoTableMemory);
+        // What the destination does not give back has moved.
+        let stuck = (from.plus(gone), mfn.plus(gone), applied - gone);
+        if stuck.2 > 0 {
+            let count = FrameCount::new(stuck.2);
+            host.event(Event::Unmapped {
+                gfn: stuck.0,
+                mfn: stuck.1,
+                count,
+                promised: false,
+            });
+            host.event(Event::Populated {
+                gfn: to.plus(gone),
+                mfn: stuck.1,
+                count,
+            });
         }
-        let lost = (from.plus(back), mfn.plus(back), order.frames().get() - back);
-        self.let_go(host, lost, &flushed, budget);
-        Err(RelocateError::BothHoles)
+        let (first, second) = match stuck.2 {
+            0 => (length, length),
+            _ => (gone, applied),
+        };
+        let mut lost = false;
+        for (start, end) in [(0, first), (second, length)] {
+            let (gfn, count) = (from.plus(start), end - start);
+            let back = self.undo(host, (gfn, count), Entry::Hole, ram.advanced(start), budget);
+            if back < count {
+                lost = true;
+                let rest = (gfn.plus(back), mfn.plus(start + back), count - back);
+                self.let_go(host, rest, &flushed, budget);
+            }
+        }
+        Err(match (lost, stuck.2) {
+            (true, _) => RelocateError::BothHoles,
+            (false, 0) => RelocateError::NoTableMemory,
+            (false, _) => RelocateError::BothMapped,
+        })
     }
 
     /// Frames that are out of the table for good: to the cache while promises lack frames.

@@ -5,6 +5,8 @@
 //! list has to be long enough that the guest is done with a region when its turn comes: a region
 //! that is demanded again soon after it was taken back says that the list was too short.
 
+use crate::sweep::Search;
+
 /// Regions a lane holds at most.
 const DEPTH_MAX: u8 = 64;
 const DEPTH_MIN: u8 = 4;
@@ -17,10 +19,14 @@ pub struct Lane {
     slots: [u32; DEPTH_MAX as usize],
     first: u8,
     len: u8,
+    /// Touches of another region than the one before, less what was taken off the list.
+    turns: u8,
     depth: u8,
     calm: u8,
     /// The depth does not adapt, and no more regions are remembered than it says.
     fixed: bool,
+    /// The touch of this virtual CPU that waits for a frame.
+    pub(crate) search: Search,
 }
 
 impl Lane {
@@ -29,9 +35,11 @@ impl Lane {
         slots: [0; DEPTH_MAX as usize],
         first: 0,
         len: 0,
+        turns: 0,
         depth: DEPTH_MIN,
         calm: 0,
         fixed: false,
+        search: Search::NONE,
     };
 
     pub(crate) fn fixed(&mut self, depth: Option<u8>) {
@@ -46,12 +54,15 @@ impl Lane {
         self.depth
     }
 
-    /// Regions from the oldest on, and the two numbers that adapt.
+    /// Regions from the oldest on, the turns, and the two numbers that adapt.
     #[cfg(any(test, feature = "test-utils"))]
-    pub(crate) fn contents(&self) -> (impl Iterator<Item = u32>, [u8; 2]) {
+    pub(crate) fn contents(&self) -> (impl Iterator<Item = u32>, [u8; 3]) {
         let from = usize::from(self.first);
         let slots = self.slots.iter().cycle().skip(from).copied();
-        (slots.take(usize::from(self.len)), [self.depth, self.calm])
+        (
+            slots.take(usize::from(self.len)),
+            [self.turns, self.depth, self.calm],
+        )
     }
 
     fn at(&mut self, i: u8) -> Option<&mut u32> {
@@ -59,14 +70,24 @@ impl Lane {
         self.slots.get_mut(index)
     }
 
-    /// Notes a populated region; repeated touches of the same one count once.
+    /// Notes a populated region as the newest. A region is on the list once, but each touch of
+    /// another one than before counts as a turn.
     pub(crate) fn push(&mut self, region: u32) {
-        if self.len > 0
-            && self
-                .at(self.len - 1)
-                .is_some_and(|newest| *newest == region)
-        {
+        let found = (0..self.len)
+            .rev()
+            .find(|i| self.at(*i).is_some_and(|r| *r == region));
+        if found.is_some_and(|i| i + 1 == self.len) {
             return;
+        }
+        self.turns = (self.turns + 1).min(self.depth.max(self.len));
+        if let Some(i) = found {
+            for i in i + 1..self.len {
+                let newer = self.at(i).map(|r| *r);
+                if let (Some(newer), Some(place)) = (newer, self.at(i - 1)) {
+                    *place = newer;
+                }
+            }
+            self.len -= 1;
         }
         let most = if self.fixed { self.depth } else { DEPTH_MAX };
         if self.len >= most {
@@ -87,12 +108,17 @@ impl Lane {
         let region = *self.at(0)?;
         self.first = (self.first + 1) % DEPTH_MAX;
         self.len -= 1;
+        self.turns = if self.len == 0 {
+            0
+        } else {
+            self.turns.saturating_sub(1)
+        };
         Some(region)
     }
 
-    /// The oldest region, once the list is longer than it needs to be.
+    /// The oldest region, once so many turns have passed as the list is to be long.
     pub(crate) fn due(&mut self) -> Option<u32> {
-        if self.len >= self.depth {
+        if self.turns >= self.depth {
             self.pop()
         } else {
             None
@@ -143,6 +169,20 @@ mod tests {
             lane.push(region);
         }
         assert_eq!((lane.pop(), lane.len), (Some(236), 63));
+    }
+
+    #[test]
+    fn a_region_is_listed_once_and_its_touches_make_the_oldest_due() {
+        let mut lane = Lane::EMPTY;
+        for region in [7, 1, 2, 1] {
+            assert_eq!(lane.due(), None);
+            lane.push(region);
+        }
+        assert_eq!((lane.len, lane.due()), (3, Some(7)));
+        assert_eq!(
+            (lane.pop(), lane.pop(), lane.pop()),
+            (Some(2), Some(1), None)
+        );
     }
 
     #[test]

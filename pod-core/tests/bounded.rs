@@ -3,8 +3,9 @@
 
 use pod_core::sim::{Content, Full, Memory, Sim, World};
 use pod_core::{
-    Budget, CoalesceStep, Config, Content as Moved, Demand, Entry, FrameCount, Gfn, Leave, Mfn,
-    Order, Pattern, PinError, Pod, Policy, Progress, ReclaimStep, Sizes, Toucher, Vcpu, Wait,
+    Budget, CoalesceStep, Config, Content as Moved, Demand, Entry, FrameCount, Gfn, Host as _,
+    Leave, Mfn, Order, Pattern, PinError, Pod, Policy, Progress, ReclaimStep, Sizes, Toucher, Vcpu,
+    Wait,
 };
 
 const TIB: u64 = 1 << 28;
@@ -168,6 +169,71 @@ fn a_second_pass_skips_what_was_seen_in_use_and_not_written() {
     }
     assert!(looks[0] >= MAX - 512, "the first pass looks at every page");
     assert!(looks[1] * 50 <= MAX, "{} looks of {MAX}", looks[1]);
+}
+
+/// A pass costs a question or two for each superpage once the host watches for writes, also where
+/// one page of each looks zero, is frozen, read, and thawed, and its leaf split and joined again.
+#[test]
+fn what_is_known_of_a_region_outlives_the_joining_of_its_leaf() {
+    for gib in [1, 4] {
+        let max = gib << 18;
+        full(max, 512, |pod, host| {
+            host.set_late(5);
+            let by = Toucher::Vcpu(Vcpu::new(0));
+            for pass in 0..4 {
+                let before = host.callbacks();
+                let touch = |h: &mut Full, b: &mut Budget| {
+                    pod.demand(h, Gfn::new(max - 3), by, Order::MAX, b)
+                };
+                let mut touch = touch;
+                while step(host, &mut touch) == Ok(Demand::Retry(Wait::Sweeping)) {}
+                let callbacks = host.callbacks() - before;
+                assert!(
+                    pass == 0 || callbacks <= 1100 * gib,
+                    "{gib} GiB: {callbacks}"
+                );
+            }
+        });
+    }
+}
+
+/// Streams of 4 KiB touches on one virtual CPU, in turns, while promises outnumber the cache.
+#[test]
+fn interleaved_streams_cost_a_few_looks_a_fault() {
+    for ring in [None, Some(32)] {
+        for streams in [1, 2, 3, 8, 16, 64, 128] {
+            let regions = streams.max(16);
+            let mut config = Config::new(FrameCount::new(2 * regions * SUPER));
+            config.slack = FrameCount::ZERO;
+            config.rules.ring = ring;
+            let machine = 4 * regions * SUPER;
+            let mut world = World::built(&config, regions * SUPER, machine, 1);
+            world.sim.traits.max_order = Order::FRAME;
+            let before = world.sim.page_work();
+            let (mut looks, mut faults) = (0, 0);
+            for base in (0..regions / streams).map(|i| i * streams) {
+                for (page, stream) in (0..SUPER).flat_map(|p| (0..streams).map(move |s| (p, s))) {
+                    let gfn = Gfn::new((base + stream) * SUPER + page);
+                    let by = Toucher::Vcpu(Vcpu::new(0));
+                    let mut budget = Budget::default();
+                    let answer = world.with(|p, s| p.demand(s, gfn, by, Order::MAX, &mut budget));
+                    assert!(matches!(answer, Ok(Demand::Populated(_))), "{answer:?}");
+                    assert!(world.write(0, gfn, Content::Data(1)));
+                    looks += u64::from(budget.used());
+                    faults += 1;
+                    if faults % SUPER == 0 {
+                        // Few translations, which the simulator reads at each write of the table.
+                        world.sim.flush();
+                    }
+                }
+            }
+            let work = world.sim.page_work() - before;
+            assert!(
+                looks <= 8 * faults && work <= 8 * faults,
+                "{streams} streams, {faults} faults: {looks} looks, {work} done"
+            );
+        }
+    }
 }
 
 /// The dearest guest there is: every page lies in a leaf of its own and looks empty, or filled

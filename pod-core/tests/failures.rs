@@ -12,7 +12,7 @@
 use pod_core::sim::{Content, World};
 use pod_core::{
     Attr, Budget, Config, Content as Moved, Demand, Drain, Entry, FrameCount, Geometry, Gfn, Leave,
-    Mfn, Order, Pattern, Pod, Toucher, Vcpu,
+    Mfn, Order, Pattern, Pod, RelocateError, Toucher, Vcpu,
 };
 
 const POISON: u64 = 0x5555_5555_5555_5555;
@@ -81,10 +81,22 @@ fn relocate(world: &mut World, from: u64, to: u64, order: Order, content: Moved)
     let seen = |world: &World, at: u64| world.sim.visible(Gfn::new(at));
     let before: Vec<_> = pages.clone().map(|i| seen(world, from + i)).collect();
     world.sim.landed.clear();
-    let ok = world.with(|pod, sim| {
-        pod.relocate(sim, a, b, order, content, &mut Budget::default())
-            .is_ok()
-    });
+    let result =
+        world.with(|pod, sim| pod.relocate(sim, a, b, order, content, &mut Budget::default()));
+    let ok = result.is_ok();
+    if let Err(RelocateError::BothHoles) = result {
+        // Told, and only where a host breaks what it should keep.
+        assert!(world.sim.traits.own_order_fails);
+        for (i, page) in pages.clone().zip(&before) {
+            let left = seen(world, from + i);
+            let there = seen(world, to + i);
+            let told = left.or(there).is_none() || content == Moved::Discard;
+            assert!(told || world.sim.traits.eager || left.or(there) == *page);
+            world.sim.expect(Gfn::new(from + i), left);
+            world.sim.expect(Gfn::new(to + i), there);
+        }
+        return false;
+    }
     for i in pages {
         let (left, there) = (seen(world, from + i), seen(world, to + i));
         // An eager virtual CPU may have written there since.
@@ -155,11 +167,18 @@ const OPERATIONS: &[Operation] = &[
         w.sim.traits.copies = true;
         relocate(w, 0, 48, Order::new(1).unwrap(), Moved::Keep)
     }),
+    ("relocate a part of a superpage", |w| {
+        relocate(w, 0, 48, Order::new(1).unwrap(), Moved::Keep)
+    }),
     ("relocate a part that nobody needs", |w| {
         relocate(w, 0, 48, Order::new(1).unwrap(), Moved::Discard)
     }),
     ("relocate to its own frame", |w| {
         relocate(w, 9, 5, Order::FRAME, Moved::Discard)
+    }),
+    ("relocate to its own frames", |w| {
+        let pair = Order::new(1).unwrap();
+        release(w, 10, 2, Leave::Hole) && relocate(w, 0, 10, pair, Moved::Discard)
     }),
     ("relocate a superpage", |w| {
         relocate(w, 0, 48, SUPER(), Moved::Keep)
@@ -254,7 +273,19 @@ fn worlds() -> impl Iterator<Item = (String, World)> {
 
 #[test]
 fn a_failure_at_any_callback_leaves_everything_accounted() {
-    for (kind, start) in worlds() {
+    every_failure(worlds());
+}
+
+#[test]
+fn no_frame_is_lost_if_a_host_cannot_take_back_what_it_wrote() {
+    every_failure(worlds().map(|(kind, mut world)| {
+        world.sim.traits.own_order_fails = true;
+        (format!("{kind} own order fails"), world)
+    }));
+}
+
+fn every_failure(worlds: impl Iterator<Item = (String, World)>) {
+    for (kind, start) in worlds {
         for (name, operation) in OPERATIONS {
             for (prefix, on) in [(0, false), (1, false), (3, false), (0, true), (2, true)] {
                 for n in 1.. {

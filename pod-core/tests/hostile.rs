@@ -183,8 +183,8 @@ impl Host for Liar {
         self.lies()
     }
 
-    fn copy(&mut self, _: Mfn, _: Mfn, _: Order) -> bool {
-        self.lies()
+    fn copy(&mut self, _: Gfn, to: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
+        self.set(to, order, entry)
     }
 
     fn event(&mut self, _: Event) {}

@@ -10,6 +10,7 @@
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     clippy::std_instead_of_alloc,
+    clippy::print_stdout,
     reason = "a test"
 )]
 
@@ -22,8 +23,9 @@ use std::thread;
 
 use pod_core::sim::Memory;
 use pod_core::{
-    Backing, Budget, Config, Demand, Entry, Frame, FrameCount, FreezeError, Gfn, Host, Leaf, Leave,
-    Mfn, Node, Order, Pattern, Pod, SetError, Sizes, Target, Toucher, Users, Vcpu, Zeroed, scan,
+    Backing, Budget, Config, Content, Demand, Entry, Frame, FrameCount, FreezeError, Gfn, Host,
+    Leaf, Leave, Mfn, Node, Order, Pattern, Pod, SetError, Sizes, Target, Toucher, Users, Vcpu,
+    Zeroed, scan,
 };
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::ioctl::{Opcode, Updater, ioctl};
@@ -36,6 +38,7 @@ const GIVEN: u64 = 4096;
 const API: Opcode = 0xc018_aa3f as Opcode;
 const REGISTER: Opcode = 0xc020_aa00 as Opcode;
 const WAKE: Opcode = 0x8010_aa02 as Opcode;
+const COPY: Opcode = 0xc028_aa03 as Opcode;
 const ZEROPAGE: Opcode = 0xc020_aa04 as Opcode;
 const WRITEPROTECT: Opcode = 0xc018_aa06 as Opcode;
 
@@ -103,12 +106,42 @@ struct Vmm {
 }
 
 impl Vmm {
+    fn new(fault: &Arc<Fault>, left: u64) -> Self {
+        Self {
+            fault: Arc::clone(fault),
+            entries: vec![Entry::Hole; PAGES as usize],
+            home: HashMap::new(),
+            next: 0,
+            left,
+            reads: 0,
+        }
+    }
+
+    fn bytes(&self, gfn: u64) -> [u8; PAGE as usize] {
+        let mut bytes = [0_u8; PAGE as usize];
+        let n = rustix::io::pread(&self.fault.memory, &mut bytes, gfn * PAGE).unwrap();
+        assert_eq!(n, bytes.len());
+        bytes
+    }
+
+    /// Notes what the entries are.
+    fn note(&mut self, gfn: Gfn, order: Order, entry: Entry) {
+        for i in 0..order.frames().get() {
+            let at = gfn.get() + i;
+            let now = entry.advanced(i);
+            if let Entry::Ram { mfn, .. } = self.entries[at as usize] {
+                self.home.remove(&mfn.get());
+            }
+            if let Entry::Ram { mfn, .. } = now {
+                self.home.insert(mfn.get(), at);
+            }
+            self.entries[at as usize] = now;
+        }
+    }
+
     fn page(&mut self, mfn: Mfn) -> scan::Page {
         self.reads += 1;
-        let mut bytes = [0_u8; PAGE as usize];
-        let at = self.home[&mfn.get()] * PAGE;
-        let n = rustix::io::pread(&self.fault.memory, &mut bytes, at).unwrap();
-        assert_eq!(n, bytes.len());
+        let bytes = self.bytes(self.home[&mfn.get()]);
         let mut page = [0; scan::PAGE_WORDS];
         for (word, chunk) in page.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_ne_bytes(chunk.try_into().unwrap());
@@ -140,17 +173,7 @@ impl Host for Vmm {
         let count = order.frames().get();
         let (start, len) = (gfn.get() * PAGE, count * PAGE);
         let present = matches!(self.entries[gfn.get() as usize], Entry::Ram { .. });
-        for i in 0..count {
-            let at = gfn.get() + i;
-            let now = entry.advanced(i);
-            if let Entry::Ram { mfn, .. } = self.entries[at as usize] {
-                self.home.remove(&mfn.get());
-            }
-            if let Entry::Ram { mfn, .. } = now {
-                self.home.insert(mfn.get(), at);
-            }
-            self.entries[at as usize] = now;
-        }
+        self.note(gfn, order, entry);
         match entry {
             Entry::Ram { .. } if present => {}
             Entry::Ram { .. } => {
@@ -211,6 +234,18 @@ impl Host for Vmm {
     fn dying(&self) -> bool {
         false
     }
+
+    // One call gives the hole a page and its content.
+    fn copy(&mut self, from: Gfn, to: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
+        for i in 0..order.frames().get() {
+            let source = self.bytes(from.get() + i);
+            let target = self.fault.base + (to.get() + i) * PAGE;
+            let source = source.as_ptr().expose_provenance() as u64;
+            control::<COPY, 5>(&self.fault.uffd, [target, source, PAGE, 0, 0]).unwrap();
+        }
+        self.note(to, order, entry);
+        Ok(())
+    }
 }
 
 fn write(base: u64, page: u64, value: u64) {
@@ -260,10 +295,10 @@ fn serve(fault: &Fault, engine: &Mutex<(Pod<'_>, Vmm)>, stop: &AtomicBool) -> u6
     faults
 }
 
-#[test]
-fn threads_as_vcpus_boot_ballooned_on_userfaultfd() {
-    let fault = match Fault::open() {
-        Ok(fault) => Arc::new(fault),
+/// The guest's memory, or nothing where the kernel has none to give.
+fn open() -> Option<Arc<Fault>> {
+    match Fault::open() {
+        Ok(fault) => Some(Arc::new(fault)),
         Err(e) => {
             assert!(
                 std::env::var_os("POD_REQUIRE_USERFAULT").is_none(),
@@ -271,22 +306,68 @@ fn threads_as_vcpus_boot_ballooned_on_userfaultfd() {
             );
             println!("SKIPPED: no userfaultfd here ({e}); the user-space host was NOT tested");
             eprintln!("SKIPPED: no userfaultfd here ({e}); the user-space host was NOT tested");
-            return;
+            None
         }
-    };
+    }
+}
+
+#[test]
+fn a_page_that_moves_keeps_its_content() {
+    let Some(fault) = open() else { return };
+    let config = Config::new(FrameCount::new(PAGES));
+    let mut memory = Memory::new(&Sizes::for_guest(&config, config.limit, 1));
+    let mut pod = Pod::new(config, memory.storage()).unwrap();
+    let mut host = Vmm::new(&fault, PAGES);
+    let all = FrameCount::new(PAGES);
+    let budget = || Budget::new(1 << 20);
+    assert_eq!(
+        pod.set_target(&mut host, all, &mut budget()),
+        Ok(Target::Done)
+    );
+    let marked = pod.mark(&mut host, Gfn::new(0), all, Pattern::ZERO, &mut budget());
+    assert!(marked.unwrap().complete);
+    let by = Toucher::Vcpu(Vcpu::new(0));
+    let touched = pod.demand(&mut host, Gfn::new(0), by, Order::FRAME, &mut budget());
+    assert_eq!(touched, Ok(Demand::Populated(Order::FRAME)));
+    write(fault.base, 0, 0xfeed);
+    let (hole, one) = (Gfn::new(1024), FrameCount::new(1));
+    let given = pod.release(&mut host, hole, one, Leave::Hole, &mut budget());
+    assert_eq!(given.unwrap().promises, one);
+    for content in [Content::Keep, Content::Discard] {
+        let moved = pod.relocate(
+            &mut host,
+            Gfn::new(0),
+            hole,
+            Order::FRAME,
+            content,
+            &mut budget(),
+        );
+        assert_eq!(moved, Ok(()));
+        if content == Content::Keep {
+            assert_eq!(read(fault.base, 1024), 0xfeed);
+        }
+        let back = pod.relocate(
+            &mut host,
+            hole,
+            Gfn::new(0),
+            Order::FRAME,
+            content,
+            &mut budget(),
+        );
+        assert_eq!(back, Ok(()));
+        pod.audit(&host).unwrap();
+    }
+}
+
+#[test]
+fn threads_as_vcpus_boot_ballooned_on_userfaultfd() {
+    let Some(fault) = open() else { return };
     let mut config = Config::new(FrameCount::new(PAGES));
     config.slack = FrameCount::ZERO;
     let sizes = Sizes::for_guest(&config, config.limit, 2);
     let mut memory = Memory::new(&sizes);
     let mut pod = Pod::new(config, memory.storage()).unwrap();
-    let mut host = Vmm {
-        fault: Arc::clone(&fault),
-        entries: vec![Entry::Hole; PAGES as usize],
-        home: HashMap::new(),
-        next: 0,
-        left: GIVEN,
-        reads: 0,
-    };
+    let mut host = Vmm::new(&fault, GIVEN);
     let target = FrameCount::new(GIVEN);
     while pod
         .set_target(&mut host, target, &mut Budget::default())

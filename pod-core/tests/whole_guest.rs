@@ -7,8 +7,8 @@
 )]
 
 use balloon_core::{
-    self as balloon, Capabilities, Compactor, Completer, Kind, Limits, Migrate, Migration, Nanos,
-    Outcome, Pfn, Policy, Run, Shared, Trade, Transport, TransportErrorKind,
+    self as balloon, Capabilities, Compactor, Completer, Kind, Limits, Migrate, MigrateRequest,
+    Migration, Nanos, Outcome, Pfn, Policy, Run, Shared, Transport, TransportErrorKind,
 };
 use buddy_alloc::{Config as ZoneConfig, Frame, FrameRange, Preference, Zone};
 use pod_core::sim::{Content, World};
@@ -82,8 +82,8 @@ impl Transport for Road<'_> {
         Ok(false)
     }
 
-    fn reap(&mut self, _: Completer<'_>) -> Result<(), Self::Error> {
-        Ok(())
+    fn reap(&mut self, _: Completer<'_>) -> Result<usize, Self::Error> {
+        Ok(0)
     }
 }
 
@@ -92,14 +92,18 @@ impl Migrate for Road<'_> {
         Migration::Exchange
     }
 
-    fn submit_trade(&mut self, trade: Trade<'_>, done: Completer<'_>) -> Result<(), Self::Error> {
+    fn submit_migrate(
+        &mut self,
+        request: MigrateRequest<'_>,
+        done: Completer<'_>,
+    ) -> Result<(), Self::Error> {
         let frames = |runs: &[Run]| -> Vec<u64> {
             runs.iter()
                 .flat_map(|run| run.range().frames())
                 .map(Pfn::get)
                 .collect()
         };
-        let pairs = frames(trade.olds).into_iter().zip(frames(trade.news));
+        let pairs = frames(request.from).into_iter().zip(frames(request.to));
         for (old, new) in pairs {
             let splits = self.world.sim.table_work().splits;
             let (from, to) = (Gfn::new(new), Gfn::new(old));
@@ -115,7 +119,7 @@ impl Migrate for Road<'_> {
                 .worst_splits
                 .max(self.world.sim.table_work().splits - splits);
         }
-        done.complete(Kind::Migrate, trade.slot, Outcome::Whole)
+        done.complete(Kind::Migrate, request.slot, Outcome::Whole)
             .unwrap();
         Ok(())
     }

@@ -1,11 +1,17 @@
 //! From a device in any state to a running balloon.
 
+use balloon_core::{Engine, Resume};
 use embedded_hal::delay::DelayNs;
 
 use crate::balloon::VirtioBalloon;
-use crate::device::{DeviceStatus, Handshake};
+use crate::device::{Device, Handshake};
 use crate::dma::Dma;
-use crate::protocol::{Features, Policy, REQUIRED, wanted_features};
+use crate::protocol::features::{Features, REQUIRED};
+use crate::protocol::negotiation::wanted_features;
+use crate::protocol::numbering::{QueueId, QueueMap};
+use crate::protocol::options::DriverOptions;
+use crate::protocol::status::DeviceStatus;
+use crate::ring::Ring;
 use crate::rings::{AttachError, Refused, Rings};
 
 /// A device could not be brought up; it was told so and is left alone.
@@ -32,6 +38,11 @@ pub enum BringUpError {
 const RESET_POLLS: u32 = 1000;
 const RESET_POLL_US: u32 = 100;
 
+impl<D: Device, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
+    /// Bytes of shared memory to bring: [`Rings::DMA_BYTES`].
+    pub const DMA_BYTES: usize = Rings::<D, M, S>::DMA_BYTES;
+}
+
 impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
     /// Resets the device, negotiates features, sets up the queues and starts it.
     ///
@@ -46,55 +57,56 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
     pub fn bring_up(
         mut device: D,
         memory: M,
-        policy: &Policy,
+        options: &DriverOptions,
         delay: &mut impl DelayNs,
     ) -> Result<Self, Refused<BringUpError, D, M>> {
-        let (offered, negotiated) = match negotiate(&mut device, policy, delay) {
-            Ok(features) => features,
-            Err(error) => {
-                device.set_status(DeviceStatus::FAILED);
-                return Err(Refused {
-                    error,
-                    device,
-                    memory,
-                });
+        match start(&mut device, &memory, options, delay) {
+            Ok((queues, negotiated)) => {
+                let rings = Rings::join(device, memory, queues, negotiated, options);
+                Ok(Self::attach(rings, negotiated, options))
             }
-        };
-        let mut rings = match Rings::attach(device, memory, offered, negotiated, policy) {
-            Ok(rings) => rings,
-            Err(Refused {
-                error,
-                mut device,
-                memory,
-            }) => {
-                let error = abandon(&mut device, error.into(), delay);
-                return Err(Refused {
-                    error,
-                    device,
-                    memory,
-                });
-            }
-        };
-        let device = rings.device_mut();
-        device.set_status(READY | DeviceStatus::DRIVER_OK);
-        if device.status().contains(DeviceStatus::NEEDS_RESET) {
-            let error = abandon(device, BringUpError::Failed, delay);
-            let (device, memory) = rings.into_parts();
-            return Err(Refused {
+            Err(error) => Err(Refused {
                 error,
                 device,
                 memory,
-            });
+            }),
         }
-        Ok(Self::attach(rings, negotiated, policy))
+    }
+
+    /// Brings a balloon back whose device asks for a reset
+    /// ([`DeviceNeedsReset`](balloon_core::Blocked::DeviceNeedsReset)), broke the
+    /// protocol, or was plugged in again at the same registers.
+    ///
+    /// Resets the device, starts it anew over the same memory, and resumes the engine:
+    /// with the next steps every frame the device had comes home, and then the target
+    /// is followed. Services beside it do so by themselves, with their next step.
+    /// `delay` paces the wait as in [`bring_up`](Self::bring_up).
+    ///
+    /// # Errors
+    /// As [`bring_up`](Self::bring_up); the device is not spoken to any more. After
+    /// [`BringUpError::Stuck`] it may still do to frames what it was asked to, so they stay
+    /// where they are, and another attempt may follow. After any other error it has
+    /// forgotten them, and [`Engine::retire`] takes them home.
+    pub fn restart<const N: usize>(
+        &mut self,
+        engine: &mut Engine<N>,
+        delay: &mut impl DelayNs,
+    ) -> Result<(), BringUpError> {
+        self.set_unfit();
+        let options = *self.options();
+        let (device, memory) = self.queues_mut().parts();
+        let (queues, negotiated) = start(device, memory, &options, delay)?;
+        self.queues_mut().renew(queues, negotiated);
+        self.renew(negotiated);
+        engine.resume(Resume::Reset);
+        Ok(())
     }
 
     /// Resets the device, which forgets all requests, and gives it and the
     /// memory back. `delay` paces the wait as in [`bring_up`](Self::bring_up).
     ///
-    /// Nobody looks for a device that asks for this at run time (`NEEDS_RESET`, told
-    /// by a configuration interrupt): it answers nothing, which the engine reports
-    /// after [`silent_after`](balloon_core::Policy::silent_after).
+    /// For a balloon that is given up: [`Engine::retire`] then takes its frames home.
+    /// [`restart`](Self::restart) brings one back.
     ///
     /// # Errors
     /// [`BringUpError::Stuck`]: the device may go on using the memory and the
@@ -110,6 +122,27 @@ impl<D: Handshake, M: Dma, const S: usize> VirtioBalloon<Rings<D, M, S>> {
             }),
         }
     }
+}
+
+/// Queues of a running device, and the features it runs with.
+type Started<const S: usize> = ((QueueMap, [Ring<S>; QueueId::COUNT]), Features);
+
+/// From a device in any state to one that runs; gives it up if it does not.
+fn start<D: Handshake, M: Dma, const S: usize>(
+    device: &mut D,
+    memory: &M,
+    options: &DriverOptions,
+    delay: &mut impl DelayNs,
+) -> Result<Started<S>, BringUpError> {
+    let (offered, negotiated) = negotiate(device, options, delay)
+        .inspect_err(|_| device.set_status(DeviceStatus::FAILED))?;
+    let queues = Rings::set_up(device, memory, offered, negotiated, options)
+        .map_err(|error| abandon(device, error.into(), delay))?;
+    device.set_status(READY | DeviceStatus::DRIVER_OK);
+    if device.status().contains(DeviceStatus::NEEDS_RESET) {
+        return Err(abandon(device, BringUpError::Failed, delay));
+    }
+    Ok((queues, negotiated))
 }
 
 const READY: DeviceStatus = DeviceStatus::ACKNOWLEDGE
@@ -142,7 +175,7 @@ fn abandon<D: Handshake>(
 /// From reset to `FEATURES_OK`: what was offered, and what both sides settled on.
 fn negotiate<D: Handshake>(
     device: &mut D,
-    policy: &Policy,
+    options: &DriverOptions,
     delay: &mut impl DelayNs,
 ) -> Result<(Features, Features), BringUpError> {
     reset(device, delay)?;
@@ -153,7 +186,7 @@ fn negotiate<D: Handshake>(
     if !lacking.is_empty() {
         return Err(BringUpError::Unsuitable(lacking));
     }
-    let wanted = wanted_features(offered, policy);
+    let wanted = wanted_features(offered, options);
     device.accept_features(wanted);
     device.set_status(READY);
     if !device.status().contains(DeviceStatus::FEATURES_OK) {

@@ -6,30 +6,10 @@
 
 use core::fmt;
 
-use bitflags::bitflags;
-
-use crate::protocol::{ConfigIo, Features, QueueIndex};
-
-bitflags! {
-    /// The device status field (virtio 1.2 section 2.1).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-    pub struct DeviceStatus: u8 {
-        /// The guest has noticed the device.
-        const ACKNOWLEDGE = 1;
-        /// The guest has a driver for it.
-        const DRIVER = 2;
-        /// The driver is set up.
-        const DRIVER_OK = 4;
-        /// Feature negotiation is complete.
-        const FEATURES_OK = 8;
-        /// The device has failed and wants a reset.
-        const NEEDS_RESET = 64;
-        /// The driver has given up.
-        const FAILED = 128;
-
-        const _ = !0;
-    }
-}
+use crate::protocol::config::ConfigIo;
+use crate::protocol::features::Features;
+use crate::protocol::numbering::QueueIndex;
+use crate::protocol::status::DeviceStatus;
 
 /// Device addresses of a queue's three areas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +60,10 @@ pub trait Device: ConfigIo {
 }
 
 /// The registers of feature negotiation and status.
+///
+/// The status is read through [`ConfigIo::status`], which has to be implemented here:
+/// the end of a reset shows there.
 pub trait Handshake: Device {
-    /// Reads the status.
-    fn status(&mut self) -> DeviceStatus;
-
     /// Writes the status; the empty one resets the device.
     fn set_status(&mut self, status: DeviceStatus);
 

@@ -27,6 +27,15 @@ pub trait Dma {
         self.len() == 0
     }
 
+    /// Whether the device's addresses of all memory are the guest-physical ones: there is
+    /// no IOMMU between, or it passes them on as they are.
+    ///
+    /// Asked only if `ACCESS_PLATFORM` is negotiated. If not, nothing is given, reported
+    /// or hinted by ranges, which name frames that nobody maps for the device.
+    fn bus_is_physical(&self) -> bool {
+        false
+    }
+
     /// Reads the half-word at `offset`.
     fn load16(&self, offset: usize) -> u16;
 
@@ -70,6 +79,10 @@ impl<M: Dma + ?Sized> Dma for &M {
         (**self).len()
     }
 
+    fn bus_is_physical(&self) -> bool {
+        (**self).bus_is_physical()
+    }
+
     fn load16(&self, offset: usize) -> u16 {
         (**self).load16(offset)
     }
@@ -95,6 +108,7 @@ pub struct DmaRegion {
     base: NonNull<u8>,
     address: u64,
     len: usize,
+    physical: bool,
 }
 
 // SAFETY: the region is exclusive to its owner (see `new`), wherever that runs.
@@ -112,7 +126,20 @@ impl DmaRegion {
     /// * `address` is where the device finds it.
     #[must_use]
     pub const unsafe fn new(base: NonNull<u8>, address: u64, len: usize) -> Self {
-        Self { base, address, len }
+        Self {
+            base,
+            address,
+            len,
+            physical: false,
+        }
+    }
+
+    /// The same on a bus whose addresses are the guest-physical ones:
+    /// [`Dma::bus_is_physical`].
+    #[must_use]
+    pub const fn with_physical_bus(mut self) -> Self {
+        self.physical = true;
+        self
     }
 
     /// Where the memory is mapped.
@@ -139,6 +166,10 @@ impl Dma for DmaRegion {
 
     fn len(&self) -> usize {
         self.len
+    }
+
+    fn bus_is_physical(&self) -> bool {
+        self.physical
     }
 
     fn load16(&self, offset: usize) -> u16 {

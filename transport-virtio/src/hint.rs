@@ -18,16 +18,21 @@
 //! command in the middle of a round is heard when everything is named.
 //!
 //! The hint queue sends no interrupts, as with other drivers: see
-//! [`HintStep::waiting`].
+//! [`HintStep::wake_at`].
 
 use balloon_core::{
-    Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Ledger, Order, Pfn, RangeSink,
-    Run, Slots, Transport,
+    Backing, FrameCount, FrameSource, Kind, Ledger, Nanos, Order, Pfn, RangeSink, Run, Shared,
+    TakeRequest, Transport, Via,
 };
 
-use crate::balloon::{VirtioBalloon, VirtioError};
-use crate::protocol::{ConfigIo, QueueId};
+use crate::balloon::{POLL, VirtioBalloon, VirtioError};
+use crate::lent::{Lent, Runs};
+use crate::protocol::config::ConfigIo;
+use crate::protocol::numbering::QueueId;
 use crate::queues::Queues;
+
+/// From a request to the first look for its answer.
+const SOON: Nanos = Nanos::from_millis(1);
 
 const STOP: u32 = 0;
 const DONE: u32 = 1;
@@ -52,44 +57,44 @@ enum Round {
 pub struct HintStep {
     /// There is more to do at once.
     pub more: bool,
-    /// The device has requests of ours: step again soon, a millisecond from now
-    /// say. No interrupt tells when they are answered.
-    pub waiting: bool,
+    /// When to step again even if nothing happens: no interrupt tells when the device has
+    /// answered. A millisecond from now, and after as long again as it has been silent.
+    pub wake_at: Option<Nanos>,
     /// Frames out of the allocator because of hints.
     pub held: FrameCount,
-}
-
-#[derive(Debug)]
-struct Hint {
-    with_device: Option<InFlight<'static>>,
-    /// `None` for a command.
-    run: Option<Run>,
 }
 
 /// Names free memory to a migrating host, through up to `N` requests.
 #[derive(Debug)]
 pub struct Hinting<const N: usize = 16> {
-    hints: [Option<Hint>; N],
+    /// Commands, which name no frame, and ranges.
+    lent: Lent<N, 1>,
     round: Round,
     /// The command acted on last.
     command: u32,
-    keep: FrameCount,
+    min_free: FrameCount,
     hinted: FrameCount,
     rounds: u32,
+    /// The last look found no device that is well, and the engine was told.
+    doubtful: bool,
+    /// Of the device's starts, the one hints are with.
+    start: Option<u32>,
 }
 
 impl<const N: usize> Hinting<N> {
-    /// Hinting that leaves `keep` frames free for the kernel.
+    /// Hinting that leaves `min_free` frames free for the kernel.
     #[must_use]
-    pub const fn new(keep: FrameCount) -> Self {
+    pub const fn new(min_free: FrameCount) -> Self {
         const { assert!(N >= 2, "a command and a range") };
         Self {
-            hints: [const { None }; N],
+            lent: Lent::new(),
             round: Round::Closed,
             command: STOP,
-            keep,
+            min_free,
             hinted: FrameCount::ZERO,
             rounds: 0,
+            doubtful: false,
+            start: None,
         }
     }
 
@@ -109,7 +114,7 @@ impl<const N: usize> Hinting<N> {
     /// suspend or a reset that is to lose nothing.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.hints.iter().all(Option::is_none)
+        self.lent.is_empty()
     }
 
     /// Follows the host's command, takes up answers, names at most one range.
@@ -117,47 +122,101 @@ impl<const N: usize> Hinting<N> {
     /// `held` remembers hinted frames; it must not be the balloon's ledger.
     ///
     /// # Errors
-    /// If the device takes no hints, broke the queue, or keeps changing its
-    /// command. Frames stay with the service.
+    /// If the device takes no hints, broke the queue, keeps changing its command, or asks
+    /// for a reset. Frames stay with the service. [`VirtioError::Gone`] once all are home
+    /// from a device that is gone.
     pub fn step<Q: Queues + ConfigIo, const M: usize>(
         &mut self,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
         source: &mut impl FrameSource,
         held: &mut impl Ledger,
+        now: Nanos,
     ) -> Result<HintStep, VirtioError> {
         if balloon.hint_limits().is_none() {
             return Err(VirtioError::Unsupported);
         }
+        if balloon.enter(&mut self.start, shared)? {
+            self.reset(source, held);
+        }
+        if balloon.lost() == Some(VirtioError::Gone) {
+            return self.go_home(source, held, now);
+        }
         let reaped = if self.is_drained() {
             Ok(())
         } else {
-            balloon.collect(QueueId::Hint, slots.completer())
+            balloon.collect(QueueId::Hint, Kind::Hint, shared)
         };
         self.settle(source, held);
+        let silence = balloon.watch(QueueId::Hint, Kind::Hint, shared.signal(), now);
         reaped?;
-        let in_round = !matches!(self.round, Round::Closed | Round::Releasing);
-        if let Some(command) = balloon.hint_command(in_round)? {
+        if let Some(command) = self.command(balloon, shared)? {
             self.observe(command);
         }
         let more = match self.round {
             Round::Closed => false,
-            Round::Opening(command) => self.tell(command, balloon, slots)?,
-            Round::Open => self.name(balloon, slots, source)?,
-            Round::Closing => self.tell(STOP, balloon, slots)?,
-            Round::Releasing => {
-                let released = release(source, held, FrameCount::MAX);
-                if released.is_zero() && self.is_drained() && out(held).is_zero() {
-                    self.round = Round::Closed;
-                }
-                !released.is_zero()
-            }
+            Round::Opening(command) => self.tell(command, balloon, shared)?,
+            Round::Open => self.name(balloon, shared, source)?,
+            Round::Closing => self.tell(STOP, balloon, shared)?,
+            Round::Releasing => self.release(source, held),
         };
-        Ok(HintStep {
+        let silent = balloon.silence(QueueId::Hint, Kind::Hint, now);
+        let poll = silent.map(|silent| now.saturating_add(silent.max(SOON)));
+        let wake_at = [silence, poll].into_iter().flatten().min();
+        Ok(self.left(more, wake_at, held, now))
+    }
+
+    /// Looks for a command of the host.
+    fn command<Q: Queues + ConfigIo, const M: usize>(
+        &mut self,
+        balloon: &mut VirtioBalloon<Q>,
+        shared: &'static Shared<M>,
+    ) -> Result<Option<u32>, VirtioError> {
+        let in_round = !matches!(self.round, Round::Closed | Round::Releasing);
+        let command = balloon.hint_command(in_round);
+        let lost = |error| matches!(error, &VirtioError::Absent | &VirtioError::NeedsReset);
+        let doubtful = command.as_ref().is_err_and(lost);
+        if doubtful && !self.doubtful {
+            // Whoever reads the target finds out, and all hear of it.
+            shared.signal().config_changed();
+        }
+        self.doubtful = doubtful;
+        command
+    }
+
+    fn left(&self, more: bool, wake_at: Option<Nanos>, held: &impl Ledger, now: Nanos) -> HintStep {
+        // What the allocator refuses nobody else asks it to take.
+        let refused = self.round == Round::Releasing && !more;
+        let again = refused.then(|| now.saturating_add(POLL));
+        HintStep {
             more,
-            waiting: !self.is_drained(),
-            held: out(held).saturating_add(self.in_flight()),
-        })
+            wake_at: [wake_at, again].into_iter().flatten().min(),
+            held: out(held).saturating_add(self.lent.frames()),
+        }
+    }
+
+    /// Lets go of what was named; whether some of it went.
+    fn release(&mut self, source: &mut impl FrameSource, held: &mut impl Ledger) -> bool {
+        let released = release(source, held, FrameCount::MAX);
+        if released.is_zero() && self.is_drained() && out(held).is_zero() {
+            self.round = Round::Closed;
+        }
+        !released.is_zero()
+    }
+
+    /// Brings home what a device had that is gone.
+    fn go_home(
+        &mut self,
+        source: &mut impl FrameSource,
+        held: &mut impl Ledger,
+        now: Nanos,
+    ) -> Result<HintStep, VirtioError> {
+        self.reset(source, held);
+        let more = self.release(source, held);
+        if self.round == Round::Closed {
+            return Err(VirtioError::Gone);
+        }
+        Ok(self.left(more, None, held, now))
     }
 
     /// Gives up to about `wanted` hinted frames back to the allocator at once.
@@ -186,11 +245,14 @@ impl<const N: usize> Hinting<N> {
     pub fn drain<Q: Queues + ConfigIo, const M: usize>(
         &mut self,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
         source: &mut impl FrameSource,
         held: &mut impl Ledger,
     ) -> Result<bool, VirtioError> {
-        let collected = balloon.collect(QueueId::Hint, slots.completer());
+        if balloon.enter(&mut self.start, shared)? {
+            self.reset(source, held);
+        }
+        let collected = balloon.collect(QueueId::Hint, Kind::Hint, shared);
         self.settle(source, held);
         collected?;
         Ok(self.is_drained())
@@ -198,20 +260,10 @@ impl<const N: usize> Hinting<N> {
 
     /// The device was reset: no request and no round is left.
     pub fn reset(&mut self, source: &mut impl FrameSource, held: &mut impl Ledger) {
-        for hint in self.hints.iter_mut().flatten() {
-            if let Some(slot) = hint.with_device.take() {
-                hint.with_device = slot.revoke().err();
-            }
-        }
+        self.lent.revoke();
         self.command = STOP;
         self.round = Round::Releasing;
         self.settle(source, held);
-    }
-
-    /// Frames with the device.
-    fn in_flight(&self) -> FrameCount {
-        let runs = self.hints.iter().flatten().filter_map(|hint| hint.run);
-        runs.fold(FrameCount::ZERO, |sum, run| sum.saturating_add(run.count()))
     }
 
     /// A command acts once; a new one overtakes whatever round there is.
@@ -234,29 +286,18 @@ impl<const N: usize> Hinting<N> {
         &mut self,
         command: u32,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
     ) -> Result<bool, VirtioError> {
-        let Some(place) = self.hints.iter_mut().find(|hint| hint.is_none()) else {
+        let Some(place) = self.lent.vacant() else {
             return Ok(false);
         };
-        let Ok(slot) = slots.claim(Kind::Hint) else {
+        let Ok(slot) = shared.slots().claim(Kind::Hint) else {
             return Ok(false);
         };
-        let slot = slot.launch();
-        let told = balloon.tell(QueueId::Hint, &slot, &command.to_le_bytes());
-        if let Err(error) = told {
-            let with_device = slot.revoke().err();
-            *place = with_device.map(|slot| Hint {
-                with_device: Some(slot),
-                run: None,
-            });
-            return Err(error);
-        }
-        *place = Some(Hint {
-            with_device: Some(slot),
-            run: None,
-        });
-        balloon.notify(QueueId::Hint);
+        place.lend(slot, Runs::new(), |slot, _| {
+            balloon.tell(QueueId::Hint, slot, &command.to_le_bytes())
+        })?;
+        balloon.kick_queue(QueueId::Hint);
         if command == STOP {
             self.round = Round::Closed;
         } else {
@@ -270,75 +311,66 @@ impl<const N: usize> Hinting<N> {
     fn name<Q: Queues + ConfigIo, const M: usize>(
         &mut self,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
         source: &mut impl FrameSource,
     ) -> Result<bool, VirtioError> {
         let Some(limits) = balloon.hint_limits() else {
             return Ok(false);
         };
         // The last place is for the command that closes the round.
-        let busy = self.hints.iter().flatten().count();
+        let busy = self.lent.len();
         if busy + 1 >= N || busy >= limits.in_flight {
             return Ok(false);
         }
-        let Some(place) = self.hints.iter_mut().find(|hint| hint.is_none()) else {
+        let Some(place) = self.lent.vacant() else {
             return Ok(false);
         };
-        let Ok(slot) = slots.claim(Kind::Hint) else {
+        let Ok(slot) = shared.slots().claim(Kind::Hint) else {
             return Ok(false);
         };
-        let mut runs = [Run::default()];
-        let mut sink = RangeSink::new(&mut runs, limits.run).with_longest_run(limits.run);
-        let ask = Ask {
-            keep: self.keep,
-            ..Ask::any(Pfn::LIMIT)
+        let mut runs = Runs::new();
+        let mut sink = RangeSink::new(runs.spare(), limits.run).with_longest_run(limits.run);
+        let ask = TakeRequest {
+            min_free: self.min_free,
+            ..TakeRequest::any(Pfn::LIMIT)
         };
         source.take(ask, &mut sink);
-        let Some(&run) = sink.runs().first() else {
+        let taken = sink.runs().len();
+        runs.extend(taken);
+        let frames = runs.frames();
+        if frames.is_zero() {
             self.round = Round::Closing;
             return Ok(true);
-        };
-        let slot = slot.launch();
-        let request = slot.request(GivePath::Told, &runs);
-        let submitted = balloon.submit(request, slots.completer());
-        let with_device = match submitted {
-            Ok(()) => Some(slot),
-            Err(_) => slot.revoke().err(),
-        };
-        *place = Some(Hint {
-            with_device,
-            run: Some(run),
-        });
-        submitted?;
-        self.hinted = self.hinted.saturating_add(run.count());
-        balloon.notify(QueueId::Hint);
+        }
+        place.lend(slot, runs, |slot, runs| {
+            let request = slot.request(Via::Inflate, runs);
+            balloon.submit(request, shared.slots().completer())
+        })?;
+        self.hinted = self.hinted.saturating_add(frames);
+        balloon.kick_queue(QueueId::Hint);
         Ok(true)
     }
 
     /// Remembers the frames of answered hints.
     fn settle(&mut self, source: &mut impl FrameSource, held: &mut impl Ledger) {
-        for place in &mut self.hints {
-            let Some(hint) = place else { continue };
-            if let Some(slot) = hint.with_device.take()
-                && let Err(waiting) = slot.answer()
-            {
-                hint.with_device = Some(waiting);
-                continue;
-            }
-            let stored = hint.run.is_none_or(|run| {
-                let range = run.range();
-                held.store(range, GivePath::Told).is_ok()
-                    || source.put(range, Backing::Unknown).is_ok()
-            });
-            if stored {
-                *place = None;
-            }
-        }
+        self.lent
+            .settle(|run, told| remember(run, told, source, held));
     }
 }
 
+/// Remembers frames that the device knows of; those that it does not are free at once.
+pub(crate) fn remember(
+    run: Run,
+    told: bool,
+    source: &mut impl FrameSource,
+    held: &mut impl Ledger,
+) -> bool {
+    let range = run.range();
+    (told && held.store(range, Via::Inflate).is_ok()) || source.put(range, Backing::Unknown).is_ok()
+}
+
 pub(crate) fn out(held: &impl Ledger) -> FrameCount {
-    held.held(GivePath::Told)
+    held.held(Via::Inflate)
 }
 
 /// Moves a bounded number of remembered frames back to the allocator.
@@ -349,13 +381,13 @@ pub(crate) fn release(
 ) -> FrameCount {
     let mut runs = [Run::default(); 16];
     let mut sink = RangeSink::new(&mut runs, wanted);
-    held.recall(GivePath::Told, Order::FRAME, &mut sink);
+    held.recall(Via::Inflate, Order::FRAME, &mut sink);
     let mut released = FrameCount::ZERO;
     for range in sink.runs().iter().map(|run| run.range()) {
         if source.put(range, Backing::Unknown).is_ok() {
             released = released.saturating_add(range.count());
         } else {
-            let kept = held.store(range, GivePath::Told);
+            let kept = held.store(range, Via::Inflate);
             debug_assert!(kept.is_ok(), "recalled from there a moment ago");
         }
     }

@@ -54,20 +54,22 @@ impl InterruptStatus {
 
     /// Reads the register and lowers the line.
     ///
-    /// Empty if another device on the line interrupted.
+    /// Empty if another device on the line interrupted; also if bits are set that mean
+    /// nothing, as all are where a device was pulled out.
     #[must_use]
     pub fn read_acknowledge(&self) -> Interrupts {
-        match self.interface {
+        let raised = match self.interface {
             // Reading is the acknowledgement.
-            Interface::Pci => Interrupts::from_bits_truncate(self.window.read8(0)),
-            Interface::Mmio => {
-                // Registers of this interface are accessed in whole words only.
-                let [raised, ..] = self.window.read32(INTERRUPT_STATUS).to_le_bytes();
-                let raised = Interrupts::from_bits_truncate(raised);
-                self.window.write32(INTERRUPT_ACK, raised.bits().into());
-                raised
-            }
+            Interface::Pci => self.window.read8(0).into(),
+            // Registers of this interface are accessed in whole words only.
+            Interface::Mmio => self.window.read32(INTERRUPT_STATUS),
+        };
+        let raised = u8::try_from(raised).ok().and_then(Interrupts::from_bits);
+        let raised = raised.unwrap_or(Interrupts::empty());
+        if let Interface::Mmio = self.interface {
+            self.window.write32(INTERRUPT_ACK, raised.bits().into());
         }
+        raised
     }
 
     /// The whole interrupt handler: acknowledges, tells the engine.

@@ -12,10 +12,9 @@ mod balloon;
 mod bring_up;
 mod device;
 mod dma;
-#[cfg(any(test, feature = "test-utils"))]
-pub mod fake;
 mod hint;
 mod interrupt;
+mod lent;
 mod mmio;
 pub mod pci;
 pub mod protocol;
@@ -26,6 +25,9 @@ mod rings;
 mod shape;
 mod statistics;
 mod sync;
+#[cfg(any(test, feature = "test-utils"))]
+#[path = "../testkit/mod.rs"]
+pub mod testing;
 mod unused;
 #[cfg(feature = "virtio-drivers-0-13")]
 pub mod virtio_drivers_0_13;
@@ -33,21 +35,21 @@ mod virtio_mmio;
 
 pub use balloon::{Counters, VirtioBalloon, VirtioError};
 pub use bring_up::BringUpError;
-pub use device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
+pub use device::{Device, Handshake, QueueRefused, RingAddresses};
 pub use dma::{Dma, DmaRegion};
 pub use hint::{HintStep, Hinting};
 pub use mmio::MmioWindow;
 pub use pci::MappedPci;
+pub use protocol::DeviceStatus;
+pub use protocol::MAX_BYTES;
 pub use protocol::{
-    ConfigIo, Features, MissingQueue, Numbering, OPTIONAL, Policy, QueueId, QueueIndex, QueueMap,
-    REQUIRED, Tag, discover, wanted_features,
+    ConfigIo, DriverOptions, Features, MissingQueue, Numbering, OPTIONAL, QueueId, QueueIndex,
+    QueueMap, REQUIRED, Tag, discover, wanted_features,
 };
-pub use queues::{
-    Body, Capacity, HostRequestQueue, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId,
-};
+pub use queues::{Body, Capacity, HostRequestQueue, QueueCounters, QueueError, Queues, RequestId};
 pub use report::{ReportPace, ReportStep, Reporting};
 pub use rings::{AttachError, Refused, Rings};
-pub use statistics::Statistics;
+pub use statistics::{Statistics, StatisticsStep};
 pub use unused::{UnusedPages, UnusedStep};
 pub use virtio_mmio::{MappedMmio, MmioError};
 

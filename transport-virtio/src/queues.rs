@@ -7,10 +7,10 @@
 
 use core::fmt;
 
-use balloon_core::wire::pfn_array::{NUMBER_SIZE, PER_BUFFER};
 use balloon_core::{Kind, Run, SlotId};
 
-use crate::protocol::{HostRequest, QueueId};
+use crate::protocol::chunks::HostRequest;
+use crate::protocol::numbering::QueueId;
 
 /// What a queue must hand back with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,18 +24,13 @@ pub struct RequestId {
 /// What the device gets to see of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Body<'a> {
-    /// A copy of these bytes, device-readable, [`MAX_BYTES`] to a descriptor:
-    /// one, or two with [`Policy::with_host_superpages`](crate::Policy::with_host_superpages).
+    /// A copy of these bytes, device-readable, [`MAX_BYTES`](crate::MAX_BYTES) to a descriptor:
+    /// one, or two with [`DriverOptions::with_host_superpages`](crate::DriverOptions::with_host_superpages).
     Bytes(&'a [u8]),
     /// One device-writable descriptor per run: guest-physical address and
     /// length are the message. The memory itself must not be touched or mapped.
     Ranges(&'a [Run]),
 }
-
-/// The longest descriptor of [`Body::Bytes`]: 256 page numbers.
-///
-/// Firecracker loses longer ones, cloud-hypervisor ignores them.
-pub const MAX_BYTES: usize = PER_BUFFER * NUMBER_SIZE;
 
 /// How much a queue holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +80,12 @@ pub trait Queues {
     /// How much the queue holds; zeros if the device has no such queue.
     fn capacity(&self, queue: QueueId) -> Capacity;
 
+    /// Whether the device has guest-physical addresses, and not those of an IOMMU: as
+    /// [`Dma::bus_is_physical`](crate::Dma::bus_is_physical).
+    fn bus_is_physical(&self) -> bool {
+        false
+    }
+
     /// Makes a request available to the device, which need not be notified
     /// before [`kick`](Self::kick).
     ///
@@ -104,6 +105,14 @@ pub trait Queues {
     /// interrupt may come. Neither happens if nothing is in flight.
     fn kick(&mut self, queue: QueueId, wake_after: usize) -> bool;
 
+    /// Notifies the device of what is in flight, whether it wants to know or not: it
+    /// may have lost a notification.
+    ///
+    /// By default a [`kick`](Self::kick), which is enough for queues that notify at each.
+    fn notify(&mut self, queue: QueueId) {
+        self.kick(queue, 1);
+    }
+
     /// The next answered request.
     ///
     /// Answers that make no sense are dropped and counted.
@@ -117,7 +126,7 @@ pub trait Queues {
 }
 
 /// Queues of a device that speaks `CHUNK_TRANSFER`
-/// ([`Policy::with_chunk_transfer`](crate::Policy::with_chunk_transfer)): the one
+/// ([`DriverOptions::with_chunk_transfer`](crate::DriverOptions::with_chunk_transfer)): the one
 /// in the place of [`QueueId::Hint`] carries requests of the host as well.
 pub trait HostRequestQueue: Queues {
     /// Offers the device a buffer for its next request: one device-writable
@@ -159,6 +168,10 @@ impl<Q: Queues + ?Sized> Queues for &mut Q {
         (**self).capacity(queue)
     }
 
+    fn bus_is_physical(&self) -> bool {
+        (**self).bus_is_physical()
+    }
+
     fn submit(
         &mut self,
         queue: QueueId,
@@ -170,6 +183,10 @@ impl<Q: Queues + ?Sized> Queues for &mut Q {
 
     fn kick(&mut self, queue: QueueId, wake_after: usize) -> bool {
         (**self).kick(queue, wake_after)
+    }
+
+    fn notify(&mut self, queue: QueueId) {
+        (**self).notify(queue);
     }
 
     fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {

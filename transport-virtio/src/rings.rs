@@ -4,27 +4,35 @@ mod host_request;
 mod layout;
 
 use core::fmt;
+use core::mem::ManuallyDrop;
 
 use crate::device::{Device, RingAddresses};
-use crate::dma::Dma;
-use crate::protocol::{
-    ConfigIo, Features, HostRequest, Numbering, POISON_VALUE, Policy, QueueId, QueueIndex,
-    QueueMap, discover, needed_config,
-};
-use crate::queues::{Body, Capacity, MAX_BYTES, QueueCounters, QueueError, Queues, RequestId};
+use crate::dma::{Dma, DmaRegion};
+use crate::pci::MappedPci;
+use crate::protocol::chunks::HostRequest;
+use crate::protocol::config::{ConfigIo, POISON_VALUE, needed_config};
+use crate::protocol::features::Features;
+use crate::protocol::numbering::{Numbering, QueueId, QueueIndex, QueueMap, discover};
+use crate::protocol::options::DriverOptions;
+use crate::protocol::status::DeviceStatus;
+use crate::protocol::wire::MAX_BYTES;
+use crate::queues::{Body, Capacity, QueueCounters, QueueError, Queues, RequestId};
 use crate::ring::{Access, DESCRIPTOR, Ring, Segment, store_bytes};
-use crate::{DmaRegion, MappedPci};
-use host_request::{REQUEST_BYTES, read_request};
-use layout::{Buffers, Layout, MAX_DESCRIPTORS, TABLE};
+use layout::{Buffers, Layout, MAX_DESCRIPTORS, REQUEST_BYTES, TABLE, read_request};
 
 /// Split virtqueues of at most `S` descriptors each, a power of two.
 ///
 /// The shared memory holds the rings and a buffer of 1 KiB for each descriptor
 /// of the inflate and the deflate queue: [`DMA_BYTES`](Self::DMA_BYTES), 170 KiB
 /// for the default of 64, which lets 64 MiB be on their way at 4 KiB each.
+///
+/// Dropping them leaks that memory, since the device goes on using it: it comes back by
+/// [`VirtioBalloon::reset`](crate::VirtioBalloon::reset), or
+/// [`into_parts`](Self::into_parts) where the device is gone.
 pub struct Rings<D = MappedPci, M = DmaRegion, const S: usize = 64> {
     device: D,
-    memory: M,
+    /// Dropped by nobody: a device that runs goes on using it.
+    memory: ManuallyDrop<M>,
     map: QueueMap,
     rings: [Ring<S>; QueueId::COUNT],
     buffers: [Buffers; QueueId::COUNT],
@@ -76,6 +84,9 @@ impl<E: fmt::Display, D, M> fmt::Display for Refused<E, D, M> {
 
 impl<E: core::error::Error, D: fmt::Debug, M: fmt::Debug> core::error::Error for Refused<E, D, M> {}
 
+/// What setting queues up yields.
+type SetUp<const S: usize> = (QueueMap, [Ring<S>; QueueId::COUNT]);
+
 impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
     const LAYOUT: Layout = {
         assert!(
@@ -89,10 +100,10 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
     pub const DMA_BYTES: usize = Self::LAYOUT.len;
 
     /// The same by policy: more than [`DMA_BYTES`](Self::DMA_BYTES) with
-    /// [`Policy::with_chunk_transfer`].
+    /// [`DriverOptions::with_chunk_transfer`].
     #[must_use]
-    pub const fn dma_bytes(policy: &Policy) -> usize {
-        if policy.chunk_transfer() {
+    pub const fn dma_bytes(options: &DriverOptions) -> usize {
+        if options.chunk_transfer() {
             Self::LAYOUT.responses(S).base + S * MAX_BYTES
         } else {
             Self::DMA_BYTES
@@ -113,20 +124,10 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         memory: M,
         offered: Features,
         negotiated: Features,
-        policy: &Policy,
+        options: &DriverOptions,
     ) -> Result<Self, Refused<AttachError, D, M>> {
-        match Self::set_up(&mut device, &memory, offered, negotiated, policy) {
-            Ok((map, rings)) => Ok(Self {
-                device,
-                memory,
-                map,
-                rings,
-                buffers: Self::buffers(policy),
-                offered: None,
-                host_request: None,
-                indirect: negotiated.contains(Features::INDIRECT_DESC),
-                counters: QueueCounters::default(),
-            }),
+        match Self::set_up(&mut device, &memory, offered, negotiated, options) {
+            Ok(queues) => Ok(Self::join(device, memory, queues, negotiated, options)),
             Err(error) => Err(Refused {
                 error,
                 device,
@@ -135,9 +136,42 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         }
     }
 
-    fn buffers(policy: &Policy) -> [Buffers; QueueId::COUNT] {
+    /// Queues that were set up, with what they were set up on.
+    pub(crate) fn join(
+        device: D,
+        memory: M,
+        (map, rings): SetUp<S>,
+        negotiated: Features,
+        options: &DriverOptions,
+    ) -> Self {
+        Self {
+            device,
+            memory: ManuallyDrop::new(memory),
+            map,
+            rings,
+            buffers: Self::buffers(options),
+            offered: None,
+            host_request: None,
+            indirect: negotiated.contains(Features::INDIRECT_DESC),
+            counters: QueueCounters::default(),
+        }
+    }
+
+    /// The same after a reset, in place of those the device had; what was counted stays.
+    pub(crate) fn renew(&mut self, (map, rings): SetUp<S>, negotiated: Features) {
+        (self.map, self.rings) = (map, rings);
+        (self.offered, self.host_request) = (None, None);
+        self.indirect = negotiated.contains(Features::INDIRECT_DESC);
+    }
+
+    /// Device and memory, for another start.
+    pub(crate) fn parts(&mut self) -> (&mut D, &M) {
+        (&mut self.device, &self.memory)
+    }
+
+    fn buffers(options: &DriverOptions) -> [Buffers; QueueId::COUNT] {
         let mut buffers = Self::LAYOUT.buffers;
-        if policy.chunk_transfer()
+        if options.chunk_transfer()
             && let Some(hint) = buffers.get_mut(QueueId::Hint.index())
         {
             *hint = Self::LAYOUT.responses(S);
@@ -145,24 +179,24 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         buffers
     }
 
-    fn set_up(
+    pub(crate) fn set_up(
         device: &mut D,
         memory: &M,
         offered: Features,
         negotiated: Features,
-        policy: &Policy,
-    ) -> Result<(QueueMap, [Ring<S>; QueueId::COUNT]), AttachError> {
+        options: &DriverOptions,
+    ) -> Result<SetUp<S>, AttachError> {
         let config = device.config_len();
-        if config < needed_config(policy.standard(negotiated)) {
+        if config < needed_config(options.standard(negotiated)) {
             return Err(AttachError::ConfigTooSmall(config));
         }
-        if memory.len() < Self::dma_bytes(policy) {
+        if memory.len() < Self::dma_bytes(options) {
             return Err(AttachError::MemoryTooSmall(memory.len()));
         }
         if !memory.address().is_multiple_of(16) {
             return Err(AttachError::MemoryMisaligned);
         }
-        let (exist, wanted) = (policy.queues(offered), policy.queues(negotiated));
+        let (exist, wanted) = (options.queues(offered), options.queues(negotiated));
         // Read once: a device that says something else later changes nothing.
         let mut sizes = [0; 8];
         let size = |index: QueueIndex| {
@@ -196,8 +230,8 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
             // QEMU answers hints from a thread of its own, which cannot raise
             // interrupts in every configuration. Under the dialect the queue is
             // another, and a request of the host is to wake us.
-            let hints = queue == QueueId::Hint && !policy.chunk_transfer();
-            let interrupts = policy.interrupts() && !hints;
+            let hints = queue == QueueId::Hint && !options.chunk_transfer();
+            let interrupts = options.interrupts() && !hints;
             *ring = Ring::new(memory, areas, size, event_idx, interrupts);
             let at = |offset: usize| memory.address().wrapping_add(offset as u64);
             let addresses = RingAddresses {
@@ -209,8 +243,8 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
                 .set_queue(index, size, addresses)
                 .map_err(|_| AttachError::QueueRefused(queue))?;
         }
-        if let Some(value) = policy.poison()
-            && policy.standard(negotiated).contains(Features::PAGE_POISON)
+        if let Some(value) = options.poison()
+            && options.standard(negotiated).contains(Features::PAGE_POISON)
         {
             device.write_config(POISON_VALUE, value);
         }
@@ -237,11 +271,11 @@ impl<D: Device, M: Dma, const S: usize> Rings<D, M, S> {
         &mut self.device
     }
 
-    /// Gives device and memory back, for instance after a reset.
+    /// Gives device and memory back: after a reset, or if the device is gone.
     ///
     /// A device that still runs keeps access to the memory.
     pub fn into_parts(self) -> (D, M) {
-        (self.device, self.memory)
+        (self.device, ManuallyDrop::into_inner(self.memory))
     }
 
     /// The most ranges a request of one descriptor may have.
@@ -283,6 +317,10 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
             requests,
             ranges: self.table(queue),
         }
+    }
+
+    fn bus_is_physical(&self) -> bool {
+        self.memory.bus_is_physical()
     }
 
     fn submit(
@@ -360,6 +398,17 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
         kick.answered
     }
 
+    fn notify(&mut self, queue: QueueId) {
+        let in_flight = |ring: &Ring<S>| ring.in_flight() > 0;
+        if self.rings.get(queue.index()).is_some_and(in_flight)
+            && let Some(index) = self.map.index(queue)
+        {
+            let counters = &mut self.counters;
+            counters.kicks = counters.kicks.wrapping_add(1);
+            self.device.notify(index);
+        }
+    }
+
     fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {
         let Some((ring, memory, counters)) = self.ring(queue) else {
             return Ok(None);
@@ -372,7 +421,7 @@ impl<D: Device, M: Dma, const S: usize> Queues for Rings<D, M, S> {
         let expected = if let Some((_, place)) = offered {
             self.offered = None;
             let whole = answer.written == REQUEST_BYTES;
-            self.host_request = whole.then(|| read_request(&self.memory, place));
+            self.host_request = whole.then(|| read_request(&*self.memory, place));
             REQUEST_BYTES
         } else {
             0
@@ -404,6 +453,10 @@ impl<D: Device, M, const S: usize> ConfigIo for Rings<D, M, S> {
 
     fn generation(&mut self) -> u32 {
         self.device.generation()
+    }
+
+    fn status(&mut self) -> DeviceStatus {
+        self.device.status()
     }
 }
 

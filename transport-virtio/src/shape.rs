@@ -4,16 +4,19 @@ use balloon_core::wire::chunks_v8::Responses;
 use balloon_core::wire::pfn_array::{self, NUMBER_SIZE, PfnArrays};
 use balloon_core::{FrameCount, Kind, Limits, Pfn, Run};
 
-use crate::protocol::{BULK_RUN, CHUNKS_PER_RESPONSE, Command, Policy};
-use crate::queues::{MAX_BYTES, RequestId};
+use crate::protocol::chunks::{CHUNKS_PER_RESPONSE, Command};
+use crate::protocol::options::DriverOptions;
+use crate::protocol::wire::BULK_RUN;
+use crate::protocol::wire::MAX_BYTES;
+use crate::queues::RequestId;
 
 /// Room for the page numbers of one request.
 pub(crate) type Encoded = [u8; MAX_BYTES * 2];
 
 /// What one request of page numbers may hold.
-pub(crate) fn told_limits(requests: usize, policy: &Policy) -> Limits {
+pub(crate) fn inflate_limits(requests: usize, options: &DriverOptions) -> Limits {
     // A queue of one descriptor still has to carry something.
-    let descriptors = if policy.host_superpages() && requests > 1 {
+    let descriptors = if options.host_superpages() && requests > 1 {
         2
     } else {
         1

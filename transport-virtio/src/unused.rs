@@ -12,14 +12,18 @@
 
 use balloon_core::wire::chunks_v8::Responses;
 use balloon_core::{
-    Ask, Backing, FrameCount, FrameSource, GivePath, InFlight, Kind, Ledger, Pfn, RangeSink, Run,
-    Slots,
+    Backing, FrameCount, FrameSource, InFlight, Kind, Ledger, Nanos, Pfn, RangeSink, Run, Shared,
+    TakeRequest,
 };
 
-use crate::balloon::{VirtioBalloon, VirtioError};
-use crate::hint::{out, release};
-use crate::protocol::{CHUNKS_PER_RESPONSE, Command, ConfigIo, HostRequest, QueueId};
-use crate::queues::{HostRequestQueue, MAX_BYTES, Queues};
+use crate::balloon::{POLL, VirtioBalloon, VirtioError};
+use crate::hint::{out, release, remember};
+use crate::lent::{Lent, Runs};
+use crate::protocol::chunks::{CHUNKS_PER_RESPONSE, Command, HostRequest};
+use crate::protocol::config::ConfigIo;
+use crate::protocol::numbering::QueueId;
+use crate::protocol::wire::MAX_BYTES;
+use crate::queues::{HostRequestQueue, Queues};
 
 /// Runs of a response, and the first of the next: only who knows that there is
 /// one may say that more follows.
@@ -35,7 +39,7 @@ enum Stage {
     /// The last response is on its way; frames go home when all are taken.
     Ending,
     /// The device was reset: frames go home.
-    Forgetting,
+    Resetting,
 }
 
 /// What became of a step.
@@ -44,28 +48,11 @@ pub struct UnusedStep {
     /// There is more to do at once. If not, the device interrupts when it asks or
     /// answers; a polled kernel steps as often as the host is to be heard.
     pub more: bool,
+    /// When to step again even if nothing happens: the allocator did not take frames
+    /// back, or the device has been silent so long that it may have missed what it has.
+    pub wake_at: Option<Nanos>,
     /// Frames out of the allocator because of an answer.
     pub held: FrameCount,
-}
-
-#[derive(Debug)]
-struct Response {
-    with_device: Option<InFlight<'static>>,
-    /// The queue took it; if not, its frames are as free as before.
-    told: bool,
-    runs: [Run; RUNS],
-    len: usize,
-}
-
-impl Response {
-    fn runs(&self) -> &[Run] {
-        self.runs.get(..self.len).unwrap_or_default()
-    }
-
-    fn frames(&self) -> FrameCount {
-        let sum = |sum: FrameCount, run: &Run| sum.saturating_add(run.count());
-        self.runs().iter().fold(FrameCount::ZERO, sum)
-    }
 }
 
 /// Answers the host's requests for unused pages, up to `N` responses at a time.
@@ -73,28 +60,31 @@ impl Response {
 pub struct UnusedPages<const N: usize = 2> {
     /// The buffer for the next request.
     buffer: Option<InFlight<'static>>,
-    responses: [Option<Response>; N],
+    responses: Lent<N, RUNS>,
     stage: Stage,
     /// The first run of the next response.
     next: Option<Run>,
-    keep: FrameCount,
+    min_free: FrameCount,
     told: FrameCount,
     answers: u32,
+    /// Of the device's starts, the one buffer and responses are with.
+    start: Option<u32>,
 }
 
 impl<const N: usize> UnusedPages<N> {
-    /// A service that leaves `keep` frames free for the kernel meanwhile.
+    /// A service that leaves `min_free` frames free for the kernel meanwhile.
     #[must_use]
-    pub const fn new(keep: FrameCount) -> Self {
+    pub const fn new(min_free: FrameCount) -> Self {
         const { assert!(N >= 1, "a response") };
         Self {
             buffer: None,
-            responses: [const { None }; N],
+            responses: Lent::new(),
             stage: Stage::Waiting,
             next: None,
-            keep,
+            min_free,
             told: FrameCount::ZERO,
             answers: 0,
+            start: None,
         }
     }
 
@@ -114,7 +104,7 @@ impl<const N: usize> UnusedPages<N> {
     /// suspend or a reset that is to lose nothing.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.responses.iter().all(Option::is_none)
+        self.responses.is_empty()
     }
 
     /// Takes up a request and what was answered, sends at most one response.
@@ -122,42 +112,84 @@ impl<const N: usize> UnusedPages<N> {
     /// `held` remembers named frames; it must not be the balloon's ledger.
     ///
     /// # Errors
-    /// If the device makes no requests or broke the queue. Frames stay with the
-    /// service.
+    /// If the device makes no requests, broke the queue, or asks for a reset. Frames stay
+    /// with the service. [`VirtioError::Gone`] once all are home from a device that is
+    /// gone.
     pub fn step<Q: HostRequestQueue + ConfigIo, const M: usize>(
         &mut self,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
         source: &mut impl FrameSource,
         held: &mut impl Ledger,
+        now: Nanos,
     ) -> Result<UnusedStep, VirtioError> {
         if !balloon.takes_host_requests() {
             return Err(VirtioError::Unsupported);
         }
-        let reaped = balloon.collect(QueueId::Hint, slots.completer());
+        if balloon.enter(&mut self.start, shared)? {
+            self.reset(source, held);
+        }
+        if balloon.lost() == Some(VirtioError::Gone) {
+            return self.go_home(source, held, now);
+        }
+        let reaped = balloon.collect(QueueId::Hint, Kind::Hint, shared);
         self.settle(source, held);
         reaped?;
         let more = match self.stage {
-            Stage::Waiting => self.listen(balloon, slots),
-            Stage::Answering(id) => self.name(id, balloon, slots, source),
-            Stage::Ending | Stage::Forgetting => {
-                let drained = self.is_drained();
-                let moved = drained && !release(source, held, FrameCount::MAX).is_zero();
-                let home = drained && out(held).is_zero();
-                if home {
-                    let answered = u32::from(self.stage == Stage::Ending);
-                    self.answers = self.answers.wrapping_add(answered);
-                    self.stage = Stage::Waiting;
-                }
-                Ok(moved || home)
-            }
+            Stage::Waiting => self.listen(balloon, shared),
+            Stage::Answering(id) => self.name(id, balloon, shared, source),
+            Stage::Ending | Stage::Resetting => Ok(self.release(source, held)),
         };
         // Answers that were taken up have used the wish for an interrupt up.
-        let answered = balloon.notify(QueueId::Hint);
-        Ok(UnusedStep {
-            more: more? || answered,
+        let answered = balloon.kick_queue(QueueId::Hint);
+        let silence = balloon.watch(QueueId::Hint, Kind::Hint, shared.signal(), now);
+        Ok(self.left(more? || answered, silence, held, now))
+    }
+
+    fn left(
+        &self,
+        more: bool,
+        silence: Option<Nanos>,
+        held: &impl Ledger,
+        now: Nanos,
+    ) -> UnusedStep {
+        let releasing = matches!(self.stage, Stage::Ending | Stage::Resetting);
+        // What the allocator refuses nobody else asks it to take.
+        let refused = releasing && !more && self.responses.in_flight() == 0;
+        let again = refused.then(|| now.saturating_add(POLL));
+        UnusedStep {
+            more,
+            wake_at: [silence, again].into_iter().flatten().min(),
             held: self.in_flight().saturating_add(out(held)),
-        })
+        }
+    }
+
+    /// Lets go of what was named once all of it was taken; whether to go on at once.
+    fn release(&mut self, source: &mut impl FrameSource, held: &mut impl Ledger) -> bool {
+        let drained = self.is_drained() && self.next.is_none();
+        let moved = drained && !release(source, held, FrameCount::MAX).is_zero();
+        let home = drained && out(held).is_zero();
+        if home {
+            let answered = u32::from(self.stage == Stage::Ending);
+            self.answers = self.answers.wrapping_add(answered);
+            self.stage = Stage::Waiting;
+        }
+        moved || home
+    }
+
+    /// Brings home what a device had that is gone.
+    fn go_home(
+        &mut self,
+        source: &mut impl FrameSource,
+        held: &mut impl Ledger,
+        now: Nanos,
+    ) -> Result<UnusedStep, VirtioError> {
+        self.reset(source, held);
+        let more = self.release(source, held);
+        if self.stage == Stage::Waiting {
+            return Err(VirtioError::Gone);
+        }
+        Ok(self.left(more, None, held, now))
     }
 
     /// Takes up answers and names nothing: before a suspend or a reset that is to
@@ -169,11 +201,14 @@ impl<const N: usize> UnusedPages<N> {
     pub fn drain<Q: Queues + ConfigIo, const M: usize>(
         &mut self,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
         source: &mut impl FrameSource,
         held: &mut impl Ledger,
     ) -> Result<bool, VirtioError> {
-        let collected = balloon.collect(QueueId::Hint, slots.completer());
+        if balloon.enter(&mut self.start, shared)? {
+            self.reset(source, held);
+        }
+        let collected = balloon.collect(QueueId::Hint, Kind::Hint, shared);
         self.settle(source, held);
         collected?;
         Ok(self.is_drained())
@@ -187,27 +222,22 @@ impl<const N: usize> UnusedPages<N> {
             .take()
             .and_then(|slot| slot.revoke().err())
             .and_then(|slot| slot.answer().err());
-        for response in self.responses.iter_mut().flatten() {
-            if let Some(slot) = response.with_device.take() {
-                response.with_device = slot.revoke().err();
-            }
-        }
-        self.stage = Stage::Forgetting;
+        self.responses.revoke();
+        self.stage = Stage::Resetting;
         self.settle(source, held);
     }
 
     /// Frames with the device, or about to be.
     fn in_flight(&self) -> FrameCount {
-        let responses = self.responses.iter().flatten().map(Response::frames);
         let next = self.next.map_or(FrameCount::ZERO, |run| run.count());
-        responses.fold(next, FrameCount::saturating_add)
+        self.responses.frames().saturating_add(next)
     }
 
     /// Looks for a request, keeps a buffer with the device; whether to go on.
     fn listen<Q: HostRequestQueue + ConfigIo, const M: usize>(
         &mut self,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
     ) -> Result<bool, VirtioError> {
         if let Some(slot) = self.buffer.take() {
             match slot.answer() {
@@ -229,7 +259,7 @@ impl<const N: usize> UnusedPages<N> {
                 }
             }
         }
-        let Ok(slot) = slots.claim(Kind::Hint) else {
+        let Ok(slot) = shared.slots().claim(Kind::Hint) else {
             return Ok(self.stage != Stage::Waiting);
         };
         let slot = slot.launch();
@@ -246,56 +276,44 @@ impl<const N: usize> UnusedPages<N> {
         &mut self,
         id: u16,
         balloon: &mut VirtioBalloon<Q>,
-        slots: &'static Slots<M>,
+        shared: &'static Shared<M>,
         source: &mut impl FrameSource,
     ) -> Result<bool, VirtioError> {
         let room = balloon.queues().capacity(QueueId::Hint).requests;
         if balloon.in_flight(QueueId::Hint) >= room {
             return Ok(false);
         }
-        let Some(place) = self.responses.iter_mut().find(|place| place.is_none()) else {
+        let Some(place) = self.responses.vacant() else {
             return Ok(false);
         };
-        let Ok(slot) = slots.claim(Kind::Hint) else {
+        let Ok(slot) = shared.slots().claim(Kind::Hint) else {
             return Ok(false);
         };
-        let mut response = Response {
-            with_device: None,
-            told: false,
-            runs: [Run::default(); RUNS],
-            len: 0,
-        };
-        if let (Some(next), Some(first)) = (self.next.take(), response.runs.first_mut()) {
+        let mut runs = Runs::<RUNS>::new();
+        if let (Some(next), Some(first)) = (self.next.take(), runs.spare().first_mut()) {
             *first = next;
-            response.len = 1;
+            runs.extend(1);
         }
-        let spare = response.runs.get_mut(response.len..).unwrap_or_default();
-        let mut sink = RangeSink::new(spare, FrameCount::MAX);
-        let ask = Ask {
-            keep: self.keep,
-            ..Ask::any(Pfn::LIMIT)
+        let mut sink = RangeSink::new(runs.spare(), FrameCount::MAX);
+        let ask = TakeRequest {
+            min_free: self.min_free,
+            ..TakeRequest::any(Pfn::LIMIT)
         };
         source.take(ask, &mut sink);
-        response.len += sink.runs().len();
+        let taken = sink.runs().len();
+        runs.extend(taken);
         let mut buffer = [0; MAX_BYTES];
-        let mut responses =
-            Responses::new(Command::Unused.label(id), response.runs().iter().copied());
+        let label = Command::Unused.label(id);
+        let mut responses = Responses::new(label, runs.as_slice().iter().copied());
         let len = responses.fill(&mut buffer).unwrap_or(0);
-        if response.len == RUNS {
-            response.len = CHUNKS_PER_RESPONSE;
-            self.next = response.runs.last().copied();
+        if runs.as_slice().len() == RUNS {
+            self.next = runs.pop();
         }
+        let frames = runs.frames();
         let bytes = buffer.get(..len).unwrap_or_default();
-        let slot = slot.launch();
-        let submitted = balloon.tell(QueueId::Hint, &slot, bytes);
-        response.with_device = match submitted {
-            Ok(()) => Some(slot),
-            Err(_) => slot.revoke().err(),
-        };
-        response.told = submitted.is_ok();
-        let frames = response.frames();
-        *place = Some(response);
-        submitted?;
+        place.lend(slot, runs, |slot, _| {
+            balloon.tell(QueueId::Hint, slot, bytes)
+        })?;
         self.told = self.told.saturating_add(frames);
         if self.next.is_none() {
             self.stage = Stage::Ending;
@@ -305,28 +323,9 @@ impl<const N: usize> UnusedPages<N> {
 
     /// Remembers the frames of responses that were taken.
     fn settle(&mut self, source: &mut impl FrameSource, held: &mut impl Ledger) {
-        for place in &mut self.responses {
-            let Some(response) = place else { continue };
-            if let Some(slot) = response.with_device.take()
-                && let Err(waiting) = slot.answer()
-            {
-                response.with_device = Some(waiting);
-                continue;
-            }
-            while let Some(run) = response.runs().last() {
-                let range = run.range();
-                let stored = (response.told && held.store(range, GivePath::Told).is_ok())
-                    || source.put(range, Backing::Unknown).is_ok();
-                if !stored {
-                    break;
-                }
-                response.len -= 1;
-            }
-            if response.len == 0 {
-                *place = None;
-            }
-        }
-        if matches!(self.stage, Stage::Ending | Stage::Forgetting)
+        self.responses
+            .settle(|run, told| remember(run, told, source, held));
+        if matches!(self.stage, Stage::Ending | Stage::Resetting)
             && let Some(run) = self.next.take()
             && source.put(run.range(), Backing::Unknown).is_err()
         {

@@ -6,7 +6,9 @@
 
 use virtio_drivers_0_13::transport::{DeviceStatus as Bits, Transport};
 
-use crate::protocol::{ConfigIo, Features, QueueIndex};
+use crate::protocol::config::ConfigIo;
+use crate::protocol::features::Features;
+use crate::protocol::numbering::QueueIndex;
 use crate::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
 
 /// Registers behind a `virtio-drivers` transport.
@@ -22,6 +24,9 @@ impl<T: Transport> ConfigIo for Adapter<T> {
     fn generation(&mut self) -> u32 {
         self.0.read_config_generation()
     }
+    fn status(&mut self) -> DeviceStatus {
+        DeviceStatus::from_bits_truncate(self.0.get_status().bits().to_le_bytes()[0])
+    }
 }
 impl<T: Transport> Device for Adapter<T> {
     fn max_queue_size(&mut self, q: QueueIndex) -> u16 {
@@ -36,9 +41,6 @@ impl<T: Transport> Device for Adapter<T> {
     }
 }
 impl<T: Transport> Handshake for Adapter<T> {
-    fn status(&mut self) -> DeviceStatus {
-        DeviceStatus::from_bits_truncate(self.0.get_status().bits().to_le_bytes()[0])
-    }
     fn set_status(&mut self, status: DeviceStatus) {
         (self.0).set_status(Bits::from_bits_retain(status.bits().into()));
     }

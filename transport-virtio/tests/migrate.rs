@@ -6,18 +6,18 @@
 
 use balloon_core::testing::{FakeSource, check_migrate_laws};
 use balloon_core::{
-    Budget, Compactor, Engine, FrameCount, FrameRange, Migrate, Migration, Nanos, Pfn,
-    Policy as Pace, Progress, Shared, compactor_words,
+    Budget, Compactor, Engine, FrameCount, FrameRange, Migrate, Migration, Nanos, Pfn, Policy,
+    Progress, Shared, compactor_words,
 };
-use transport_virtio::fake::{self, FakeBalloon, Profile};
-use transport_virtio::{Features, Policy, QueueId};
+use transport_virtio::testing::{self, FakeBalloon, Profile};
+use transport_virtio::{DriverOptions, Features, QueueId};
 
 fn range(start: u64, count: u64) -> FrameRange {
     FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
 }
 
-fn balloon(policy: &Policy) -> FakeBalloon<16> {
-    fake::bring_up(Profile::qemu(Features::PAGE_REPORTING), policy).unwrap()
+fn balloon(options: &DriverOptions) -> FakeBalloon<16> {
+    testing::bring_up(Profile::qemu(Features::PAGE_REPORTING), options).unwrap()
 }
 
 fn serve(balloon: &mut FakeBalloon<16>) {
@@ -28,8 +28,8 @@ fn serve(balloon: &mut FakeBalloon<16>) {
 
 #[test]
 fn two_steps_keep_the_law() {
-    let mut balloon = balloon(&Policy::new());
-    assert_eq!(balloon.migration(), Migration::GiveFirst);
+    let mut balloon = balloon(&DriverOptions::new());
+    assert_eq!(balloon.migration(), Migration::InflateFirst);
     check_migrate_laws(&mut balloon, range(0x1000, 512), serve);
 }
 
@@ -37,11 +37,11 @@ fn two_steps_keep_the_law() {
 /// frames went one by one or in bulk.
 #[test]
 fn a_scattered_balloon_comes_together() {
-    for policy in [Policy::new().without_bulk(), Policy::new()] {
+    for options in [DriverOptions::new().without_bulk(), DriverOptions::new()] {
         let zone = range(0, 8 * 512);
         let shared: &'static Shared<16> = Box::leak(Box::default());
-        let mut balloon = balloon(&policy);
-        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        let mut balloon = balloon(&options);
+        let mut engine = Engine::new(shared, Policy::DEFAULT);
         let mut source = FakeSource::new(zone).scattered();
         let words = vec![0; usize::try_from(compactor_words(zone)).unwrap()];
         let mut compactor = Compactor::<_, 2>::new(words, zone).unwrap();

@@ -8,11 +8,11 @@ use core::cell::RefCell;
 
 use balloon_core::testing::check_transport_laws;
 use balloon_core::{FrameCount, FrameRange, Pfn, Transport as _};
-use transport_virtio::fake::{self, FakeDevice, FakeMemory, NoDelay, Profile};
+use transport_virtio::testing::{self, FakeDevice, FakeMemory, NoDelay, Profile};
 use transport_virtio::virtio_drivers_0_13::Adapter;
 use transport_virtio::{
-    BringUpError, ConfigIo, Device, DeviceStatus, Features, Handshake, Policy, QueueId, QueueIndex,
-    RingAddresses, Rings, VirtioBalloon,
+    BringUpError, ConfigIo, Device, DeviceStatus, DriverOptions, Features, Handshake, QueueId,
+    QueueIndex, RingAddresses, Rings, VirtioBalloon,
 };
 use virtio_drivers_0_13::transport::{
     DeviceStatus as Status, DeviceType, InterruptStatus, Transport,
@@ -123,9 +123,9 @@ impl Transport for Theirs {
 type Balloon = VirtioBalloon<Rings<Adapter<Theirs>, FakeMemory, 16>>;
 
 fn bring_up(profile: Profile) -> core::result::Result<Balloon, BringUpError> {
-    let (device, memory) = fake::pair::<16>(profile);
+    let (device, memory) = testing::pair::<16>(profile);
     let device = Adapter(Theirs(RefCell::new(device)));
-    VirtioBalloon::bring_up(device, memory, &Policy::new(), &mut NoDelay)
+    VirtioBalloon::bring_up(device, memory, &DriverOptions::new(), &mut NoDelay)
         .map_err(|refused| refused.error)
 }
 

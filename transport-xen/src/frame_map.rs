@@ -12,7 +12,7 @@ pub trait FrameMap {
     /// Whether Xen names frames by the guest's own numbers.
     const TRANSLATED: bool;
 
-    /// How frames can be traded.
+    /// How frames can be migrated.
     const MIGRATION: Migration;
 
     /// Removes every mapping of a frame that is about to leave, and tells what
@@ -44,7 +44,7 @@ impl<const MOVES: bool> FrameMap for Translated<MOVES> {
     const MIGRATION: Migration = if MOVES {
         Migration::Move
     } else {
-        Migration::GiveFirst
+        Migration::InflateFirst
     };
 
     fn unmap(&mut self, pfn: Pfn) -> Option<Gmfn> {

@@ -9,10 +9,13 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod clear;
 mod errno;
 pub mod events;
 mod frame_map;
+pub mod holes;
 pub mod hypercall;
+mod migrate;
 #[expect(unsafe_code, reason = "reads and writes memory other domains share")]
 mod page;
 pub mod platform;
@@ -23,11 +26,12 @@ pub mod store;
 pub mod suspend;
 mod target;
 #[cfg(any(test, feature = "test-utils"))]
+#[path = "../testkit/mod.rs"]
 pub mod testing;
-mod trade;
 mod transport;
 mod units;
 
+pub use clear::{Clear, Uncleared};
 pub use errno::Errno;
 pub use frame_map::{FrameMap, Translated};
 pub use page::{MappedPage, SharedPage};

@@ -5,7 +5,7 @@ use balloon_core::Pfn;
 
 use crate::errno::Errno;
 use crate::events::EventPage;
-use crate::hypercall::{Domain, Memory, Param};
+use crate::hypercall::calls::{Domain, Memory, Param};
 use crate::page::SharedPage;
 use crate::units::{Gmfn, InfoSlot, Port, Vcpu, Vector};
 
@@ -23,6 +23,10 @@ pub struct Channel {
 pub struct Platform {
     /// The store; the first domain has none.
     pub store: Option<Channel>,
+    /// The port by which a store that is still to come will call: a domain that Xen
+    /// itself started runs before there is one. Unmask it, and look on each of its
+    /// events ([`find_store`](Self::find_store)).
+    pub awaited: Option<Port>,
     /// The console; the first domain has none.
     pub console: Option<Channel>,
 }
@@ -44,6 +48,9 @@ pub enum PlatformError {
     /// The store's page lies elsewhere after a restore.
     #[error("the store's page lies elsewhere now")]
     StoreMoved,
+    /// There was a store before a restore, and now there is none.
+    #[error("there is no store any more")]
+    StoreGone,
 }
 
 impl Platform {
@@ -68,10 +75,21 @@ impl Platform {
         events.mask_all();
         xen.set_callback(callback)
             .map_err(PlatformError::Callback)?;
-        Ok(Self {
-            store: channel(xen, Param::StoreFrame, Param::StorePort),
+        let mut platform = Self {
+            store: None,
+            awaited: None,
             console: channel(xen, Param::ConsoleFrame, Param::ConsolePort),
-        })
+        };
+        platform.find_store(xen);
+        Ok(platform)
+    }
+
+    /// Looks for the store, and returns it once it is there.
+    pub fn find_store(&mut self, xen: &mut impl Domain) -> Option<Channel> {
+        self.store = channel(xen, Param::StoreFrame, Param::StorePort);
+        let is_to_come = self.store.is_none() && xen.param(Param::StoreFrame) == Ok(TO_COME);
+        self.awaited = is_to_come.then(|| port(xen, Param::StorePort)).flatten();
+        self.store
     }
 
     /// Makes `vcpu`, another than the boot CPU, take events by itself: it has its
@@ -99,14 +117,15 @@ impl Platform {
     }
 
     /// [`connect`](Self::connect) after a restore: ports may be others. The store's
-    /// page is where it was, since a domain is saved with what says where; the desk
+    /// page is where it was, since a domain is saved with what says where; the client
     /// counts on it.
     ///
     /// The caller then binds its virtual interrupts anew and unmasks what it
     /// handles; before that, nothing is pending that could be lost.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect), and [`PlatformError::StoreMoved`].
+    /// As [`connect`](Self::connect), [`PlatformError::StoreMoved`], and
+    /// [`PlatformError::StoreGone`].
     pub fn rebuild(
         &mut self,
         xen: &mut (impl Memory + Domain),
@@ -118,19 +137,27 @@ impl Platform {
         *self = Self::connect(xen, at, events, callback)?;
         match (old, self.store) {
             (Some(old), Some(new)) if old.frame != new.frame => Err(PlatformError::StoreMoved),
+            (Some(_), None) => Err(PlatformError::StoreGone),
             _ => Ok(()),
         }
     }
 }
 
+/// In place of the store's frame as long as nobody has laid it out.
+const TO_COME: u64 = u64::MAX;
+
 /// A ring, if both its parameters are set.
-fn channel(xen: &mut impl Domain, frame: Param, port: Param) -> Option<Channel> {
+fn channel(xen: &mut impl Domain, frame: Param, at: Param) -> Option<Channel> {
     let frame = xen.param(frame).ok().filter(|&frame| frame != 0)?;
-    let port = xen.param(port).ok().filter(|&port| port != 0)?;
     Some(Channel {
         frame: Some(Pfn::new(frame)).filter(|&frame| frame < Pfn::LIMIT)?,
-        port: u32::try_from(port).ok().and_then(Port::new)?,
+        port: port(xen, at)?,
     })
+}
+
+fn port(xen: &mut impl Domain, at: Param) -> Option<Port> {
+    let port = xen.param(at).ok().filter(|&port| port != 0)?;
+    u32::try_from(port).ok().and_then(Port::new)
 }
 
 #[cfg(test)]
@@ -138,7 +165,7 @@ mod tests {
     use balloon_core::{FrameCount, FrameRange};
 
     use super::*;
-    use crate::hypercall::{Events as _, ShutdownReason};
+    use crate::hypercall::calls::{Events as _, ShutdownReason};
     use crate::testing::{FakePage, FakeXen, Kind};
 
     #[test]
@@ -156,6 +183,32 @@ mod tests {
         xen.params.insert(1, 0xfefe);
         let moved = platform.rebuild(&mut xen, at, &mut events, vector);
         assert_eq!(moved, Err(PlatformError::StoreMoved));
+        xen.params.remove(&1);
+        let gone = platform.rebuild(&mut xen, at, &mut events, vector);
+        assert_eq!(gone, Err(PlatformError::StoreGone));
+        let none = platform.rebuild(&mut xen, at, &mut events, vector);
+        assert_eq!(none, Ok(()), "there was none before");
+    }
+
+    #[test]
+    fn a_store_that_is_still_to_come_is_found_when_it_is_there() {
+        let memory = FrameRange::new(Pfn::new(0), FrameCount::new(8)).unwrap();
+        let mut xen = FakeXen::new(Kind::Arm, memory);
+        xen.params.extend([(1, u64::MAX), (2, 1)]);
+        let vector = Vector::new(0x40).unwrap();
+        let mut events = EventPage::new(FakePage::new());
+        let at = Pfn::new(100);
+        let mut platform = Platform::connect(&mut xen, at, &mut events, vector).unwrap();
+        assert_eq!((platform.store, platform.awaited), (None, Port::new(1)));
+        assert_eq!(platform.find_store(&mut xen), None, "not yet");
+        xen.params.insert(1, 0x3_9001);
+        let store = platform.find_store(&mut xen).unwrap();
+        assert_eq!(store.frame, Pfn::new(0x3_9001));
+        assert_eq!(platform.awaited, None);
+        // None at all, as for a domain that is to have none.
+        xen.params.clear();
+        assert_eq!(platform.find_store(&mut xen), None);
+        assert_eq!(platform.awaited, None);
     }
 
     const SLOT: InfoSlot = match InfoSlot::new(1) {

@@ -16,7 +16,7 @@
 //! ```
 
 use crate::errno::Errno;
-use crate::hypercall::{Domain, ShutdownReason, Woken};
+use crate::hypercall::calls::{Domain, ShutdownReason, Woken};
 
 /// What the toolstack asks through `control/shutdown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,8 +48,8 @@ impl ShutdownRequest {
 /// What the kernel is to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum Duty {
-    /// Write the acknowledgement ([`Desk::acknowledge`](crate::store::Desk::acknowledge)).
+pub enum SuspendAction {
+    /// Write the acknowledgement ([`BalloonNodes::acknowledge`](crate::store::BalloonNodes::acknowledge)).
     Acknowledge,
     /// Bring devices and other CPUs to rest, then call [`Suspension::suspend`].
     Suspend,
@@ -82,27 +82,27 @@ impl Suspension {
 
     /// The toolstack asked for something. A second request while one is under way
     /// is ignored: the acknowledgement names the one that counts.
-    pub fn asked(&mut self) -> Option<Duty> {
+    pub fn asked(&mut self) -> Option<SuspendAction> {
         if self.state != State::Running {
             return None;
         }
         self.state = State::Acknowledging;
-        Some(Duty::Acknowledge)
+        Some(SuspendAction::Acknowledge)
     }
 
     /// The acknowledgement of this request is written; it may be a newer one.
     ///
     /// Not before: a toolstack that sees the domain stop without one gives up.
-    pub fn acknowledged(&mut self, request: ShutdownRequest) -> Option<Duty> {
+    pub fn acknowledged(&mut self, request: ShutdownRequest) -> Option<SuspendAction> {
         if self.state != State::Acknowledging {
             return None;
         }
         if request == ShutdownRequest::Suspend {
             self.state = State::Ready;
-            Some(Duty::Suspend)
+            Some(SuspendAction::Suspend)
         } else {
             self.state = State::Running;
-            Some(Duty::Stop(request))
+            Some(SuspendAction::Stop(request))
         }
     }
 
@@ -117,10 +117,10 @@ impl Suspension {
     ///
     /// After [`Woken::Restored`] first of all
     /// [`Platform::rebuild`](crate::platform::Platform::rebuild), then
-    /// [`Desk::restored`](crate::store::Desk::restored) and
+    /// [`BalloonNodes::restored`](crate::store::BalloonNodes::restored) and
     /// [`XenBalloon::restored`](crate::XenBalloon::restored). After
     /// [`Woken::Cancelled`] everything is still in place, and
-    /// [`Desk::reread`](crate::store::Desk::reread) finds what came meanwhile.
+    /// [`BalloonNodes::reread`](crate::store::BalloonNodes::reread) finds what came meanwhile.
     ///
     /// # Errors
     /// When no suspend was acknowledged ([`Errno::Invalid`]), or Xen refuses:
@@ -154,9 +154,9 @@ mod tests {
         use ShutdownRequest::Suspend;
         let mut way = Suspension::new();
         assert_eq!(way.acknowledged(Suspend), None);
-        assert_eq!(way.asked(), Some(Duty::Acknowledge));
+        assert_eq!(way.asked(), Some(SuspendAction::Acknowledge));
         assert_eq!(way.asked(), None, "one at a time");
-        assert_eq!(way.acknowledged(Suspend), Some(Duty::Suspend));
+        assert_eq!(way.acknowledged(Suspend), Some(SuspendAction::Suspend));
         assert_eq!(way.acknowledged(Suspend), None);
     }
 
@@ -165,7 +165,7 @@ mod tests {
         use ShutdownRequest::PowerOff;
         let mut way = Suspension::new();
         way.asked();
-        let stop = Some(Duty::Stop(PowerOff));
+        let stop = Some(SuspendAction::Stop(PowerOff));
         assert_eq!(way.acknowledged(PowerOff), stop);
     }
 
@@ -175,6 +175,6 @@ mod tests {
         way.asked();
         way.withdrawn();
         assert_eq!(way.acknowledged(ShutdownRequest::Suspend), None);
-        assert_eq!(way.asked(), Some(Duty::Acknowledge));
+        assert_eq!(way.asked(), Some(SuspendAction::Acknowledge));
     }
 }

@@ -1,38 +1,42 @@
 //! The reservation as the engine's transport.
 
 use balloon_core::{
-    Capabilities, Completer, FrameCount, GivePath, Kind, Limits, MAX_RUNS, Migrate, Migration,
-    Order, Outcome, Pfn, Request, Run, SlotId, Trade, Transport, TransportError,
-    TransportErrorKind,
+    Capabilities, Completer, FrameCount, Kind, Limits, MAX_RUNS, Migrate, MigrateRequest,
+    Migration, Order, Outcome, Pfn, Request, Run, SlotId, Transport, TransportError,
+    TransportErrorKind, Via,
 };
 
+use crate::clear::Clear;
 use crate::errno::Errno;
 use crate::frame_map::FrameMap;
-use crate::hypercall::Memory;
+use crate::hypercall::calls::Memory;
+use crate::migrate::total;
 use crate::reservation::{Moved, Reservation, Stopped};
-use crate::store::Notice;
+use crate::store::StoreEvent;
 use crate::target::Target;
-use crate::trade::total;
 
 /// The balloon of a Xen domain.
 ///
 /// Hypercalls answer at once, so a request is complete when it is submitted; but
-/// for a trade that Xen refused half-way and will not show: it stays in flight, and
+/// for a migration that Xen refused half-way and will not show: it stays in flight, and
 /// each `reap` asks again.
-/// The target comes from the store by way of [`hear`](Self::hear), or from
+/// The target comes from the store by way of [`handle_event`](Self::handle_event), or from
 /// anywhere else through [`target_mut`](Self::target_mut).
 #[derive(Debug)]
-pub struct XenBalloon<M, F> {
-    reservation: Reservation<M, F>,
+pub struct XenBalloon<M, F, C> {
+    reservation: Reservation<M, F, C>,
     target: Target,
     /// The target may have changed since the engine read it.
     unread: bool,
     size: FrameCount,
     unit: Order,
     migration: Migration,
-    /// A trade in flight until Xen shows how far it got, and what it is known to
-    /// have traded.
+    /// A migration in flight until Xen shows how far it got, and what it is known to
+    /// have migrated.
     undecided: Option<(SlotId, FrameCount)>,
+    /// The last take lost memory for want of tables, and served some: the next is
+    /// not begun, so that the engine pauses as it does after one that served none.
+    lost: bool,
 }
 
 /// Why the engine's request was not carried out.
@@ -55,6 +59,7 @@ impl TransportError for XenError {
     fn kind(&self) -> TransportErrorKind {
         match self {
             Self::Nothing(Stopped::Refused(errno)) => errno.kind(),
+            Self::Nothing(Stopped::NoTables) => TransportErrorKind::Exhausted,
             Self::Nothing(_) => TransportErrorKind::Refused,
             Self::TooLarge => TransportErrorKind::TooLarge,
             Self::Unsupported => TransportErrorKind::Unsupported,
@@ -76,10 +81,10 @@ const LIMITS: Limits = Limits {
     below: Pfn::LIMIT,
 };
 
-impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
+impl<M: Memory, F: FrameMap, C: Clear> XenBalloon<M, F, C> {
     /// A balloon of nothing.
     #[must_use]
-    pub const fn new(reservation: Reservation<M, F>, target: Target) -> Self {
+    pub const fn new(reservation: Reservation<M, F, C>, target: Target) -> Self {
         Self {
             reservation,
             target,
@@ -88,38 +93,49 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
             unit: Order::SUPERPAGE,
             migration: F::MIGRATION,
             undecided: None,
+            lost: false,
         }
     }
 
     /// Takes in what the store says; true if the target may have changed, so
     /// that the engine's `config_changed` is due.
-    pub const fn hear(&mut self, notice: Notice) -> bool {
-        match notice {
-            Notice::Target(bytes) => self.target.set_target(bytes),
+    pub const fn handle_event(&mut self, event: StoreEvent) -> bool {
+        match event {
+            StoreEvent::Target(bytes) => self.target.set_target(bytes),
             // A PV guest's map holds exactly what the domain is charged for.
-            Notice::StaticMax(_) if !F::TRANSLATED => return false,
-            Notice::StaticMax(bytes) => self.target.set_static_max(bytes),
-            Notice::VideoRam(bytes) => self.target.set_video_ram(bytes),
-            Notice::BadTarget
-            | Notice::Shutdown(_)
-            | Notice::Acknowledged(_)
-            | Notice::Withdrawn => return false,
+            StoreEvent::StaticMax(_) if !F::TRANSLATED => return false,
+            StoreEvent::StaticMax(bytes) => self.target.set_static_max(bytes),
+            StoreEvent::VideoRam(bytes) => self.target.set_video_ram(bytes),
+            StoreEvent::BadTarget
+            | StoreEvent::HotplugMax(_)
+            | StoreEvent::Shutdown(_)
+            | StoreEvent::Acknowledged(_)
+            | StoreEvent::Withdrawn => return false,
         }
         self.unread = true;
         true
     }
 
-    /// Whether the engine has read what [`hear`](Self::hear) took in last: what a
+    /// Whether the engine has read what [`handle_event`](Self::handle_event) took in last: what a
     /// domain about to be saved waits for.
     #[must_use]
     pub const fn is_target_read(&self) -> bool {
         !self.unread
     }
 
-    /// Starts anew after a restore: another hypervisor may trade what the last
-    /// one could not.
+    /// Starts anew after a restore: another hypervisor may migrate what the last
+    /// one could not, and forbid what it allowed.
     pub const fn restored(&mut self) {
         self.migration = F::MIGRATION;
+        self.lost = false;
+        self.reservation.restored();
+    }
+
+    /// The target: for a domain without a store, and for what of it cannot be had
+    /// ([`Target::beyond`]).
+    #[must_use]
+    pub const fn target(&self) -> &Target {
+        &self.target
     }
 
     /// The target, for a domain without a store.
@@ -129,20 +145,30 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
 
     /// The domain's memory and what moving it has cost.
     #[must_use]
-    pub const fn reservation(&self) -> &Reservation<M, F> {
+    pub const fn reservation(&self) -> &Reservation<M, F, C> {
         &self.reservation
     }
 
     /// The domain's memory.
-    pub const fn reservation_mut(&mut self) -> &mut Reservation<M, F> {
+    pub const fn reservation_mut(&mut self) -> &mut Reservation<M, F, C> {
         &mut self.reservation
     }
 
     /// The block size the engine gives in now: to be published, see
-    /// [`Desk::publish_unit`](crate::store::Desk::publish_unit).
+    /// [`BalloonNodes::publish_unit`](crate::store::BalloonNodes::publish_unit).
     #[must_use]
     pub const fn unit(&self) -> Order {
         self.unit
+    }
+
+    /// Takes memory back, unless the last request still owes its pause.
+    fn deflate(&mut self, runs: &[Run]) -> Result<Moved, XenError> {
+        if core::mem::take(&mut self.lost) {
+            return Err(XenError::Nothing(Stopped::NoTables));
+        }
+        let moved = self.reservation.deflate(runs);
+        self.lost = moved.stopped == Some(Stopped::NoTables) && !moved.frames.is_zero();
+        Ok(moved)
     }
 
     /// Completes a request as far as it got; an error if that is nowhere.
@@ -154,6 +180,7 @@ impl<M: Memory, F: FrameMap> XenBalloon<M, F> {
     ) -> Result<(), XenError> {
         let outcome = match moved.stopped {
             None => Outcome::Whole,
+            Some(Stopped::Torn) => Outcome::Torn(moved.frames),
             Some(stopped) if moved.frames.is_zero() => return Err(XenError::Nothing(stopped)),
             Some(_) => Outcome::Partial(moved.frames),
         };
@@ -170,7 +197,7 @@ fn check(runs: &[Run]) -> Result<(), XenError> {
     Ok(())
 }
 
-impl<M: Memory, F: FrameMap> Transport for XenBalloon<M, F> {
+impl<M: Memory, F: FrameMap, C: Clear> Transport for XenBalloon<M, F, C> {
     type Error = XenError;
 
     fn capabilities(&self) -> Capabilities {
@@ -178,6 +205,8 @@ impl<M: Memory, F: FrameMap> Transport for XenBalloon<M, F> {
         capabilities.unit = Order::SUPERPAGE;
         // A domain may take back what its limit allows, whatever its target.
         capabilities.deflate_on_oom = true;
+        // There is memory behind all of them, and these need no clearing.
+        capabilities.unpopulated_first = true;
         capabilities
     }
 
@@ -194,9 +223,9 @@ impl<M: Memory, F: FrameMap> Transport for XenBalloon<M, F> {
 
     fn submit(&mut self, request: Request<'_>, done: Completer<'_>) -> Result<(), XenError> {
         check(request.runs)?;
-        let moved = match (request.kind, request.path) {
-            (Kind::Inflate, GivePath::Told) => self.reservation.give(request.runs),
-            (Kind::Deflate, _) => self.reservation.take(request.runs),
+        let moved = match (request.kind, request.via) {
+            (Kind::Inflate, Via::Inflate) => self.reservation.inflate(request.runs),
+            (Kind::Deflate, _) => self.deflate(request.runs)?,
             _ => return Err(XenError::Unsupported),
         };
         Self::complete(moved, request.kind, request.slot, done)
@@ -211,45 +240,56 @@ impl<M: Memory, F: FrameMap> Transport for XenBalloon<M, F> {
         Ok(())
     }
 
-    fn reap(&mut self, done: Completer<'_>) -> Result<(), XenError> {
+    fn reap(&mut self, done: Completer<'_>) -> Result<usize, XenError> {
         if let Some((slot, before)) = self.undecided
             && let Some(rest) = self.reservation.decide()
         {
             self.undecided = None;
-            let traded = Outcome::Partial(before.saturating_add(rest));
-            let completed = done.complete(Kind::Migrate, slot, traded);
-            debug_assert!(completed.is_ok(), "the trade is in flight");
+            let migrated = before.saturating_add(rest.frames);
+            let outcome = match rest.stopped {
+                Some(Stopped::Torn) => Outcome::Torn(migrated),
+                _ => Outcome::Partial(migrated),
+            };
+            let completed = done.complete(Kind::Migrate, slot, outcome);
+            debug_assert!(completed.is_ok(), "the migration is in flight");
+            return Ok(1);
         }
-        Ok(())
+        Ok(0)
     }
 }
 
-impl<M: Memory, F: FrameMap> Migrate for XenBalloon<M, F> {
+impl<M: Memory, F: FrameMap, C: Clear> Migrate for XenBalloon<M, F, C> {
     fn migration(&self) -> Migration {
         self.migration
     }
 
-    fn submit_trade(&mut self, trade: Trade<'_>, done: Completer<'_>) -> Result<(), XenError> {
-        check(trade.olds)?;
-        check(trade.news)?;
-        let moved = self.reservation.trade(trade.olds, trade.news);
+    fn submit_migrate(
+        &mut self,
+        migrate: MigrateRequest<'_>,
+        done: Completer<'_>,
+    ) -> Result<(), XenError> {
+        check(migrate.from)?;
+        check(migrate.to)?;
+        let moved = self.reservation.migrate(migrate.from, migrate.to);
         if moved.stopped == Some(Stopped::Undecided) {
-            self.undecided = Some((trade.slot, moved.frames));
+            self.undecided = Some((migrate.slot, moved.frames));
             return Ok(());
         }
         if let Some(Stopped::Refused(errno)) = moved.stopped {
             let cannot = match errno {
                 Errno::NotSupported | Errno::NotImplemented => true,
                 // To be of the wrong kind is what a PV guest hears so.
-                Errno::Access => !F::TRANSLATED,
+                Errno::Access if !F::TRANSLATED => true,
+                // A policy that lets nothing be seen, as often as it is asked.
+                Errno::Access | Errno::NotPermitted => F::TRANSLATED && !self.reservation.looks,
                 _ => false,
             };
             if cannot {
                 // By two requests from now on.
-                self.migration = Migration::GiveFirst;
+                self.migration = Migration::InflateFirst;
             }
         }
-        Self::complete(moved, Kind::Migrate, trade.slot, done)
+        Self::complete(moved, Kind::Migrate, migrate.slot, done)
     }
 }
 

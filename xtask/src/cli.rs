@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::workspace::Workspace;
-use crate::{bench, demo, fuzz, image, sim, test, xen};
+use crate::{bench, count, demo, fuzz, image, sim, test, xen};
 
 /// The one door for every task of this workspace.
 #[derive(Debug, Parser)]
@@ -39,6 +39,7 @@ enum Command {
     },
     /// Run a bench in an optimised build: `cargo xtask bench alloc --help`.
     Bench(bench::Args),
+    Count(count::Args),
     /// Fuzz one target of `fuzz/README.md` for a while.
     Fuzz(fuzz::Args),
     /// Run the deterministic whole-system simulator.
@@ -57,6 +58,7 @@ impl Cli {
             Command::Test(args) => test::run(&workspace, &args),
             Command::Image { guest } => image::run(&workspace, guest).map(|()| true),
             Command::Bench(args) => bench::run(&workspace, &args).map(|()| true),
+            Command::Count(args) => count::run(&workspace, &args).map(|()| true),
             Command::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| true),
             Command::Sim(args) => sim::run(&workspace, &args).map(|()| true),
             Command::Xen(task) => xen::run(&workspace, &task),

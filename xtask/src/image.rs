@@ -20,6 +20,8 @@ pub(crate) enum Guest {
     Qemu,
     /// The same for 64-bit Arm.
     QemuAarch64,
+    /// The smallest kernel that follows a target.
+    Minimal,
     /// The balloon guest for a Xen domain.
     Xen,
 }
@@ -28,13 +30,14 @@ impl Guest {
     fn package(self) -> &'static str {
         match self {
             Self::Qemu | Self::QemuAarch64 => "qemu-guest",
+            Self::Minimal => "minimal",
             Self::Xen => "xen-guest",
         }
     }
 
     fn architecture(self) -> Architecture {
         match self {
-            Self::Qemu | Self::Xen => Architecture::X86_64,
+            Self::Qemu | Self::Minimal | Self::Xen => Architecture::X86_64,
             Self::QemuAarch64 => Architecture::Aarch64,
         }
     }
@@ -103,7 +106,11 @@ pub(crate) fn run(workspace: &Workspace, guest: Guest) -> Result<()> {
         .append("fill=all")
         .reporting(true);
     let frames = elf.with_extension("defmt");
-    println!("\nRun it, with its console on this terminal (type `stats`, `verify`, `quit`):\n");
+    let commands = match guest {
+        Guest::Minimal => "",
+        _ => " (type `stats`, `verify`, `quit`)",
+    };
+    println!("\nRun it, with its console on this terminal{commands}:\n");
     println!("{} \\", qemu.shown());
     println!(
         "  -chardev file,id=defmt,path={} -serial mon:stdio \\",

@@ -13,6 +13,7 @@ mod archive;
 mod arguments;
 mod bench;
 mod cli;
+mod count;
 mod demo;
 mod exec;
 mod fuzz;

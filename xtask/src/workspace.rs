@@ -30,7 +30,6 @@ pub(crate) struct Package {
     pub(crate) version: String,
     pub(crate) rust_version: Option<String>,
     features: BTreeMap<String, Vec<String>>,
-    dependencies: Vec<Dependency>,
     targets: Vec<Target>,
     manifest_path: PathBuf,
     metadata: Option<serde_json::Value>,
@@ -39,12 +38,6 @@ pub(crate) struct Package {
 #[derive(Debug, Deserialize)]
 struct Target {
     kind: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dependency {
-    name: String,
-    target: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,6 +141,11 @@ impl Package {
         format!("{}@{}", self.name, self.version)
     }
 
+    /// The folder its manifest lies in.
+    pub(crate) fn folder(&self) -> &Path {
+        self.manifest_path.parent().unwrap_or(Path::new(""))
+    }
+
     /// Every feature that works on the host.
     ///
     /// `defmt` is left out: its records need the linker script of a guest, and a host test that enables
@@ -178,11 +176,9 @@ impl Package {
             .any(|target| target.kind.iter().any(|kind| kind == "lib"))
     }
 
-    /// Whether it has loom models: a dependency on `loom` under `cfg(loom)`.
+    /// Whether it has loom models: a feature `loom`.
     pub(crate) fn has_loom(&self) -> bool {
-        self.dependencies.iter().any(|dependency| {
-            dependency.name == "loom" && dependency.target.as_deref() == Some("cfg(loom)")
-        })
+        self.features.contains_key("loom")
     }
 
     /// A list of words under `[package.metadata.xtask]`, if it is there.

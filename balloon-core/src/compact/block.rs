@@ -1,6 +1,7 @@
 //! One 2 MiB block: a word about it for the plan, and its frames bit by bit.
 
-use crate::source::{FrameSource, GivePath, Ledger};
+use crate::policy::Budget;
+use crate::source::{FrameSource, Ledger, Via};
 use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
 /// Frames of one block.
@@ -67,40 +68,65 @@ pub(super) struct Map {
 }
 
 impl Map {
-    /// Looks at the frames of `part`, which lies in one block.
-    pub(super) fn read<S: FrameSource + Ledger>(source: &mut S, part: FrameRange) -> Self {
-        let start = Pfn::new(part.start().get() & !(FRAMES - 1));
-        let mut map = Self {
-            start,
+    /// Nothing is known of the block of `part` yet.
+    const fn unread(part: FrameRange) -> Self {
+        Self {
+            start: Pfn::new(part.start().get() & !(FRAMES - 1)),
             free: Bits::NONE,
             told: Bits::NONE,
             bulk: Bits::NONE,
-        };
-        each(part, |within| {
-            let found = source.next_free(within)?.intersection(within)?;
-            map.free.set(found, start);
-            Some(found)
-        });
-        each(part, |within| {
-            let (found, path) = source.next_held(within)?;
-            let found = found.intersection(within)?;
-            map.held_mut(path).set(found, start);
-            Some(found)
-        });
-        map
-    }
-
-    pub(super) const fn held(&self, path: GivePath) -> &Bits {
-        match path {
-            GivePath::Told => &self.told,
-            GivePath::Bulk => &self.bulk,
         }
     }
 
-    const fn held_mut(&mut self, path: GivePath) -> &mut Bits {
-        match path {
-            GivePath::Told => &mut self.told,
-            GivePath::Bulk => &mut self.bulk,
+    /// Looks at the free frames of `part`, which lies in one block; whether the budget was
+    /// enough for all of them.
+    pub(super) fn read_free<S: FrameSource>(
+        source: &mut S,
+        part: FrameRange,
+        budget: &mut Budget,
+    ) -> (Self, bool) {
+        let mut map = Self::unread(part);
+        let mut rest = Some(part);
+        while let Some(within) = rest {
+            if !budget.spend_look() {
+                return (map, false);
+            }
+            rest = map.look_free(source, within);
+        }
+        (map, true)
+    }
+
+    /// Notes the first free frames of `within`; what is left to look at.
+    fn look_free<S: FrameSource>(
+        &mut self,
+        source: &mut S,
+        within: FrameRange,
+    ) -> Option<FrameRange> {
+        let found = source.next_free(within)?.intersection(within)?;
+        self.free.set(found, self.start);
+        behind(found, within)
+    }
+
+    /// Notes the first ballooned frames of `within`; what is left to look at.
+    fn look_held<S: Ledger>(&mut self, source: &mut S, within: FrameRange) -> Option<FrameRange> {
+        let (found, via) = source.next_held(within)?;
+        let found = found.intersection(within)?;
+        let start = self.start;
+        self.held_mut(via).set(found, start);
+        behind(found, within)
+    }
+
+    pub(super) const fn held(&self, via: Via) -> &Bits {
+        match via {
+            Via::Inflate => &self.told,
+            Via::Bulk => &self.bulk,
+        }
+    }
+
+    const fn held_mut(&mut self, via: Via) -> &mut Bits {
+        match via {
+            Via::Inflate => &mut self.told,
+            Via::Bulk => &mut self.bulk,
         }
     }
 
@@ -113,13 +139,9 @@ impl Map {
     }
 
     /// Removes and yields the lowest ballooned run of a path.
-    pub(super) fn pop_first_held(
-        &mut self,
-        path: GivePath,
-        most: FrameCount,
-    ) -> Option<FrameRange> {
+    pub(super) fn pop_first_held(&mut self, via: Via, most: FrameCount) -> Option<FrameRange> {
         let start = self.start;
-        self.held_mut(path).pop_first(start, most)
+        self.held_mut(via).pop_first(start, most)
     }
 
     /// Removes and yields the highest free run.
@@ -128,13 +150,55 @@ impl Map {
     }
 }
 
-/// Calls `find` on what is left of `part` until it finds nothing more.
-fn each(part: FrameRange, mut find: impl FnMut(FrameRange) -> Option<FrameRange>) {
-    let mut rest = Some(part);
-    while let Some(found) = rest.and_then(&mut find) {
-        let left = part.end().get() - found.end().get();
-        rest = FrameRange::new(found.end(), FrameCount::new(left));
+/// The map of one block while it is read, over as many steps as its budgets take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    part: FrameRange,
+    map: Map,
+    /// What is left to look at for free frames, and for ballooned ones.
+    free: Option<FrameRange>,
+    held: Option<FrameRange>,
+}
+
+impl Reading {
+    const fn new(part: FrameRange) -> Self {
+        Self {
+            part,
+            map: Map::unread(part),
+            free: Some(part),
+            held: Some(part),
+        }
     }
+
+    /// Reads on, or begins to read `part`; the map once it is complete. `None` if the
+    /// budget is spent.
+    pub(super) fn go_on<S: FrameSource + Ledger>(
+        this: &mut Option<Self>,
+        part: FrameRange,
+        source: &mut S,
+        budget: &mut Budget,
+    ) -> Option<Map> {
+        let mut reading = this.take().filter(|reading| reading.part == part);
+        let reading = reading.get_or_insert(Self::new(part));
+        while reading.free.is_some() || reading.held.is_some() {
+            if !budget.spend_look() {
+                *this = Some(*reading);
+                return None;
+            }
+            match (reading.free, reading.held) {
+                (Some(within), _) => reading.free = reading.map.look_free(source, within),
+                (_, Some(within)) => reading.held = reading.map.look_held(source, within),
+                _ => {}
+            }
+        }
+        Some(reading.map)
+    }
+}
+
+/// What is left of a range behind what was found in it.
+const fn behind(found: FrameRange, within: FrameRange) -> Option<FrameRange> {
+    let left = within.end().get().saturating_sub(found.end().get());
+    FrameRange::new(found.end(), FrameCount::new(left))
 }
 
 const WORDS: usize = CELLS / 64;
@@ -147,11 +211,15 @@ impl Bits {
     const NONE: Self = Self([0; WORDS]);
 
     fn set(&mut self, range: FrameRange, start: Pfn) {
-        for pfn in range.frames() {
-            let bit = pfn.get() - start.get();
+        let mut bit = range.start().get() - start.get();
+        let end = range.end().get() - start.get();
+        while bit < end {
+            let next = end.min((bit / 64 + 1) * 64);
+            let ones = u64::MAX >> (64 - (next - bit));
             if let Some(word) = self.word_mut(bit) {
-                *word |= 1 << (bit % 64);
+                *word |= ones << (bit % 64);
             }
+            bit = next;
         }
     }
 

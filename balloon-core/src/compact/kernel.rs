@@ -13,11 +13,13 @@
 use core::fmt;
 
 use super::Compactor;
-use super::lane::{Client, Lane, Phase};
-use crate::engine::{Engine, Entry};
+use super::batch::{Batch, Owner, Phase};
+use crate::backing::Backing;
+use crate::engine::Engine;
+use crate::engine::table::Entry;
 use crate::migrate::Migrate;
 use crate::run::RangeSink;
-use crate::source::{Backing, FrameSource, GivePath, Ledger};
+use crate::source::{FrameSource, Ledger, Via};
 use crate::units::{FrameCount, FrameRange, Nanos, Pfn};
 
 /// A ballooned frame that only its holder can move; still the host's.
@@ -27,7 +29,7 @@ use crate::units::{FrameCount, FrameRange, Nanos, Pfn};
 #[must_use = "an isolated frame is migrated or put back"]
 pub struct Isolated {
     frame: FrameRange,
-    path: GivePath,
+    via: Via,
 }
 
 impl Isolated {
@@ -90,8 +92,6 @@ pub enum Migrated {
     Unchanged,
     /// Both are ballooned and in the ledger; the balloon is one frame larger.
     BothHoles,
-    /// Both are the kernel's; the balloon is one frame smaller.
-    BothUsable,
 }
 
 impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
@@ -106,14 +106,14 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         old: Pfn,
     ) -> Result<Isolated, NotBallooned> {
         let frame = FrameRange::single(old).ok_or(NotBallooned)?;
-        let held = GivePath::ALL.into_iter();
-        let path = held
+        let held = Via::ALL.into_iter();
+        let via = held
             .into_iter()
-            .find(|&path| ledger.recall_at(frame, path).is_ok());
-        let path = path.ok_or(NotBallooned)?;
+            .find(|&via| ledger.recall_at(frame, via).is_ok());
+        let via = via.ok_or(NotBallooned)?;
         self.isolated = self.isolated.saturating_add(FrameCount::ONE);
-        self.book(engine);
-        Ok(Isolated { frame, path })
+        self.publish_in_hand(engine);
+        Ok(Isolated { frame, via })
     }
 
     /// Returns an isolated frame to the ledger, ballooned as before.
@@ -128,11 +128,11 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         ledger: &mut impl Ledger,
         isolated: Isolated,
     ) -> Result<(), Isolated> {
-        if ledger.store(isolated.frame, isolated.path).is_err() {
+        if ledger.store(isolated.frame, isolated.via).is_err() {
             return Err(isolated);
         }
         self.isolated = self.isolated.saturating_sub(FrameCount::ONE);
-        self.book(engine);
+        self.publish_in_hand(engine);
         Ok(())
     }
 
@@ -160,20 +160,20 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         let eligible = FrameRange::single(new)
             .filter(|new| new.end() <= caps.inflate.below && *new != isolated.frame)
             // Asked before the host: a refusal later would leave it in hand.
-            .filter(|&new| source.store(new, GivePath::Told).is_ok())
-            .filter(|&new| source.recall_at(new, GivePath::Told).is_ok());
+            .filter(|&new| source.store(new, Via::Inflate).is_ok())
+            .filter(|&new| source.recall_at(new, Via::Inflate).is_ok());
         let Some(new) = eligible else {
             return Err((MigrateError::NotEligible, isolated));
         };
-        let Some(at) = self.lanes.iter().position(Lane::is_idle) else {
+        let Some(at) = self.batches.iter().position(Batch::is_idle) else {
             return Err((MigrateError::Busy, isolated));
         };
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(batch) = self.batches.get_mut(at) else {
             return Err((MigrateError::Busy, isolated));
         };
-        lay(&mut lane.olds.entry, isolated.frame, isolated.path);
-        lay(&mut lane.news.entry, new, GivePath::Told);
-        lane.begin(Client::Kernel, transport.migration());
+        lay(&mut batch.from.entry, isolated.frame, isolated.via);
+        lay(&mut batch.to.entry, new, Via::Inflate);
+        batch.begin(Owner::Kernel, transport.migration());
         if self.plan.is_idle() {
             // What a round met with is long ago.
             self.host.reset();
@@ -188,11 +188,12 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             now,
             budget: crate::policy::Budget::SMALL,
         };
-        self.advance(&mut io);
-        if self.in_flight() > 0 {
-            io.engine.kick(1, io.transport, io.now);
+        let submitted = self.advance(&mut io);
+        let early = submitted && self.in_flight() > 0 && io.engine.kick(1, io.transport, io.now);
+        if early {
+            io.engine.wake();
         }
-        self.book(io.engine);
+        self.publish_in_hand(io.engine);
         Ok(Ticket(at))
     }
 
@@ -204,26 +205,28 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     /// # Errors
     /// Hands the ticket back while it is under way: step first.
     pub fn finish(&mut self, ticket: Ticket) -> Result<Migrated, Ticket> {
-        let lane = self.lanes.get_mut(ticket.0);
-        let Some(lane) = lane.filter(|lane| matches!(lane.phase, Phase::Answered)) else {
+        let batch = self.batches.get_mut(ticket.0);
+        let Some(batch) = batch.filter(|batch| matches!(batch.phase, Phase::Answered)) else {
             return Err(ticket);
         };
-        lane.phase = Phase::Idle;
-        let (given, taken) = (!lane.tally.given.is_zero(), !lane.tally.taken.is_zero());
+        batch.phase = Phase::Idle;
+        let (given, taken) = (
+            !batch.outcomes.given.is_zero(),
+            !batch.outcomes.taken.is_zero(),
+        );
         Ok(match (given, taken) {
-            (true, true) => Migrated::Done,
-            (false, false) => Migrated::Unchanged,
+            (false, _) => Migrated::Unchanged,
             (true, false) => Migrated::BothHoles,
-            (false, true) => Migrated::BothUsable,
+            (true, true) => Migrated::Done,
         })
     }
 }
 
-fn lay(entry: &mut Entry, frame: FrameRange, path: GivePath) {
+fn lay(entry: &mut Entry, frame: FrameRange, via: Via) {
     let mut sink = RangeSink::new(entry.spare(1), FrameCount::ONE);
     let laid = sink.push(frame, Backing::Unknown);
     debug_assert!(laid.is_ok(), "an idle batch has room for one frame");
     let laid = sink.into();
     entry.extend(laid);
-    entry.seal(path, FrameCount::ONE);
+    entry.seal(via, FrameCount::ONE);
 }

@@ -2,34 +2,36 @@
 //!
 //! Ballooned frames scattered over memory break up what is left of it. They are
 //! the most movable frames there are: nothing of theirs has to be kept. A
-//! [`Compactor`] trades them for free frames elsewhere ([`Migrate`]), on its own
+//! [`Compactor`] migrates them for free frames elsewhere ([`Migrate`]), on its own
 //! plan within a [`Budget`] or frame by frame as the kernel's own compactor
 //! wants.
 
+mod batch;
 mod block;
-mod kernel;
-mod lane;
+pub(crate) mod kernel;
 mod plan;
-mod report;
+pub(crate) mod report;
 
 use core::fmt;
 
-use crate::backoff::Backoff;
-use crate::engine::{Engine, Entry, Migrating};
+use crate::backing::Backing;
+use crate::backoff::{Backoff, SHORTEST};
+use crate::engine::Engine;
+use crate::engine::migrating::Migrating;
+use crate::engine::table::Entry;
 use crate::migrate::Migrate;
 use crate::policy::Budget;
 use crate::run::RangeSink;
-use crate::source::{Backing, FrameSource, GivePath, Ledger};
+use crate::shared::Shared;
+use crate::source::{FrameSource, Ledger, Via};
 use crate::status::{Blocked, Step};
-use crate::transport::{Capabilities, Limits, TransportErrorKind};
-use crate::units::{FrameCount, FrameRange, Nanos};
+use crate::transport::{Capabilities, Limits};
+use crate::units::{FrameCount, FrameRange, Nanos, Order};
 
-pub use kernel::{Isolated, MigrateError, Migrated, NotBallooned, Ticket};
-pub use report::{Fragmentation, MeanWalk, Report, WalkCost, WalkLevels};
-
+use batch::{Advance, Batch, Outcomes, Owner, Phase, Stage};
 use block::Map;
-use lane::{Advance, Client, Lane, Leg, Phase, Tally};
 use plan::Plan;
+use report::Report;
 
 /// The storage holds fewer words than [`compactor_words`] asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +54,7 @@ pub const fn compactor_words(zone: FrameRange) -> u64 {
 /// A round that the host refuses, or has no room for, so often in a row is over,
 /// and so is a request that waits for room; about half a minute by the default
 /// delays.
-const PATIENCE: u32 = 8;
+const MAX_IN_VAIN: u32 = 8;
 
 /// What migrations did since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +67,6 @@ pub struct Migrations {
     pub unchanged: FrameCount,
     /// Pairs whose frames are both holes now.
     pub both_holes: FrameCount,
-    /// Pairs whose frames are both usable now.
-    pub both_usable: FrameCount,
     /// Requests the host refused or carried out in part; wraps.
     pub refusals: u32,
 }
@@ -93,16 +93,15 @@ pub struct Migrations {
 ///
 /// # What a failure leaves
 ///
-/// Trades are made or not, pair by pair. In two steps, a host that refuses the
+/// Migrations are made or not, pair by pair. In two steps, a host that refuses the
 /// first request changes nothing. If it refuses the second, both frames are
-/// holes ([`Migration::GiveFirst`](crate::Migration::GiveFirst)) or both usable ([`Migration::TakeFirst`](crate::Migration::TakeFirst));
-/// that is counted and, for the kernel's own migrations, said of the pair. A
+/// holes; that is counted and, for the kernel's own migrations, said of the pair. A
 /// domain that owns more than an enforced target gets nothing back, so there two
 /// steps end with both as holes, on the way to where the target wants it anyway.
 #[derive(Debug)]
 pub struct Compactor<M, const L: usize = 2> {
     plan: Plan<M>,
-    lanes: [Lane; L],
+    batches: [Batch; L],
     isolated: FrameCount,
     /// Waits for a host that refuses, or for room at it.
     host: Backoff,
@@ -116,7 +115,7 @@ pub struct Compactor<M, const L: usize = 2> {
 
 /// What the batches came to when each was looked at.
 #[derive(Clone, Copy, Debug, Default)]
-struct Pass {
+struct Scan {
     /// Something was asked of the host.
     submitted: bool,
     /// The source or the ledger refuses frames.
@@ -145,7 +144,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     pub fn new(words: M, zone: FrameRange) -> Result<Self, TooFewWords> {
         Ok(Self {
             plan: Plan::new(words, zone).ok_or(TooFewWords)?,
-            lanes: [const { Lane::IDLE }; L],
+            batches: [const { Batch::IDLE }; L],
             isolated: FrameCount::ZERO,
             host: Backoff::Ready,
             source: Backoff::Ready,
@@ -159,7 +158,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     ///
     /// A host that refuses, or has no room, is asked ever less often, and then no
     /// more: the round ends early, the next one finds what is left. So it is where
-    /// moving in two steps would touch what [`Policy::keep`](crate::Policy::keep)
+    /// moving in two steps would touch what [`Policy::min_free`](crate::Policy::min_free)
     /// sets aside.
     ///
     /// A round under way goes on; it is false then.
@@ -188,7 +187,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     /// Whether no migration has a frame in hand: safe to suspend.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.isolated.is_zero() && self.lanes.iter().all(Lane::is_empty)
+        self.isolated.is_zero() && self.batches.iter().all(Batch::is_empty)
     }
 
     /// The last round, or the one under way; complete once it is over.
@@ -207,11 +206,10 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     ///
     /// `engine` must be the same one each time, and serve no other compactor;
     /// `transport` and `source` as for [`Engine::step`]. Step both whenever the
-    /// host signals, this one first: what became of migrations is for the engine to
-    /// mend and to tell the host. Frames that come to rest here, or by
-    /// [`migrate`](Self::migrate) and [`put_back`](Self::put_back), set the signal:
-    /// whoever calls these steps the engine while
-    /// [`Signal::pending`](crate::Signal::pending).
+    /// host signals, this one first to save a round: what became of migrations is for
+    /// the engine to mend and to tell the host. Frames that come to rest here, or by
+    /// [`migrate`](Self::migrate) and [`put_back`](Self::put_back), set the
+    /// [`Signal`](crate::Signal).
     pub fn step<T: Migrate, S: FrameSource + Ledger, const N: usize>(
         &mut self,
         engine: &mut Engine<N>,
@@ -229,8 +227,12 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             now,
             // Choosing a hole and choosing its new place cost a unit each: with less
             // a round would plan for ever and move nothing.
-            budget: budget.at_least(2),
+            budget: budget.at_least(1 + usize::from(self.plan.is_moving())),
         };
+        // What is with the host since later is of another clock.
+        for batch in &mut self.batches {
+            batch.restamp(now);
+        }
         self.reap(&mut io);
         let mut submitted = self.advance(&mut io);
         let starting = self.may_start(&io);
@@ -239,7 +241,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         }
         let in_flight = self.in_flight();
         let early = submitted && in_flight > 0 && io.engine.kick(1, io.transport, io.now);
-        self.book(io.engine);
+        self.publish_in_hand(io.engine);
         Step {
             more: early || (io.budget.is_spent() && self.may_start(&io)),
             wake_at: self.wake_at(&io),
@@ -255,8 +257,17 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         if self.in_flight() == 0 || io.engine.is_broken() {
             return;
         }
-        let reaped = io.transport.reap(io.engine.shared().slots().completer());
-        io.engine.note_transport(reaped);
+        let Some(shared) = io.engine.shared() else {
+            return;
+        };
+        let before = self.answered();
+        let reaped = io.transport.reap(shared.slots().completer());
+        let reaped = io.engine.note_transport(reaped);
+        let own = self.answered() - before;
+        if reaped.map_or(io.engine.is_broken(), |answers| answers > own) {
+            // Some are for others, who may have looked already.
+            io.engine.wake();
+        }
     }
 
     /// Gets every batch as far as it goes; true if something was asked of the
@@ -265,14 +276,14 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         &mut self,
         io: &mut Io<'_, T, S, N>,
     ) -> bool {
-        let mut pass = self.pass(io);
-        let mut submitted = pass.submitted;
-        while pass.unsent && pass.over {
+        let mut scan = self.scan(io);
+        let mut submitted = scan.submitted;
+        while scan.unsent && scan.over {
             // What is over left room.
-            pass = self.pass(io);
-            submitted |= pass.submitted;
+            scan = self.scan(io);
+            submitted |= scan.submitted;
         }
-        if !pass.stuck {
+        if !scan.stuck {
             self.source.reset();
         } else if !self.source.is_waiting(io.now) {
             self.source
@@ -282,30 +293,31 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
     }
 
     /// Looks at each batch once.
-    fn pass<T: Migrate, S: FrameSource + Ledger, const N: usize>(
+    fn scan<T: Migrate, S: FrameSource + Ledger, const N: usize>(
         &mut self,
         io: &mut Io<'_, T, S, N>,
-    ) -> Pass {
-        let slots = io.engine.shared().slots();
-        let mut pass = Pass::default();
-        for lane in &mut self.lanes {
+    ) -> Scan {
+        let mut scan = Scan::default();
+        let Some(slots) = io.engine.shared().map(Shared::slots) else {
+            return scan;
+        };
+        for batch in &mut self.batches {
             loop {
-                if io.engine.is_forgetting() {
-                    lane.void();
-                } else if io.engine.is_broken() && matches!(lane.phase, Phase::Ready(_)) {
+                if io.engine.is_resetting() {
+                    batch.void();
+                } else if io.engine.is_broken() && matches!(batch.phase, Phase::Ready(_)) {
                     break;
                 }
-                let submits = matches!(lane.phase, Phase::Ready(_));
-                let step = lane.advance(slots, io.transport, io.source, io.now);
-                pass.submitted |= submits && step == Advance::Moved;
-                let unsent = matches!((step, &lane.phase), (Advance::Waits, Phase::Ready(_)));
-                let refused = lane.refused.take();
+                let submits = matches!(batch.phase, Phase::Ready(_));
+                let step = batch.advance(slots, io.transport, io.source, io.now);
+                scan.submitted |= submits && step == Advance::Moved;
+                let unsent = matches!((step, &batch.phase), (Advance::Waits, Phase::Ready(_)));
+                let refused = batch.refused.take();
                 if refused.is_some() {
                     self.counters.refusals = self.counters.refusals.wrapping_add(1);
                 }
-                if refused == Some(TransportErrorKind::Broken) {
-                    io.engine
-                        .note_transport::<(), _>(Err(TransportErrorKind::Broken));
+                if let Some(error) = refused.filter(|error| error.end().is_some()) {
+                    io.engine.note_transport::<(), _>(Err(error));
                 } else if (unsent || refused.is_some()) && !self.host.is_waiting(io.now) {
                     let delays = io.engine.policy().retry;
                     self.host.fail(io.now, delays, Blocked::HostRefused);
@@ -313,27 +325,27 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                 }
                 match step {
                     Advance::Moved => {}
-                    Advance::Waits if unsent && self.in_vain >= PATIENCE => lane.give_up(),
+                    Advance::Waits if unsent && self.in_vain >= MAX_IN_VAIN => batch.give_up(),
                     Advance::Waits => {
-                        pass.unsent |= unsent;
+                        scan.unsent |= unsent;
                         break;
                     }
                     Advance::Stuck => {
-                        pass.stuck = true;
+                        scan.stuck = true;
                         break;
                     }
-                    Advance::Over(tally) => {
-                        pass.over = true;
-                        self.counters.add(tally);
-                        if tally.given != tally.taken {
+                    Advance::Over(outcomes) => {
+                        scan.over = true;
+                        self.counters.add(outcomes);
+                        if outcomes.given != outcomes.taken {
                             // The balloon is not as large as the engine made it.
-                            io.engine.shared().signal().used();
+                            io.engine.wake();
                         }
-                        let migrated = tally.given.min(tally.taken);
-                        if lane.client == Client::Plan {
+                        let migrated = outcomes.given.min(outcomes.taken);
+                        if batch.owner == Owner::Plan {
                             self.plan.count_move(migrated);
                         }
-                        if !migrated.is_zero() && migrated == tally.pairs {
+                        if !migrated.is_zero() && migrated == outcomes.pairs {
                             self.host.reset();
                             self.in_vain = 0;
                         }
@@ -341,7 +353,7 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
                 }
             }
         }
-        pass
+        scan
     }
 
     /// Plans on and starts one more batch; false if none can start now.
@@ -353,16 +365,16 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             return false;
         }
         let busy = self
-            .lanes
+            .batches
             .iter()
-            .any(|lane| !lane.is_idle() && lane.client == Client::Plan);
-        self.stopping |= self.in_vain >= PATIENCE;
+            .any(|batch| !batch.is_idle() && batch.owner == Owner::Plan);
+        self.stopping |= self.in_vain >= MAX_IN_VAIN;
         if self.stopping && !busy {
             self.stopping = false;
             self.plan.finish();
             return true;
         }
-        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.is_idle()) else {
+        let Some(batch) = self.batches.iter_mut().find(|batch| batch.is_idle()) else {
             return false;
         };
         if self.stopping {
@@ -371,14 +383,14 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
         let Ok(next) = self.plan.next_source(io.source, &mut io.budget) else {
             return false;
         };
-        let Some((holes, path)) = next.filter(|_| !self.plan.is_out_of_targets()) else {
+        let Some((via, holes)) = next.filter(|_| !self.plan.is_out_of_targets()) else {
             // What is in flight may come back as holes and free frames.
             if !busy {
                 self.plan.finish();
             }
             return !busy;
         };
-        let spare = spare(path, io);
+        let spare = spare(via, io);
         if spare.is_zero() {
             // What is in flight may bring some; nothing else of ours does.
             if !busy {
@@ -386,35 +398,40 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             }
             return !busy;
         }
-        let wanted = spare.min(FrameCount::new(holes.held(path).count().into()));
-        lay_news(&mut lane.news.entry, &mut self.plan, wanted, io);
-        if lane.news.entry.frames().is_zero() {
+        fill_to(&mut batch.to.entry, &mut self.plan, spare.min(holes), io);
+        if batch.to.entry.frames().is_zero() {
             return !io.budget.is_spent();
         }
-        lay_olds(
-            &mut lane.olds.entry,
-            lane.news.entry.frames(),
-            holes,
-            path,
-            io,
-        );
-        lane.begin(Client::Plan, io.transport.migration());
+        if let Some(holes) = self.plan.holes() {
+            let wanted = batch.to.entry.frames();
+            fill_from(&mut batch.from.entry, wanted, holes, via, io);
+        }
+        self.plan.source_gave(!batch.from.entry.frames().is_zero());
+        batch.begin(Owner::Plan, io.transport.migration());
         true
     }
 
-    fn in_flight(&self) -> usize {
-        self.lanes
+    /// Requests whose answer nobody has taken yet.
+    fn answered(&self) -> usize {
+        self.batches
             .iter()
-            .filter(|lane| lane.in_flight_since().is_some())
+            .filter(|batch| batch.is_answered())
+            .count()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.batches
+            .iter()
+            .filter(|batch| batch.in_flight_since().is_some())
             .count()
     }
 
     /// Tells the engine which frames are in hand.
-    fn book<const N: usize>(&self, engine: &mut Engine<N>) {
+    fn publish_in_hand<const N: usize>(&self, engine: &mut Engine<N>) {
         let mut with_host = self.isolated;
         let mut coming = self.isolated;
-        for lane in &self.lanes {
-            let (host, later) = lane.account();
+        for batch in &self.batches {
+            let (host, later) = batch.account();
             with_host = with_host.saturating_add(host);
             coming = coming.saturating_add(later);
         }
@@ -422,39 +439,52 @@ impl<M: AsMut<[u32]>, const L: usize> Compactor<M, L> {
             with_host,
             coming,
             requests: self.in_flight(),
-            drained: self.is_drained(),
+            oldest: self.batches.iter().filter_map(Batch::in_flight_since).min(),
+            waits: self.waits(engine),
+            busy: !self.is_drained(),
         });
+    }
+
+    /// Whether it waits for something that the engine brings about.
+    fn waits<const N: usize>(&self, engine: &Engine<N>) -> bool {
+        self.has_unsent() || (self.is_running() && !engine.may_migrate())
+    }
+
+    /// Whether a request waits for a slot or for room.
+    fn has_unsent(&self) -> bool {
+        let unsent = |batch: &Batch| matches!(batch.phase, Phase::Ready(_));
+        self.batches.iter().any(unsent)
     }
 
     fn wake_at<T, S, const N: usize>(&self, io: &Io<'_, T, S, N>) -> Option<Nanos> {
         if io.engine.is_broken() {
-            return None;
+            return self.source.deadline(io.now).filter(|&at| at > io.now);
         }
         let policy = io.engine.policy();
         let waits = self.in_flight() > 0 && !io.caps.interrupts;
-        let poll = waits.then(|| io.now.saturating_add(policy.poll));
+        let poll = waits.then(|| io.now.saturating_add(policy.poll.max(SHORTEST)));
         // An answer to somebody else makes room for what is unsent, and wakes us; this
         // is for the one that never comes.
-        let unsent = |lane: &Lane| matches!(lane.phase, Phase::Ready(_));
-        let waits = self.is_running() || self.lanes.iter().any(unsent);
-        let host = self.host.deadline().filter(|_| waits);
-        let due = [poll, host, self.source.deadline()].into_iter().flatten();
+        let waits = self.is_running() || self.has_unsent();
+        let host = self.host.deadline(io.now).filter(|_| waits);
+        let due = [poll, host, self.source.deadline(io.now)]
+            .into_iter()
+            .flatten();
         due.filter(|&at| at > io.now).min()
     }
 }
 
 impl Migrations {
-    fn add(&mut self, tally: Tally) {
-        let Tally {
+    fn add(&mut self, outcomes: Outcomes) {
+        let Outcomes {
             pairs,
             given,
             taken,
-        } = tally;
+        } = outcomes;
         let more = |sum: &mut FrameCount, frames| *sum = sum.saturating_add(frames);
-        more(&mut self.migrated, given.min(taken));
-        more(&mut self.unchanged, pairs.saturating_sub(given.max(taken)));
+        more(&mut self.migrated, taken);
+        more(&mut self.unchanged, pairs.saturating_sub(given));
         more(&mut self.both_holes, given.saturating_sub(taken));
-        more(&mut self.both_usable, taken.saturating_sub(given));
     }
 }
 
@@ -469,41 +499,43 @@ fn limits(caps: &Capabilities) -> Limits {
     }
 }
 
-/// How many free frames a batch for holes given by `path` may have in hand.
+/// How many free frames a batch for holes given by `via` may have in hand.
 ///
-/// A trade brings as many as it takes, in one go. Two steps do not: what is set
+/// A migration brings as many as it takes, in one go. Two steps do not: what is set
 /// aside stays free meanwhile, and whatever becomes of the second step.
 fn spare<T: Migrate, S: FrameSource, const N: usize>(
-    path: GivePath,
+    via: Via,
     io: &mut Io<'_, T, S, N>,
 ) -> FrameCount {
-    let keep = io.engine.policy().keep;
-    if Leg::first(path, io.transport.migration()) == Leg::Trade {
+    let min_free = io.engine.policy().min_free;
+    if Stage::first(via, io.transport.migration()) == Stage::Migrate {
         return FrameCount::MAX;
     }
     match io.source.available() {
-        Some(free) => free.saturating_sub(keep),
-        None if keep.is_zero() => FrameCount::MAX,
+        Some(free) => free.saturating_sub(min_free),
+        None if min_free.is_zero() => FrameCount::MAX,
         None => FrameCount::ZERO,
     }
 }
 
 /// Takes free frames from the end of the zone, up to `wanted`.
-fn lay_news<M: AsMut<[u32]>, T, S: FrameSource + Ledger, const N: usize>(
-    news: &mut Entry,
+fn fill_to<M: AsMut<[u32]>, T, S: FrameSource + Ledger, const N: usize>(
+    to: &mut Entry,
     plan: &mut Plan<M>,
     wanted: FrameCount,
     io: &mut Io<'_, T, S, N>,
 ) {
     let limits = limits(&io.caps);
     let wanted = wanted.min(limits.frames);
-    let sink = RangeSink::new(news.spare(limits.runs), wanted);
-    let mut sink = sink.with_longest_run(limits.run);
+    let sink = RangeSink::new(to.spare(limits.runs), wanted);
+    let mut sink = sink
+        .with_longest_run(limits.run)
+        .with_effort(io.budget.effort_for_pairs(), Order::FRAME);
     while !sink.is_full() {
         let Some(part) = plan.target(&mut io.budget) else {
             break;
         };
-        let mut map = Map::read(io.source, part);
+        let (mut map, complete) = Map::read_free(io.source, part, &mut io.budget);
         while let Some(range) = map.pop_last_free(sink.wanted()) {
             // What the host cannot name, or the source keeps, is passed over.
             if range.end() <= limits.below
@@ -516,37 +548,40 @@ fn lay_news<M: AsMut<[u32]>, T, S: FrameSource + Ledger, const N: usize>(
                 break;
             }
         }
+        if !complete {
+            break;
+        }
         if map.free.count() == 0 {
-            plan.pass_target();
+            plan.skip_target();
         }
     }
     let laid = sink.into();
-    news.extend(laid);
-    news.seal(GivePath::Told, limits.run);
+    to.extend(laid);
+    to.seal(Via::Inflate, limits.run);
 }
 
 /// Takes `wanted` holes out of the ledger.
-fn lay_olds<T, S: Ledger, const N: usize>(
-    olds: &mut Entry,
+fn fill_from<T, S: Ledger, const N: usize>(
+    from: &mut Entry,
     wanted: FrameCount,
-    mut holes: Map,
-    path: GivePath,
+    holes: &mut Map,
+    via: Via,
     io: &mut Io<'_, T, S, N>,
 ) {
     let limits = limits(&io.caps);
-    let sink = RangeSink::new(olds.spare(limits.runs), wanted);
+    let sink = RangeSink::new(from.spare(limits.runs), wanted);
     let mut sink = sink.with_longest_run(limits.run);
     while !sink.is_full()
-        && let Some(range) = holes.pop_first_held(path, sink.wanted())
+        && let Some(range) = holes.pop_first_held(via, sink.wanted())
     {
-        if io.source.recall_at(range, path).is_ok() {
+        if io.source.recall_at(range, via).is_ok() {
             let laid = sink.push(range, Backing::Unpopulated);
             debug_assert!(laid.is_ok(), "no longer than wanted");
         }
     }
     let laid = sink.into();
-    olds.extend(laid);
-    olds.seal(path, limits.run);
+    from.extend(laid);
+    from.seal(via, limits.run);
 }
 
 // Miri: their oracles walk all of memory after each step, and no code is unsafe.

@@ -12,17 +12,20 @@
 //! the zone is taken: free memory grows together there, holes at the end.
 
 use crate::policy::Budget;
-use crate::source::{FrameSource, GivePath, Ledger};
+use crate::source::{FrameSource, Ledger, Via};
 use crate::units::{FrameCount, FrameRange, Order, Pfn};
 
-use super::block::{Block, CELLS, FRAMES, Map, Role};
+use super::block::{Block, CELLS, FRAMES, Map, Reading, Role};
 use super::report::{Fragmentation, Report};
 
 /// Moves a plan may cost above the fewest, as a shift: 1/16.
 const SLACK_SHIFT: u32 = 4;
 
 /// Words looked at for one unit of a budget.
-const WORDS_PER_UNIT: usize = 4096;
+const WORDS_PER_UNIT: usize = 1024;
+
+/// Frames of a block that are looked at together for free ones.
+const WINDOW: u64 = 64;
 
 /// A block has 0 to 512 holes.
 const CLASSES: usize = CELLS + 1;
@@ -33,20 +36,22 @@ pub(super) struct Plan<M> {
     words: M,
     zone: FrameRange,
     blocks: usize,
-    stage: Stage,
+    state: State,
     /// Candidate blocks by number of holes; once chosen, sources only.
     classes: [u32; CLASSES],
     seen: Fragmentation,
     report: Report,
-    /// The block that is being emptied.
-    source: Option<usize>,
+    /// The block that is being emptied, and what it was seen to hold.
+    source: Option<Source>,
+    /// The block that is being looked at.
+    reading: Option<Reading>,
     /// Where to look for the next one: class and block.
     next_source: (usize, usize),
     target: Cursor,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum State {
     Idle,
     /// Blocks below this one are surveyed; before the moves or after.
     Survey {
@@ -109,10 +114,45 @@ struct Weigh {
 /// Where free frames are taken: from the end, twice over.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
-    /// Blocks at and above this one are used up.
+    /// Blocks above this one are used up, and so is this one, but for its `rest`.
     below: usize,
+    /// Frames of it at and above this are used up.
+    rest: Option<Pfn>,
     /// First blocks that have holes already, then those that do not.
     unbroken: bool,
+}
+
+/// A block that loses its holes.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    at: usize,
+    /// The holes not asked for yet, as they were when it was read.
+    map: Option<Map>,
+    /// It was not read since the survey.
+    fresh: bool,
+    /// It gave none the last time.
+    in_vain: bool,
+}
+
+impl Source {
+    const fn fresh(at: usize) -> Self {
+        Self {
+            at,
+            map: None,
+            fresh: true,
+            in_vain: false,
+        }
+    }
+}
+
+impl Cursor {
+    const fn at(below: usize, unbroken: bool) -> Self {
+        Self {
+            below,
+            rest: None,
+            unbroken,
+        }
+    }
 }
 
 /// The budget is spent.
@@ -131,16 +171,14 @@ impl<M: AsMut<[u32]>> Plan<M> {
             words,
             zone,
             blocks,
-            stage: Stage::Idle,
+            state: State::Idle,
             classes: [0; CLASSES],
             seen: Fragmentation::NONE,
             report: NOTHING,
             source: None,
+            reading: None,
             next_source: (1, 0),
-            target: Cursor {
-                below: blocks,
-                unbroken: false,
-            },
+            target: Cursor::at(blocks, false),
         })
     }
 
@@ -151,19 +189,19 @@ impl<M: AsMut<[u32]>> Plan<M> {
 
     /// Ends the moves of this round; it closes with a survey.
     pub(super) fn finish(&mut self) {
-        if self.stage == Stage::Move {
+        if self.state == State::Move {
             self.begin_survey(true);
-        } else if !matches!(self.stage, Stage::Survey { after: true, .. }) {
-            self.stage = Stage::Idle;
+        } else if !matches!(self.state, State::Survey { after: true, .. }) {
+            self.state = State::Idle;
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.stage == Stage::Idle
+        self.state == State::Idle
     }
 
     pub(super) fn is_moving(&self) -> bool {
-        self.stage == Stage::Move
+        self.state == State::Move
     }
 
     pub(super) const fn report(&self) -> Report {
@@ -175,15 +213,13 @@ impl<M: AsMut<[u32]>> Plan<M> {
     }
 
     fn begin_survey(&mut self, after: bool) {
-        self.stage = Stage::Survey { next: 0, after };
+        self.state = State::Survey { next: 0, after };
         self.seen = Fragmentation::NONE;
         self.classes = [0; CLASSES];
         self.source = None;
+        self.reading = None;
         self.next_source = (1, 0);
-        self.target = Cursor {
-            below: self.blocks,
-            unbroken: false,
-        };
+        self.target = Cursor::at(self.blocks, false);
     }
 
     /// Surveys and plans as far as the budget reaches; true once moves can be
@@ -194,36 +230,51 @@ impl<M: AsMut<[u32]>> Plan<M> {
         budget: &mut Budget,
     ) -> bool {
         loop {
-            match self.stage {
-                Stage::Idle | Stage::Move => return true,
+            match self.state {
+                State::Idle | State::Move => return true,
+                State::Survey { next, after } => {
+                    if !self.survey(source, next, after, budget) {
+                        return false;
+                    }
+                }
                 _ if !budget.spend() => return false,
-                Stage::Survey { next, after } => self.survey(source, next, after),
-                Stage::Weigh(weigh) => self.weigh(weigh),
-                Stage::Mark { next, choice, left } => self.mark(next, choice, left),
+                State::Weigh(weigh) => self.weigh(weigh),
+                State::Mark { next, choice, left } => self.mark(next, choice, left),
             }
         }
     }
 
-    fn survey<S: FrameSource + Ledger>(&mut self, source: &mut S, next: usize, after: bool) {
+    /// Surveys one block; false if the budget is spent before.
+    fn survey<S: FrameSource + Ledger>(
+        &mut self,
+        source: &mut S,
+        next: usize,
+        after: bool,
+        budget: &mut Budget,
+    ) -> bool {
         let Some(part) = self.part(next) else {
             self.surveyed(after);
-            return;
+            return true;
         };
-        let block = Map::read(source, part).summary();
+        let Some(map) = Reading::go_on(&mut self.reading, part, source, budget) else {
+            return false;
+        };
+        let block = map.summary();
         self.seen.add(block);
         if block.can_complete() {
             self.count_class(block);
         }
         self.store(next, block);
-        self.stage = Stage::Survey {
+        self.state = State::Survey {
             next: next + 1,
             after,
         };
+        true
     }
 
     fn surveyed(&mut self, after: bool) {
         self.report.after = self.seen;
-        self.stage = Stage::Idle;
+        self.state = State::Idle;
         if after {
             return;
         }
@@ -237,7 +288,7 @@ impl<M: AsMut<[u32]>> Plan<M> {
             return;
         }
         let fill = possible.saturating_sub(self.class(0).into());
-        self.stage = Stage::Weigh(Weigh {
+        self.state = State::Weigh(Weigh {
             cheapest,
             allowed: fewest + (fewest >> SLACK_SHIFT),
             fill,
@@ -296,7 +347,7 @@ impl<M: AsMut<[u32]>> Plan<M> {
             if weigh.is_settled() {
                 let choice = weigh.decision();
                 self.classes = [0; CLASSES];
-                self.stage = Stage::Mark {
+                self.state = State::Mark {
                     next: 0,
                     choice,
                     left: choice.fill,
@@ -304,7 +355,7 @@ impl<M: AsMut<[u32]>> Plan<M> {
                 return;
             }
         }
-        self.stage = Stage::Weigh(weigh);
+        self.state = State::Weigh(weigh);
     }
 
     fn mark(&mut self, next: usize, choice: Choice, mut left: u64) {
@@ -317,10 +368,10 @@ impl<M: AsMut<[u32]>> Plan<M> {
                 self.store(at, block);
             }
         }
-        self.stage = if end == self.blocks {
-            Stage::Move
+        self.state = if end == self.blocks {
+            State::Move
         } else {
-            Stage::Mark {
+            State::Mark {
                 next: end,
                 choice,
                 left,
@@ -328,41 +379,69 @@ impl<M: AsMut<[u32]>> Plan<M> {
         };
     }
 
-    /// The block whose holes move next, and the path of those holes; `None` if
-    /// all blocks have been asked for theirs.
+    /// The path of the holes that move next, and how many of them are known; `None` if all
+    /// blocks have been asked for theirs.
     pub(super) fn next_source<S: FrameSource + Ledger>(
         &mut self,
         source: &mut S,
         budget: &mut Budget,
-    ) -> Result<Option<(Map, GivePath)>, Spent> {
+    ) -> Result<Option<(Via, FrameCount)>, Spent> {
         loop {
-            let (fresh, at) = match self.source {
-                Some(at) => (false, at),
+            let mut now = match self.source {
+                Some(now) => now,
                 None => match self.find_source(budget)? {
-                    Some(at) => (true, at),
+                    Some(at) => Source::fresh(at),
                     None => return Ok(None),
                 },
             };
-            if !budget.spend() {
-                return Err(Spent);
-            }
-            let Some(part) = self.part(at) else {
+            self.source = Some(now);
+            let Some(part) = self.part(now.at) else {
                 return Ok(None);
             };
-            let map = Map::read(source, part);
+            let read = now.map.is_none();
+            let map = match now.map {
+                Some(map) => map,
+                None => Reading::go_on(&mut self.reading, part, source, budget).ok_or(Spent)?,
+            };
             // What came into use since the survey cannot be moved away.
-            let lost = fresh && !map.summary().can_complete();
+            let lost = now.fresh && !map.summary().can_complete();
             self.report.lost_blocks += u64::from(lost);
-            let held = |&path: &GivePath| !lost && map.held(path).count() > 0;
-            let path = GivePath::ALL.into_iter().find(held);
-            self.source = path.map(|_| at);
-            if fresh {
-                self.next_source.1 = at + 1;
-            }
-            if let Some(path) = path {
-                return Ok(Some((map, path)));
+            let held = |&via: &Via| map.held(via).count() > 0;
+            let via = Via::ALL.into_iter().find(held).filter(|_| !lost);
+            now.fresh = false;
+            now.map = via.map(|_| map);
+            // All were asked for: what came back as it was is asked for again.
+            self.source = (via.is_some() || !read).then_some(now);
+            if let Some(via) = via {
+                let holes = FrameCount::new(map.held(via).count().into());
+                return Ok(Some((via, holes)));
             }
         }
+    }
+
+    /// The holes known of the block named last, to be asked for.
+    pub(super) const fn holes(&mut self) -> Option<&mut Map> {
+        match &mut self.source {
+            Some(source) => source.map.as_mut(),
+            None => None,
+        }
+    }
+
+    /// The block named last gave some of its holes, or none. One that gives none twice keeps
+    /// them.
+    pub(super) const fn source_gave(&mut self, some: bool) {
+        if let Some(source) = &mut self.source
+            && (some || !source.in_vain)
+        {
+            source.in_vain = !some;
+            if !some {
+                // They may have left since it was read.
+                source.map = None;
+            }
+            return;
+        }
+        self.source = None;
+        self.report.lost_blocks += 1;
     }
 
     /// The next source in order of class, then address.
@@ -385,49 +464,65 @@ impl<M: AsMut<[u32]>> Plan<M> {
                 block.role == Role::Source && block.holes as usize == class
             };
             let found = (from..end).find(wanted);
-            self.next_source.1 = found.unwrap_or(end);
+            self.next_source.1 = found.map_or(end, |at| at + 1);
             if found.is_some() {
                 return Ok(found);
             }
         }
     }
 
-    /// The frames of the block to take free frames from; none if the budget is
-    /// spent or there is no further block.
+    /// Frames to take free ones from: the last of a block that are not used up. `None` if the
+    /// budget is spent or there is no further block.
     pub(super) fn target(&mut self, budget: &mut Budget) -> Option<FrameRange> {
-        while budget.spend() {
-            let Cursor { below, unbroken } = self.target;
+        loop {
+            if let Some(window) = self.window() {
+                return Some(window);
+            }
+            let Cursor {
+                below, unbroken, ..
+            } = self.target;
+            if !budget.spend() {
+                return None;
+            }
             let low = below.saturating_sub(WORDS_PER_UNIT);
             let wanted = |&at: &usize| {
                 let block = self.load(at);
                 block.role == Role::Target && block.free > 0 && unbroken == (block.holes == 0)
             };
             if let Some(at) = (low..below).rev().find(wanted) {
-                self.target.below = at + 1;
-                return self.part(at);
+                self.target.below = at;
+                self.target.rest = self.part(at).map(FrameRange::end);
+                continue;
             }
             self.target.below = low;
             if low == 0 {
                 if unbroken {
                     return None;
                 }
-                self.target = Cursor {
-                    below: self.blocks,
-                    unbroken: true,
-                };
+                self.target = Cursor::at(self.blocks, true);
             }
         }
-        None
     }
 
     /// Whether every block has been asked for its free frames.
     pub(super) const fn is_out_of_targets(&self) -> bool {
-        self.target.below == 0 && self.target.unbroken
+        self.target.below == 0 && self.target.rest.is_none() && self.target.unbroken
     }
 
-    /// The block named last has no more free frames.
-    pub(super) const fn pass_target(&mut self) {
-        self.target.below = self.target.below.saturating_sub(1);
+    /// The frames named last are used up.
+    pub(super) fn skip_target(&mut self) {
+        let first = self.part(self.target.below).map(FrameRange::start);
+        let next = self.window().map(FrameRange::start);
+        self.target.rest = next.filter(|&rest| Some(rest) != first);
+    }
+
+    /// The last frames of the target that are not used up.
+    fn window(&self) -> Option<FrameRange> {
+        let rest = self.target.rest?;
+        let part = self.part(self.target.below)?;
+        let last = rest.get().checked_sub(1)?;
+        let low = (last / WINDOW * WINDOW).max(part.start().get());
+        FrameRange::new(Pfn::new(low), FrameCount::new(rest.get() - low))
     }
 
     /// The frames of a block that lie in the zone.

@@ -1,11 +1,10 @@
 //! What the engine knows of migrations, which are made beside it.
 
 use super::{Engine, held};
-use crate::policy::Policy;
 use crate::shared::Shared;
 use crate::source::Ledger;
-use crate::transport::{TransportError, TransportErrorKind};
-use crate::units::FrameCount;
+use crate::transport::TransportError;
+use crate::units::{FrameCount, Nanos};
 
 /// Frames that migrations have in hand.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +15,12 @@ pub(crate) struct Migrating {
     pub(crate) coming: FrameCount,
     /// Requests in flight; they share the transport's room.
     pub(crate) requests: usize,
-    /// No frame is in hand.
-    pub(crate) drained: bool,
+    /// When the one that has waited longest was launched.
+    pub(crate) oldest: Option<Nanos>,
+    /// Something waits until it may start, or for a slot or room.
+    pub(crate) waits: bool,
+    /// Some frame is in hand.
+    pub(crate) busy: bool,
 }
 
 impl Migrating {
@@ -25,7 +28,9 @@ impl Migrating {
         with_host: FrameCount::ZERO,
         coming: FrameCount::ZERO,
         requests: 0,
-        drained: true,
+        oldest: None,
+        waits: false,
+        busy: false,
     };
 }
 
@@ -33,11 +38,18 @@ impl<const N: usize> Engine<N> {
     pub(crate) fn set_migrating(&mut self, migrating: Migrating) {
         let (before, full) = (self.migrating, self.is_full());
         self.migrating = migrating;
-        let rest = migrating.coming < before.coming || (migrating.drained && !before.drained);
+        let rest = migrating.coming < before.coming || (before.busy && !migrating.busy);
         if rest || (full && !self.is_full()) {
             // Frames that came to rest can be taken back, and the room that requests
             // leave is there for others: either may be what we wait for.
-            self.shared.signal().used();
+            self.wake();
+        }
+    }
+
+    /// An answer was taken up: a slot is free, or a frame no longer used early.
+    pub(super) fn wake_migrations(&self) {
+        if self.migrating.waits {
+            self.wake();
         }
     }
 
@@ -47,28 +59,24 @@ impl<const N: usize> Engine<N> {
         self.inflating.is_full_at(requests) || self.deflating.is_full_at(requests)
     }
 
-    pub(crate) const fn shared(&self) -> &'static Shared<N> {
+    pub(crate) const fn shared(&self) -> Option<&'static Shared<N>> {
         self.shared
     }
 
-    pub(crate) const fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
     pub(crate) const fn is_broken(&self) -> bool {
-        self.broken
+        self.failed.is_some()
     }
 
     /// Whether the device was reset and what it had comes back.
-    pub(crate) const fn is_forgetting(&self) -> bool {
-        self.mode.is_forgetting()
+    pub(crate) const fn is_resetting(&self) -> bool {
+        self.mode.is_resetting()
     }
 
     /// Whether a migration may start.
     pub(crate) const fn may_migrate(&self) -> bool {
-        !(self.broken
+        !(self.failed.is_some()
             || self.mode.is_quiesced()
-            || self.is_forgetting()
+            || self.is_resetting()
             || self.deflating.has_early())
     }
 
@@ -80,7 +88,9 @@ impl<const N: usize> Engine<N> {
         result
             .inspect_err(|error| {
                 self.counters.transport_errors = self.counters.transport_errors.wrapping_add(1);
-                self.broken |= error.kind() == TransportErrorKind::Broken;
+                if let Some(reason) = error.kind().end() {
+                    self.lose(reason);
+                }
             })
             .ok()
     }

@@ -18,44 +18,40 @@
 //! Beside the step: [`Engine::relieve`] for the out-of-memory path, and
 //! [`Engine::quiesce`] and [`Engine::resume`] around suspend and reset.
 
-mod give;
+mod deflate;
 mod host;
-mod lifecycle;
-mod migrating;
-mod relief;
+mod inflate;
+pub(crate) mod lifecycle;
+pub(crate) mod migrating;
+pub(crate) mod relief;
 mod settle;
-mod table;
-mod take_back;
+pub(crate) mod table;
 mod unit;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, SHORTEST, is_to_come};
 use crate::events::{Event, Events};
 use crate::policy::{Budget, Policy};
-use crate::shared::Shared;
-use crate::slots::Kind;
-use crate::source::{FrameSource, GivePath, Ledger};
+use crate::shared::{Entered, Shared};
+use crate::slots::{Claimed, Kind};
+use crate::source::{FrameSource, Ledger, Via};
 use crate::status::{Blocked, Counters, Pace, Progress, Status, Step};
 use crate::transport::{Capabilities, Transport};
 use crate::units::{FrameCount, Nanos, Order, Pfn};
 
-pub use lifecycle::Resume;
-pub(crate) use migrating::Migrating;
-pub use relief::{Need, Relieved};
-pub(crate) use table::Entry;
-pub use table::MAX_RUNS;
-
 use lifecycle::Mode;
+use migrating::Migrating;
 use table::Table;
 use unit::UnitState;
 
 /// A balloon with up to `N` requests in flight per direction.
 ///
-/// About `N` × 4 KiB of plain state ([`MAX_RUNS`] runs for each request), meant
+/// About `N` × 4 KiB of plain state ([`MAX_RUNS`](crate::MAX_RUNS) runs for each request), meant
 /// for a `static` behind the kernel's own lock. All that interrupts and other
 /// CPUs touch is in [`Shared`].
 #[derive(Debug)]
 pub struct Engine<const N: usize = 16> {
-    shared: &'static Shared<N>,
+    /// `None` until it is started.
+    shared: Option<&'static Shared<N>>,
     policy: Policy,
     mode: Mode,
     target: Option<FrameCount>,
@@ -78,10 +74,19 @@ pub struct Engine<const N: usize = 16> {
     /// No inflation before this moment, after memory ran short.
     cool_until: Option<Nanos>,
     unit: UnitState,
-    silent: bool,
-    broken: bool,
-    /// Requests in flight may not have been noticed by the host.
+    /// How long the host had been silent when it was told last of what it has; zero if it
+    /// is not silent.
+    rung: Nanos,
+    /// Why the host is not spoken to any more.
+    failed: Option<Blocked>,
+    /// Requests in flight, of anybody, may not have been noticed by the host.
     unseen: bool,
+    /// Moments are of the time before.
+    restored: bool,
+    /// Nobody has looked at the ledger.
+    fresh: bool,
+    /// Frames of relief that was asked for and waits for room.
+    owed: FrameCount,
     /// No request of the transport can move what is to be moved.
     unsupported: bool,
     counters: Counters,
@@ -104,7 +109,7 @@ struct Io<'a, T, S> {
 
 /// By what a step that did something is told from one that did nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Standing {
+struct Snapshot {
     counters: Counters,
     held: FrameCount,
     inflating: FrameCount,
@@ -114,21 +119,35 @@ struct Standing {
     requests: [usize; 2],
     refused: usize,
     whole_below: Pfn,
+    searches: u32,
 }
 
 impl<const N: usize> Engine<N> {
     /// An engine with an empty balloon.
     ///
+    /// A ledger that is not empty is taken apart first, as after [`Resume::Reset`](crate::Resume::Reset):
+    /// frames that a host still has from somebody before need [`resume`](Self::resume)
+    /// with [`Resume::Kept`](crate::Resume::Kept) ahead of the first step.
+    ///
     /// `shared` must not serve two engines: each would take the other's answers.
     #[must_use]
     pub const fn new(shared: &'static Shared<N>, policy: Policy) -> Self {
+        let mut engine = Self::unstarted();
+        engine.start(shared, policy);
+        engine
+    }
+
+    /// An engine that does nothing until it is [started](Self::start): all zeros, so a
+    /// `static` of it is no part of an image.
+    #[must_use]
+    pub(crate) const fn unstarted() -> Self {
         const { assert!(N >= 2, "one slot is kept for relief: at least two") };
         Self {
-            shared,
-            policy,
+            shared: None,
+            policy: Policy::ZERO,
             mode: Mode::RUNNING,
             target: None,
-            stale: true,
+            stale: false,
             next_read: Nanos::ZERO,
             published: None,
             inflating: Table::new(),
@@ -139,9 +158,12 @@ impl<const N: usize> Engine<N> {
             source: Backoff::Ready,
             cool_until: None,
             unit: UnitState::new(),
-            silent: false,
-            broken: false,
+            rung: Nanos::ZERO,
+            failed: None,
             unseen: false,
+            restored: false,
+            fresh: false,
+            owed: FrameCount::ZERO,
             unsupported: false,
             counters: Counters::ZERO,
             events: Events::new(),
@@ -151,9 +173,73 @@ impl<const N: usize> Engine<N> {
         }
     }
 
+    /// Begins the life of an engine that has no request: one that was not started, or stopped.
+    pub(crate) const fn start(&mut self, shared: &'static Shared<N>, policy: Policy) {
+        self.shared = Some(shared);
+        self.policy = policy;
+        self.mode = Mode::RUNNING;
+        self.target = None;
+        self.stale = true;
+        self.next_read = Nanos::ZERO;
+        self.published = None;
+        self.migrating = Migrating::NONE;
+        self.give = Backoff::Ready;
+        self.host = Backoff::Ready;
+        self.source = Backoff::Ready;
+        self.cool_until = None;
+        self.unit = UnitState::new();
+        self.rung = Nanos::ZERO;
+        self.failed = None;
+        self.unseen = false;
+        self.restored = true;
+        self.fresh = true;
+        self.owed = FrameCount::ZERO;
+        self.unsupported = false;
+        self.counters = Counters::ZERO;
+        self.events = Events::new();
+        self.last = Progress::Idle;
+        self.started = (Nanos::ZERO, FrameCount::ZERO);
+        self.now = Nanos::ZERO;
+    }
+
+    /// Ends the life of an engine without requests.
+    pub(crate) const fn stop(&mut self) {
+        self.shared = None;
+    }
+
+    /// There is something for a step to do.
+    pub(crate) fn wake(&self) {
+        if let Some(shared) = self.shared {
+            shared.signal().used();
+        }
+    }
+
+    pub(crate) const fn is_started(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    pub(crate) fn enter(&self) -> Option<Entered> {
+        self.shared?.enter()
+    }
+
+    /// Whether somebody has said so, and no step has heard it.
+    fn is_woken(&self) -> bool {
+        self.shared.is_some_and(|shared| shared.signal().is_set())
+    }
+
+    fn claim(&self, kind: Kind) -> Option<Claimed<'static>> {
+        self.shared?.slots().claim(kind).ok()
+    }
+
+    /// A slot that is not the last free one.
+    fn claim_but_last(&self, kind: Kind) -> Option<Claimed<'static>> {
+        self.shared?.slots().claim_but_last(kind).ok()
+    }
+
     /// Does a bounded piece of work and says when to come back.
     ///
-    /// `now` must not run backwards. Calling more often than asked is harmless.
+    /// `now` runs forwards, but for what the clocks of two processors differ by, and
+    /// for a restore by which the guest gets another clock. Calling more often than asked is harmless.
     /// `transport` and `source` must be the same ones each time.
     pub fn step<T: Transport, S: FrameSource + Ledger>(
         &mut self,
@@ -171,10 +257,14 @@ impl<const N: usize> Engine<N> {
             now,
             budget,
         };
-        self.now = now;
-        self.shared.signal().take_used();
-        let (before, standing) = (self.counters, self.standing(io.source));
-        self.cool_until = self.cool_until.filter(|&until| now < until);
+        self.begin(io.source);
+        let resetting = self.mode.is_resetting();
+        let (before, snapshot) = (self.counters, self.snapshot(io.source));
+        let cool_down = self.policy.cool_down;
+        self.cool_until = self
+            .cool_until
+            .filter(|&until| is_to_come(until, cool_down, now));
+        self.set_clock(now);
         self.observe_target(&mut io);
         // Before answers are looked at: a synchronous host may have left some
         // frames where they were, and the way to the goal depends on it.
@@ -185,15 +275,20 @@ impl<const N: usize> Engine<N> {
         // A synchronous host has answered by now; refused requests settle too.
         let late = self.collect(&mut io);
         self.settle(&mut io);
-        self.fill_reserve(&mut io);
+        self.fill_emergency_pool(&mut io);
         self.publish(&mut io);
         self.announce_unit(&mut io);
-        let submitted = self.counters.requests != before.requests;
-        let rearm = (submitted || answered || late) && self.in_flight() > 0;
-        let again = self.unseen && self.with_host() > 0 && !self.host.is_waiting(now);
+        let submitted = self.counters.requests != before.requests && self.in_flight() > 0;
+        let again = self.unseen && !self.host.is_waiting(now);
+        if again {
+            self.notify(io.transport, now);
+        }
         // At least one: those of a migration may be the only ones.
         let wake_after = self.in_flight().div_ceil(2).max(1);
-        let early = (rearm || again) && self.kick(wake_after, io.transport, now);
+        let early = (submitted || again) && self.kick(wake_after, io.transport, now);
+        if answered || late {
+            self.wake_migrations();
+        }
         // Not while the host may still refuse what was tried after a refusal.
         let heard = self.in_flight() == 0 || self.moved() != before.moved();
         if heard
@@ -202,12 +297,15 @@ impl<const N: usize> Engine<N> {
         {
             self.host.reset();
         }
+        let silent = self.watch_silence(answered || late, now);
         self.observe_progress(io.source);
         // A budget spent on nothing would be spent on nothing again.
-        let unfinished = io.budget.is_spent() && self.standing(io.source) != standing;
+        let unfinished = io.budget.is_spent() && self.snapshot(io.source) != snapshot;
+        // The old balloon is forgotten: the next step goes for the target.
+        let forgot = resetting && !self.mode.is_resetting();
         Step {
             // Late answers leave room that nothing else will announce.
-            more: unfinished || early || late || self.shared.signal().pending(),
+            more: unfinished || early || late || forgot || silent || self.is_called(),
             wake_at: self.wake_at(&io),
         }
     }
@@ -238,30 +336,61 @@ impl<const N: usize> Engine<N> {
         }
     }
 
-    /// Shows an observer what happened since the last call, oldest first.
+    /// What the engine works by.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Works by another policy from the next step on: memory was added, and the clamp
+    /// rises with it.
     ///
-    /// To be called after a step or a relief, when and where it may take a while:
-    /// sixteen events are kept, and [`Event::Lost`] says how many were not.
+    /// Sets the signal: the goal may be another now. Frames above a smaller
+    /// [`Policy::emergency_pool`] stay there until they are taken.
+    ///
+    /// ```
+    /// # use balloon_core::{Bytes, Engine, Policy, Shared};
+    /// # static SHARED: Shared = Shared::new();
+    /// let boot = Bytes::new(128 << 20).frames();
+    /// let mut engine = Engine::new(&SHARED, Policy::for_memory(boot));
+    /// // 384 MiB more were plugged in.
+    /// let now = Bytes::new(512 << 20).frames();
+    /// let max_size = Policy::for_memory(now).max_size;
+    /// let mut policy = *engine.policy();
+    /// policy.max_size = max_size;
+    /// engine.set_policy(policy);
+    /// assert!(SHARED.signal().is_set());
+    /// ```
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.give.reset();
+        self.forget_whole_blocks();
+        self.wake();
+    }
+
+    /// What happened since the last call, for an observer, who needs no lock any more.
     ///
     /// ```
     /// # use balloon_core::{Engine, Policy, Shared};
     /// # static SHARED: Shared = Shared::new();
     /// # let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
-    /// engine.drain_events(|event| println!("{event}"));
-    /// # #[cfg(feature = "log")]
-    /// engine.drain_events(balloon_core::Event::log); // with the feature `log` or `defmt`
+    /// for (event, times) in engine.take_events().iter() {
+    ///     println!("{event} ({times})");
+    ///     # #[cfg(feature = "log")]
+    ///     event.log(); // with the feature `log` or `defmt`
+    /// }
     /// ```
-    pub fn drain_events(&mut self, observer: impl FnMut(Event)) {
-        self.events.drain(observer);
+    pub const fn take_events(&mut self) -> Events {
+        core::mem::replace(&mut self.events, Events::new())
     }
 
     /// The size to go for: the target, clamped and rounded.
     fn goal(&self) -> Option<FrameCount> {
-        if self.mode.is_forgetting() {
+        if self.mode.is_resetting() {
             return Some(FrameCount::ZERO);
         }
         let clamped = self.target?.min(self.policy.max_size);
-        let unit = self.policy.unit.smallest();
+        let unit = self.policy.granularity.smallest();
         Some(clamped.round_down(self.policy.round_to.max(unit)))
     }
 
@@ -269,20 +398,29 @@ impl<const N: usize> Engine<N> {
     fn approach_goal<T: Transport, S: FrameSource + Ledger>(&mut self, io: &mut Io<'_, T, S>) {
         self.unsupported = false;
         let Some(goal) = self.goal() else { return };
-        if self.mode.is_quiesced() || self.broken || self.host.is_waiting(io.now) {
+        let failed = self.failed.is_some() && !self.mode.is_resetting();
+        if self.mode.is_quiesced() || failed || self.host.is_waiting(io.now) {
             return;
         }
         // Frames being taken back have left the ledger already.
         let expected = held(io.source)
             .saturating_add(self.inflating.frames())
             .saturating_add(self.migrating.coming);
-        self.give(goal.saturating_sub(expected), io);
+        self.inflate(goal.saturating_sub(expected), io);
         if !self.source.is_waiting(io.now) {
-            self.take_back(expected.saturating_sub(goal), io);
+            self.deflate(expected.saturating_sub(goal), io);
         }
         if goal == expected {
             self.look_for_upgrade(io);
         }
+    }
+
+    /// Whether somebody wants something that this step did not see.
+    fn is_called(&self) -> bool {
+        self.shared.is_some_and(|shared| {
+            let relief = shared.is_relief_requested() && !self.mode.is_quiesced();
+            relief || shared.signal().is_config_set()
+        })
     }
 
     fn progress(&self, size: FrameCount) -> Progress {
@@ -291,11 +429,12 @@ impl<const N: usize> Engine<N> {
             return self.obstacle().map_or(Progress::Idle, Progress::Blocked);
         };
         let missed = goal.saturating_sub(size).max(size.saturating_sub(goal));
-        if self.mode.is_quiesced() && !self.broken {
+        let waits = moving || self.migrating.requests > 0;
+        if self.mode.is_quiesced() && self.failed.is_none() {
             Progress::Quiesced
         } else if let Some(reason) = self
             .obstacle()
-            .filter(|_| moving || self.stale || missed > self.policy.tolerance)
+            .filter(|_| waits || self.stale || missed > self.policy.tolerance)
         {
             Progress::Blocked(reason)
         } else if moving {
@@ -317,10 +456,10 @@ impl<const N: usize> Engine<N> {
 
     /// What keeps the balloon from moving.
     fn obstacle(&self) -> Option<Blocked> {
-        if self.broken {
-            return Some(Blocked::DeviceBroken);
+        if self.failed.is_some() {
+            return self.failed;
         }
-        let silent = self.silent.then_some(Blocked::DeviceSilent);
+        let silent = self.is_silent().then_some(Blocked::DeviceSilent);
         let unsupported = self.unsupported.then_some(Blocked::Unsupported);
         let cooling = self.cool_until.map(|_| Blocked::CoolDown);
         silent
@@ -342,20 +481,37 @@ impl<const N: usize> Engine<N> {
         }
     }
 
+    /// It is `now`. What is with the host since later, or since before a restore, is
+    /// there since now.
+    fn set_clock(&mut self, now: Nanos) {
+        let earliest = if core::mem::take(&mut self.restored) {
+            now
+        } else {
+            Nanos::ZERO
+        };
+        self.inflating.restamp(earliest, now);
+        self.deflating.restamp(earliest, now);
+        self.started.0 = self.started.0.clamp(earliest, now);
+        self.now = now;
+    }
+
     fn wake_at<T, S>(&self, io: &Io<'_, T, S>) -> Option<Nanos> {
-        if self.broken {
-            return None;
+        if self.failed.is_some() {
+            // No host tells of anything, but the source may take frames by then.
+            return self.source.deadline(io.now).filter(|&at| at > io.now);
         }
-        let poll = (!io.caps.interrupts).then(|| io.now.saturating_add(self.policy.poll));
+        let poll = self.policy.poll.max(SHORTEST);
+        let poll = (!io.caps.interrupts).then(|| io.now.saturating_add(poll));
         let read = self.stale.then_some(self.next_read);
-        let silence = self.oldest().filter(|_| !self.silent);
-        let silence = silence.map(|since| since.saturating_add(self.policy.silent_after));
+        let read = read.filter(|&at| is_to_come(at, self.policy.min_read_interval, io.now));
+        let silence = self.oldest();
+        let silence = silence.map(|since| since.saturating_add(self.next_bell()));
         // Nothing can be given to a host that refuses.
-        let give = self.give.deadline();
+        let give = self.give.deadline(io.now);
         let retries = [
             give.filter(|_| !self.host.is_waiting(io.now)),
-            self.host.deadline(),
-            self.source.deadline(),
+            self.host.deadline(io.now),
+            self.source.deadline(io.now),
         ];
         // A deadline that has passed waits for something else by now.
         let due = retries
@@ -379,8 +535,8 @@ impl<const N: usize> Engine<N> {
     }
 
     /// What changes with every piece of work.
-    fn standing(&self, ledger: &impl Ledger) -> Standing {
-        Standing {
+    fn snapshot(&self, ledger: &impl Ledger) -> Snapshot {
+        Snapshot {
             counters: self.counters,
             held: held(ledger),
             inflating: self.inflating.frames(),
@@ -391,12 +547,14 @@ impl<const N: usize> Engine<N> {
             ],
             refused: self.inflating.refused() + self.deflating.refused(),
             whole_below: self.unit.whole_below(),
+            searches: self.unit.searches(),
         }
     }
 
     fn oldest(&self) -> Option<Nanos> {
-        [self.inflating.oldest(), self.deflating.oldest()]
-            .into_iter()
+        let own = [self.inflating.oldest(), self.deflating.oldest()];
+        own.into_iter()
+            .chain([self.migrating.oldest])
             .flatten()
             .min()
     }
@@ -418,8 +576,8 @@ impl<const N: usize> Engine<N> {
 
 fn held(ledger: &impl Ledger) -> FrameCount {
     ledger
-        .held(GivePath::Told)
-        .saturating_add(ledger.held(GivePath::Bulk))
+        .held(Via::Inflate)
+        .saturating_add(ledger.held(Via::Bulk))
 }
 
 // Miri: their oracles walk all of memory after each step, and no code is unsafe.

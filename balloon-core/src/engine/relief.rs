@@ -9,12 +9,13 @@
 
 use super::table::Entry;
 use super::{Engine, Io, held};
+use crate::backing::Backing;
 use crate::events::Event;
-use crate::policy::{Budget, OomRule};
+use crate::policy::Budget;
 use crate::run::{RangeSink, Run};
-use crate::shared::{RESERVE_BELOW, RESERVE_FRAMES};
+use crate::shared::{EMERGENCY_BELOW, EMERGENCY_FRAMES};
 use crate::slots::{Claimed, Kind, SlotId};
-use crate::source::{Ask, Backing, FrameSource, GivePath, Ledger};
+use crate::source::{FrameSource, Ledger, TakeRequest, Via};
 use crate::transport::{Capabilities, Transport};
 use crate::units::{FrameCount, FrameRange, Nanos, Order, Pfn};
 
@@ -37,6 +38,16 @@ impl Need {
         }
     }
 
+    /// The same in whole blocks, for a kernel that deals in nothing smaller.
+    fn in_blocks_of(self, order: Order) -> Self {
+        let block = order.frames();
+        let up = block.saturating_sub(FrameCount::ONE);
+        Self {
+            frames: self.frames.saturating_add(up).round_down(order),
+            contiguous: self.contiguous.map(|align| align.max(order)),
+        }
+    }
+
     /// One run of so many frames, its first one aligned to `align`.
     #[must_use]
     pub const fn run(frames: FrameCount, align: Order) -> Self {
@@ -44,6 +55,37 @@ impl Need {
             frames,
             contiguous: Some(align),
         }
+    }
+}
+
+/// Relief that the host has not heard of: whoever steps the engine is to be woken.
+#[derive(Debug)]
+#[must_use = "the host hears of it by the next step: wake whoever makes it"]
+pub struct Relief {
+    relieved: Relieved,
+    /// There is something for a step to do.
+    step_soon: bool,
+}
+
+impl Relief {
+    /// Nothing was done.
+    pub(crate) const NONE: Self = Self {
+        relieved: Relieved {
+            usable: FrameCount::ZERO,
+            coming: FrameCount::ZERO,
+        },
+        step_soon: false,
+    };
+
+    /// What it achieved, after `wake` has woken whoever steps the engine; it is not
+    /// called if nothing changed.
+    ///
+    /// Memory is short here: `wake` must not allocate.
+    pub fn wake(self, wake: impl FnOnce()) -> Relieved {
+        if self.step_soon {
+            wake();
+        }
+        self.relieved
     }
 }
 
@@ -59,10 +101,9 @@ pub struct Relieved {
 
 /// Requests one relief may use at most.
 const RELIEF_REQUESTS: usize = 4;
-const RELIEF_BUDGET: Budget = Budget::requests(RELIEF_REQUESTS);
 
-/// Answers of the ledger looked at for a contiguous need.
-const RELIEF_LOOKS: usize = 4096;
+/// Answers of the ledger looked at for a contiguous need that no block serves.
+const RELIEF_LOOKS: usize = 128;
 
 impl<const N: usize> Engine<N> {
     /// Takes ballooned frames back at once for an allocation that failed.
@@ -70,28 +111,41 @@ impl<const N: usize> Engine<N> {
     /// `source` is the allocator as the out-of-memory hook holds it. Where the
     /// engine itself cannot be had (its lock is taken), leave a
     /// [`Shared::request_relief`](crate::Shared::request_relief) and use
-    /// [`Shared::take_reserve`](crate::Shared::take_reserve). Step soon
-    /// afterwards: the host is told the new size by the next step.
+    /// [`Shared::take_emergency`](crate::Shared::take_emergency).
+    ///
+    /// The host is told the new size by the next step, and only then knows whom the
+    /// frames belong to: it sets the signal, and its result wakes the worker.
     pub fn relieve<T: Transport, S: FrameSource + Ledger>(
         &mut self,
         transport: &mut T,
         source: &mut S,
         need: Need,
         now: Nanos,
-    ) -> Relieved {
+    ) -> Relief {
         let caps = transport.capabilities();
         let mut io = Io {
             caps,
             transport,
             source,
             now,
-            budget: RELIEF_BUDGET,
+            // What was answered comes home in any case.
+            budget: Budget::requests(N + RELIEF_REQUESTS),
         };
-        self.now = self.now.max(now);
+        self.set_clock(now);
+        self.begin(io.source);
+        let requests = self.in_flight();
+        let announced = self.is_woken();
         let relieved = self.relieve_with(need, &mut io);
-        // The size has changed: whoever waits for a signal steps.
-        self.shared.signal().used();
-        relieved
+        let mut step_soon = relieved != Relieved::default() || self.in_flight() != requests;
+        // Answers to others that were taken up on the way; older news have woken already.
+        step_soon |= !announced && self.is_woken();
+        if step_soon {
+            self.wake();
+        }
+        Relief {
+            relieved,
+            step_soon,
+        }
     }
 
     fn relieve_with<T: Transport, S: FrameSource + Ledger>(
@@ -102,13 +156,24 @@ impl<const N: usize> Engine<N> {
         let mut relieved = Relieved::default();
         // Without a cool-down the step that relief is part of goes on as before.
         let until = io.now.saturating_add(self.policy.cool_down);
-        self.cool_until = Some(until).filter(|&until| until > io.now);
-        if self.mode.is_quiesced() || need.frames.is_zero() {
+        if need.frames.is_zero() {
             return relieved;
         }
+        self.cool_until = Some(until).filter(|&until| until > io.now);
+        if self.mode.is_quiesced() {
+            return relieved;
+        }
+        let need = need.in_blocks_of(self.policy.granularity.smallest());
         // What the host has answered since the last step leaves its slot for this.
         self.collect(io);
         while let Some(slot) = self.deflating.next_settling(0) {
+            let left = self
+                .deflating
+                .entry(slot)
+                .map_or(FrameCount::ZERO, Entry::frames);
+            if !left.is_zero() && !io.budget.spend() {
+                break;
+            }
             let (came, placed) = self.bring_home(slot, io.source);
             relieved.usable = relieved.usable.saturating_add(came);
             if !placed {
@@ -133,13 +198,13 @@ impl<const N: usize> Engine<N> {
 
     /// How many frames may return against the target.
     fn allowance(&self, caps: &Capabilities, size: FrameCount) -> FrameCount {
-        let goal = self.goal().unwrap_or(size);
-        match self.policy.oom_rule {
-            _ if caps.deflate_on_oom => size,
-            OomRule::Surplus => size.saturating_sub(goal),
-            OomRule::Literal if goal > size => size,
-            OomRule::Literal => FrameCount::ZERO,
+        if caps.deflate_on_oom {
+            return size;
         }
+        // The text (virtio 1.3, 5.5.6.1) forbids deflation while the target is *at or below*
+        // the size, which would forbid ordinary deflation; every driver reads it the other way
+        // round: the surplus above the target may return.
+        size.saturating_sub(self.goal().unwrap_or(size))
     }
 }
 
@@ -150,25 +215,60 @@ impl<const N: usize> Engine<N> {
         relieved: &mut Relieved,
         io: &mut Io<'_, T, S>,
     ) {
-        while !wanted.is_zero() && io.budget.spend() {
-            let path = self.next_path(io.source);
-            let Some(path) = path.filter(|&path| self.may_come_by(path)) else {
+        for _ in 0..RELIEF_REQUESTS {
+            if wanted.is_zero() || !io.budget.spend() {
+                return;
+            }
+            let via = self.next_via(io.source);
+            let Some(via) = via.filter(|&via| self.may_come_by(via)) else {
                 return;
             };
-            let Ok(claimed) = self.shared.slots().claim(Kind::Deflate) else {
+            let Some(claimed) = self.claim(Kind::Deflate) else {
                 return;
             };
-            let frames = self.recall(&claimed, path, wanted, io);
-            if frames.is_zero() || !self.hand_over(claimed, path, relieved, io) {
+            let frames = self.fill_from_ledger(&claimed, via, wanted, true, io);
+            if frames.is_zero() || !self.hand_over(claimed, via, relieved, io) {
                 return;
             }
             wanted = wanted.saturating_sub(frames);
         }
     }
 
-    /// Whether frames given by `path` may come: a broken device is asked nothing.
-    const fn may_come_by(&self, path: GivePath) -> bool {
-        matches!(path, GivePath::Bulk) || !self.broken
+    /// Frames of one run that one request takes back.
+    fn piece(&self, caps: &Capabilities, via: Via) -> FrameCount {
+        let most = match via {
+            Via::Bulk => Run::MAX,
+            Via::Inflate => caps.deflate.run.min(caps.deflate.frames),
+        };
+        most.round_down(self.policy.granularity.smallest())
+    }
+
+    /// Whether frames given by `via` may come: a broken device is asked nothing.
+    const fn may_come_by(&self, via: Via) -> bool {
+        matches!(via, Via::Bulk) || self.failed.is_none() || self.mode.is_resetting()
+    }
+
+    /// A ballooned block that the run fits into, if the ledger finds one.
+    ///
+    /// A ledger is asked for blocks by taking them: this one is put back.
+    fn held_block<S: FrameSource + Ledger>(
+        &mut self,
+        order: Order,
+        via: Via,
+        source: &mut S,
+    ) -> Option<FrameRange> {
+        let claimed = self.claim(Kind::Deflate)?;
+        let slot = claimed.slot();
+        let entry = self.deflating.entry_mut(slot)?;
+        let mut sink = RangeSink::new(entry.spare(1), order.frames());
+        source.recall(via, order, &mut sink);
+        let laid = sink.into();
+        entry.extend(laid);
+        entry.seal(via, Run::MAX);
+        let range = entry.runs().first()?.range();
+        self.deflating.answer(claimed, FrameCount::ZERO);
+        self.settle_slot(Kind::Deflate, slot, source)
+            .then_some(range)
     }
 
     /// Looks for ballooned neighbours that make the run, and takes just those.
@@ -179,30 +279,40 @@ impl<const N: usize> Engine<N> {
         relieved: &mut Relieved,
         io: &mut Io<'_, T, S>,
     ) {
+        // Part of a run is no run, here neither.
+        let within_reach = |engine: &Self, via| {
+            let piece = engine.piece(&io.caps, via).get();
+            let requests = piece.saturating_mul(RELIEF_REQUESTS as u64);
+            frames.get() <= requests && engine.may_come_by(via)
+        };
+        let reach = Via::ALL.map(|via| within_reach(self, via));
+        let within_reach = |via| reach.get(usize::from(via == Via::Inflate)) == Some(&true);
+        let order = Order::holding(frames).map(|order| order.max(align));
+        for via in Via::ALL.into_iter().filter(|&via| within_reach(via)) {
+            let block = order.and_then(|order| self.held_block(order, via, io.source));
+            if let Some(range) = block.and_then(|block| block.split_at(frames).0) {
+                self.relieve_range(range, via, relieved, io);
+                return;
+            }
+        }
         let mut from = Pfn::new(0);
-        let mut run: Option<(FrameRange, GivePath)> = None;
+        let mut run: Option<(FrameRange, Via)> = None;
         for _ in 0..RELIEF_LOOKS {
-            let Some((next, path)) = next_held(io.source, from) else {
+            let Some((next, via)) = next_held(io.source, from) else {
                 return;
             };
             from = next.end();
             run = match run {
-                Some((before, same)) if same == path && before.end() == next.start() => {
-                    before.joined(next).map(|joined| (joined, path))
+                Some((before, same)) if same == via && before.end() == next.start() => {
+                    before.joined(next).map(|joined| (joined, via))
                 }
-                _ => Some((next, path)),
-            };
-            // Part of a run is no run, here neither.
-            let within_reach = |path| {
-                let piece = piece(&io.caps, path).get();
-                let requests = piece.saturating_mul(RELIEF_REQUESTS as u64);
-                frames.get() <= requests && self.may_come_by(path)
+                _ => Some((next, via)),
             };
             let fit = run
-                .filter(|&(_, path)| within_reach(path))
-                .and_then(|(range, path)| Some((aligned_part(range, frames, align)?, path)));
-            if let Some((range, path)) = fit {
-                self.relieve_range(range, path, relieved, io);
+                .filter(|&(_, via)| within_reach(via))
+                .and_then(|(range, via)| Some((aligned_part(range, frames, align)?, via)));
+            if let Some((range, via)) = fit {
+                self.relieve_range(range, via, relieved, io);
                 return;
             }
         }
@@ -212,24 +322,24 @@ impl<const N: usize> Engine<N> {
     fn relieve_range<T: Transport, S: FrameSource + Ledger>(
         &mut self,
         range: FrameRange,
-        path: GivePath,
+        via: Via,
         relieved: &mut Relieved,
         io: &mut Io<'_, T, S>,
     ) {
         let limits = io.caps.deflate;
-        let piece = piece(&io.caps, path);
+        let piece = self.piece(&io.caps, via);
         let mut rest = Some(range);
         while let Some(range) = rest {
             let (head, tail) = range.split_at(piece);
             rest = tail;
-            let goes_on = self.may_come_by(path) && io.budget.spend();
+            let goes_on = self.may_come_by(via) && io.budget.spend();
             let Some(head) = head.filter(|_| goes_on) else {
                 return;
             };
-            let Ok(claimed) = self.shared.slots().claim(Kind::Deflate) else {
+            let Some(claimed) = self.claim(Kind::Deflate) else {
                 return;
             };
-            if io.source.recall_at(head, path).is_ok()
+            if io.source.recall_at(head, via).is_ok()
                 && let Some(entry) = self.deflating.entry_mut(claimed.slot())
             {
                 let mut sink = RangeSink::new(entry.spare(1), head.count());
@@ -237,9 +347,9 @@ impl<const N: usize> Engine<N> {
                 let _ = sink.push(head, Backing::Unpopulated);
                 let laid = sink.into();
                 entry.extend(laid);
-                entry.seal(path, limits.run);
+                entry.seal(via, limits.run);
             }
-            if !self.hand_over(claimed, path, relieved, io) {
+            if !self.hand_over(claimed, via, relieved, io) {
                 return;
             }
         }
@@ -249,7 +359,7 @@ impl<const N: usize> Engine<N> {
     fn hand_over<T: Transport, S: FrameSource + Ledger>(
         &mut self,
         claimed: Claimed<'static>,
-        path: GivePath,
+        via: Via,
         relieved: &mut Relieved,
         io: &mut Io<'_, T, S>,
     ) -> bool {
@@ -258,7 +368,7 @@ impl<const N: usize> Engine<N> {
             .deflating
             .entry(slot)
             .map_or(FrameCount::ZERO, Entry::frames);
-        if path == GivePath::Bulk || frames.is_zero() || self.mode.is_forgetting() {
+        if via == Via::Bulk || frames.is_zero() || self.mode.is_resetting() {
             let placed = self.reclaim(claimed, io.source);
             let left = self.deflating.entry(slot);
             let left = left.map_or(FrameCount::ZERO, Entry::frames);
@@ -298,9 +408,9 @@ impl<const N: usize> Engine<N> {
     ) -> (FrameCount, bool) {
         let mut came = FrameCount::ZERO;
         let returned_as = self.returned_as();
-        let placed = self.deflating.place(slot, |range, done, path| {
+        let placed = self.deflating.place(slot, |range, done, via| {
             if !done {
-                return source.store(range, path);
+                return source.store(range, via);
             }
             source.put(range, returned_as)?;
             came = came.saturating_add(range.count());
@@ -314,49 +424,83 @@ impl<const N: usize> Engine<N> {
         &mut self,
         io: &mut Io<'_, T, S>,
     ) {
-        let frames = self.shared.take_relief_request();
-        if !frames.is_zero() {
-            let spent = core::mem::replace(&mut io.budget, RELIEF_BUDGET);
-            self.relieve_with(Need::frames(frames), io);
-            io.budget = spent;
+        if self.mode.is_quiesced() {
+            // Remembered: whoever resumes steps.
+            return;
+        }
+        let Some(shared) = self.shared else { return };
+        let owed = core::mem::take(&mut self.owed);
+        let frames = shared.take_relief_request().max(owed);
+        if frames.is_zero() {
+            return;
+        }
+        let Relieved { usable, coming } = self.relieve_with(Need::frames(frames), io);
+        let came = usable.saturating_add(coming);
+        let left = frames.saturating_sub(came);
+        if !came.is_zero() && !left.is_zero() {
+            // More than one step brings: the next one goes on.
+            shared.request_relief(left);
+        } else if self.deflating.in_flight() > 0 {
+            // An answer makes room for more.
+            self.owed = left;
         }
     }
 
     /// Refills the frames that can be had without the engine.
-    pub(super) fn fill_reserve<T, S: FrameSource>(&mut self, io: &mut Io<'_, T, S>) {
-        if self.cool_until.is_some() {
+    pub(super) fn fill_emergency_pool<T, S: FrameSource + Ledger>(
+        &mut self,
+        io: &mut Io<'_, T, S>,
+    ) {
+        if self.cool_until.is_some() || self.mode.is_quiesced() {
             return;
         }
-        while self.shared.reserved() < self.policy.reserve.min(RESERVE_FRAMES) {
-            let mut run = [Run::ZERO];
-            let mut sink = RangeSink::new(&mut run, FrameCount::ONE);
-            let ask = Ask {
-                keep: self.policy.keep,
-                ..Ask::any(RESERVE_BELOW)
-            };
-            io.source.take(ask, &mut sink);
-            let Some(frame) = sink.runs().first().map(|run| run.range()) else {
+        let Some(shared) = self.shared else { return };
+        // A kernel of larger pages has no use for part of one.
+        let page = self.policy.granularity.smallest();
+        while shared.emergency_frames() < self.policy.emergency_pool.min(EMERGENCY_FRAMES) {
+            // One that does not get there goes home as one that was not given.
+            let (Some(place), Ok(claimed)) =
+                (shared.keep_place(), shared.slots().claim(Kind::Inflate))
+            else {
                 return;
             };
-            if self.shared.put_reserve(frame).is_err() {
-                // Somebody else filled it meanwhile: the frame was just taken.
-                let _ = io.source.put(frame, Backing::Unknown);
+            let slot = claimed.slot();
+            let Some(entry) = self.inflating.entry_mut(slot) else {
+                return;
+            };
+            let mut sink = RangeSink::new(entry.spare(1), page.frames());
+            let request = TakeRequest {
+                order: page,
+                min_free: self.policy.min_free,
+                ..TakeRequest::any(EMERGENCY_BELOW)
+            };
+            io.source.take(request, &mut sink);
+            let laid = sink.into();
+            entry.extend(laid);
+            let Some(frame) = entry.runs().first().map(|run| run.range()) else {
+                return;
+            };
+            // Whoever takes it frees it as any frame: it is allocated before it is seen.
+            let whole = frame.count() == page.frames() && frame.start().is_aligned(page);
+            let fits = whole && frame.end() <= EMERGENCY_BELOW;
+            if fits && io.source.allocate_taken(frame).is_ok() {
+                entry.clear();
+                let kept = place.put(frame);
+                debug_assert!(kept.is_ok(), "its number is low enough");
+            } else {
+                entry.seal(Via::Inflate, Run::MAX);
+                self.inflating.answer(claimed, FrameCount::ZERO);
+                if !self.settle_slot(Kind::Inflate, slot, io.source) {
+                    self.source_refuses(io.now);
+                }
                 return;
             }
         }
     }
 }
 
-/// Frames of one run that one request takes back.
-fn piece(caps: &Capabilities, path: GivePath) -> FrameCount {
-    match path {
-        GivePath::Bulk => Run::MAX,
-        GivePath::Told => caps.deflate.run.min(caps.deflate.frames),
-    }
-}
-
 /// The first ballooned frames at or after `from`.
-pub(super) fn next_held(ledger: &mut impl Ledger, from: Pfn) -> Option<(FrameRange, GivePath)> {
+pub(super) fn next_held(ledger: &mut impl Ledger, from: Pfn) -> Option<(FrameRange, Via)> {
     let left = FrameCount::new(Pfn::LIMIT.get().saturating_sub(from.get()));
     ledger.next_held(FrameRange::new(from, left)?)
 }

@@ -1,8 +1,9 @@
 //! What the host answered: frames go to the place the answer gives them.
 
 use super::{Engine, Io};
+use crate::backing::Backing;
 use crate::slots::{Kind, SlotId};
-use crate::source::{Backing, FrameSource, Ledger};
+use crate::source::{FrameSource, Ledger};
 use crate::status::Blocked;
 use crate::transport::Transport;
 use crate::units::Nanos;
@@ -14,10 +15,24 @@ impl<const N: usize> Engine<N> {
         if before == 0 {
             return false;
         }
-        if !self.broken {
-            let reaped = io.transport.reap(self.shared.slots().completer());
-            self.note(reaped, io.now);
+        // What others took up first is not among what is taken up here.
+        self.take_answers(io.now);
+        let waiting = self.in_flight();
+        if let (Some(shared), None) = (self.shared, self.failed) {
+            let reaped = io.transport.reap(shared.slots().completer());
+            let reaped = self.note(reaped, io.now);
+            self.take_answers(io.now);
+            let own = waiting - self.in_flight();
+            if reaped.map_or(self.failed.is_some(), |answers| answers > own) {
+                // Some are for others, who may have looked already.
+                self.wake();
+            }
         }
+        self.in_flight() < before
+    }
+
+    /// Takes up what is answered of the engine's own requests.
+    fn take_answers(&mut self, now: Nanos) {
         let counters = &mut self.counters;
         let mut refused = false;
         self.inflating.collect(|entry, done| {
@@ -31,20 +46,12 @@ impl<const N: usize> Engine<N> {
         });
         // An answer that carries nothing out is a refusal: without a pause the
         // same request would come and go for ever.
-        if refused && !self.host.is_waiting(io.now) {
-            self.host
-                .fail(io.now, self.policy.retry, Blocked::HostRefused);
+        if refused && !self.host.is_waiting(now) {
+            self.host.fail(now, self.policy.retry, Blocked::HostRefused);
             // What was missing when this was asked for is told anew then.
             self.give.reset();
             self.counters.back_offs = self.counters.back_offs.wrapping_add(1);
         }
-        let answered = self.in_flight() < before;
-        let overdue = |since: Nanos| io.now.saturating_sub(since) >= self.policy.silent_after;
-        let silent = !answered && self.oldest().is_some_and(overdue);
-        // Once more, in case the host was not told.
-        self.unseen |= silent && !self.silent;
-        self.silent = silent;
-        answered
     }
 
     /// Puts the frames of answered and refused requests in their places.
@@ -60,20 +67,27 @@ impl<const N: usize> Engine<N> {
                 if !io.budget.spend() {
                     break;
                 }
-                refused |= !self.place(kind, slot, io.source);
+                refused |= !self.settle_slot(kind, slot, io.source);
                 from = slot.index() + 1;
             }
         }
         if self.inflating.settling() + self.deflating.settling() == 0 {
             self.source.reset();
-        } else if refused && !self.source.is_waiting(io.now) {
+        } else if refused {
+            self.source_refuses(io.now);
+        }
+    }
+
+    /// The source did not take frames: it is asked again later.
+    pub(super) fn source_refuses(&mut self, now: Nanos) {
+        if !self.source.is_waiting(now) {
             self.source
-                .fail(io.now, self.policy.retry, Blocked::SourceRefused);
+                .fail(now, self.policy.retry, Blocked::SourceRefused);
         }
     }
 
     /// Settles one request; false if the source keeps refusing some frames.
-    pub(super) fn place(
+    pub(super) fn settle_slot(
         &mut self,
         kind: Kind,
         slot: SlotId,
@@ -81,8 +95,8 @@ impl<const N: usize> Engine<N> {
     ) -> bool {
         let returned_as = self.returned_as();
         self.table_mut(kind)
-            .place(slot, |range, done, path| match (kind, done) {
-                (Kind::Inflate, true) | (Kind::Deflate, false) => source.store(range, path),
+            .place(slot, |range, done, via| match (kind, done) {
+                (Kind::Inflate, true) | (Kind::Deflate, false) => source.store(range, via),
                 (Kind::Inflate, false) => source.put(range, Backing::Unknown),
                 _ => source.put(range, returned_as),
             })
@@ -91,7 +105,7 @@ impl<const N: usize> Engine<N> {
     /// What is known of frames that come back.
     pub(super) const fn returned_as(&self) -> Backing {
         // After a reset nobody knows what the host did with them.
-        if self.mode.is_forgetting() {
+        if self.mode.is_resetting() {
             Backing::Unknown
         } else {
             Backing::Unpopulated

@@ -1,9 +1,9 @@
 //! The frames of requests: which slot moves which runs, and how far it is.
 
 use crate::run::{RangeSink, Run, sort_and_merge};
+use crate::slots::Request;
 use crate::slots::{Claimed, InFlight, SlotId};
-use crate::source::GivePath;
-use crate::transport::Request;
+use crate::source::Via;
 use crate::units::{FrameCount, FrameRange, Nanos};
 
 /// Runs that one request can hold: a PFN array of 256 scattered frames.
@@ -16,7 +16,7 @@ pub(crate) struct Entry {
     len: usize,
     frames: FrameCount,
     populated: FrameCount,
-    path: GivePath,
+    via: Via,
     phase: Phase,
     /// Some of its frames are in their places although the host has not
     /// answered.
@@ -44,7 +44,7 @@ impl Entry {
         len: 0,
         frames: FrameCount::ZERO,
         populated: FrameCount::ZERO,
-        path: GivePath::Told,
+        via: Via::Inflate,
         phase: Phase::Empty,
         early: false,
         refused: false,
@@ -65,10 +65,10 @@ impl Entry {
     }
 
     /// Sorts the runs, merges neighbours, and fixes the path.
-    pub(crate) fn seal(&mut self, path: GivePath, longest_run: FrameCount) {
+    pub(crate) fn seal(&mut self, via: Via, longest_run: FrameCount) {
         let runs = self.runs.get_mut(..self.len).unwrap_or_default();
         self.len = sort_and_merge(runs, longest_run);
-        self.path = path;
+        self.via = via;
     }
 
     pub(crate) fn runs(&self) -> &[Run] {
@@ -79,8 +79,8 @@ impl Entry {
         self.frames
     }
 
-    pub(crate) const fn path(&self) -> GivePath {
-        self.path
+    pub(crate) const fn via(&self) -> Via {
+        self.via
     }
 
     /// How many of the frames the host was believed to back when taken.
@@ -119,7 +119,7 @@ impl Entry {
             return;
         };
         let rest = last.count().saturating_sub(settled.count());
-        match FrameRange::new(last.range().start(), rest).and_then(Run::new) {
+        match last.head(rest) {
             Some(head) => *last = head,
             None => self.len -= 1,
         }
@@ -164,7 +164,8 @@ pub(crate) struct Table<const N: usize> {
     settling_frames: FrameCount,
     early: usize,
     refused: usize,
-    /// So many requests were in flight when there was no room for one more.
+    /// So many requests were in flight when there was no room for one more; zero if there
+    /// always was.
     full_at: usize,
 }
 
@@ -179,7 +180,7 @@ impl<const N: usize> Table<N> {
             settling_frames: FrameCount::ZERO,
             early: 0,
             refused: 0,
-            full_at: usize::MAX,
+            full_at: 0,
         }
     }
 
@@ -189,10 +190,10 @@ impl<const N: usize> Table<N> {
     }
 
     /// Requests with the host that took this path.
-    pub(crate) const fn in_flight_by(&self, path: GivePath) -> usize {
-        match path {
-            GivePath::Told => self.told_in_flight,
-            GivePath::Bulk => self.bulk_in_flight,
+    pub(crate) const fn in_flight_by(&self, via: Via) -> usize {
+        match via {
+            Via::Inflate => self.told_in_flight,
+            Via::Bulk => self.bulk_in_flight,
         }
     }
 
@@ -229,14 +230,15 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Notes at how many requests in flight there was no room for one more.
+    /// Notes at how many requests in flight there was no room for one more, zero if there is
+    /// room.
     pub(crate) const fn set_full_at(&mut self, in_flight: usize) {
         self.full_at = in_flight;
     }
 
     /// Whether there was no room at so many requests in flight.
     pub(crate) const fn is_full_at(&self, in_flight: usize) -> bool {
-        in_flight >= self.full_at
+        self.full_at > 0 && in_flight >= self.full_at
     }
 
     /// When the request that has waited longest was launched.
@@ -251,6 +253,17 @@ impl<const N: usize> Table<N> {
         self.entries.iter().filter_map(since).min()
     }
 
+    /// Requests in flight were launched at the earliest and at the latest then.
+    pub(crate) fn restamp(&mut self, earliest: Nanos, latest: Nanos) {
+        if self.in_flight() > 0 {
+            for entry in &mut self.entries {
+                if let Phase::InFlight(_, since) = &mut entry.phase {
+                    *since = (*since).clamp(earliest, latest);
+                }
+            }
+        }
+    }
+
     pub(crate) fn entry(&self, slot: SlotId) -> Option<&Entry> {
         self.entries.get(slot.index())
     }
@@ -263,19 +276,19 @@ impl<const N: usize> Table<N> {
     pub(crate) fn launch(&mut self, slot: Claimed<'static>, now: Nanos) -> Option<Request<'_>> {
         let entry = self.entries.get_mut(slot.slot().index())?;
         self.in_flight_frames = self.in_flight_frames.saturating_add(entry.frames);
-        match entry.path {
-            GivePath::Told => self.told_in_flight += 1,
-            GivePath::Bulk => self.bulk_in_flight += 1,
+        match entry.via {
+            Via::Inflate => self.told_in_flight += 1,
+            Via::Bulk => self.bulk_in_flight += 1,
         }
         entry.phase = Phase::InFlight(slot.launch(), now);
         match &entry.phase {
-            Phase::InFlight(slot, _) => Some(slot.request(entry.path, entry.runs())),
+            Phase::InFlight(slot, _) => Some(slot.request(entry.via, entry.runs())),
             Phase::Empty | Phase::Settling(..) => None,
         }
     }
 
     /// The host did the frames of a slot that was never in flight.
-    pub(crate) fn settle(&mut self, slot: Claimed<'static>, done: FrameCount) {
+    pub(crate) fn answer(&mut self, slot: Claimed<'static>, done: FrameCount) {
         if let Some(entry) = self.entries.get_mut(slot.slot().index()) {
             entry.phase = Phase::Settling(slot, done);
             self.settling += 1;
@@ -337,12 +350,12 @@ impl<const N: usize> Table<N> {
         match end(in_flight, entry) {
             Ok((claimed, done)) => {
                 self.in_flight_frames = self.in_flight_frames.saturating_sub(entry.frames);
-                match entry.path {
-                    GivePath::Told => self.told_in_flight -= 1,
-                    GivePath::Bulk => self.bulk_in_flight -= 1,
+                match entry.via {
+                    Via::Inflate => self.told_in_flight -= 1,
+                    Via::Bulk => self.bulk_in_flight -= 1,
                 }
                 self.early -= usize::from(core::mem::take(&mut entry.early));
-                self.settle(claimed, done);
+                self.answer(claimed, done);
             }
             Err(in_flight) => entry.phase = Phase::InFlight(in_flight, since),
         }
@@ -395,13 +408,13 @@ impl<const N: usize> Table<N> {
     pub(crate) fn place(
         &mut self,
         slot: SlotId,
-        mut place: impl FnMut(FrameRange, bool, GivePath) -> Result<(), FrameRange>,
+        mut place: impl FnMut(FrameRange, bool, Via) -> Result<(), FrameRange>,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(slot.index()) else {
             return false;
         };
         while let Some((range, done)) = entry.last() {
-            if place(range, done, entry.path).is_err() {
+            if place(range, done, entry.via).is_err() {
                 self.refused += usize::from(!core::mem::replace(&mut entry.refused, true));
                 return false;
             }

@@ -8,8 +8,8 @@
 use super::relief::next_held;
 use super::{Engine, Io, held};
 use crate::events::Event;
-use crate::policy::Unit;
-use crate::source::{Ledger, Stop};
+use crate::policy::Granularity;
+use crate::source::{Ledger, Shortage};
 use crate::transport::{Capabilities, Limits, Transport};
 use crate::units::{FrameCount, Order, Pfn};
 
@@ -23,10 +23,12 @@ pub(super) struct UnitState {
     untold: bool,
     /// The source had no whole block when last asked.
     blocks_gone: bool,
-    /// How far the ledger was found to hold whole blocks only.
+    /// How far the ledger was found to hold whole blocks only, but for the one this lies in.
     whole_below: Pfn,
     /// Frames seen on the way: a ledger that cannot look shows none.
     seen: FrameCount,
+    /// Searches that ended at the bound of one call; wraps.
+    searches: u32,
 }
 
 impl UnitState {
@@ -38,11 +40,16 @@ impl UnitState {
             blocks_gone: false,
             whole_below: Pfn::new(0),
             seen: FrameCount::ZERO,
+            searches: 0,
         }
     }
 
     pub(super) const fn order(self) -> Order {
         self.order
+    }
+
+    pub(super) const fn searches(self) -> u32 {
+        self.searches
     }
 
     pub(super) const fn whole_below(self) -> Pfn {
@@ -60,27 +67,37 @@ impl<const N: usize> Engine<N> {
     ///
     /// Whole blocks first even after a downgrade: each one given spares another.
     pub(super) fn ask_order(&mut self, deficit: FrameCount, caps: &Capabilities) -> Order {
-        match self.policy.unit {
-            Unit::Frames => Order::FRAME,
-            Unit::Whole(order) => order,
-            Unit::Adaptive if self.unit.blocks_gone || deficit < caps.unit.frames() => Order::FRAME,
-            Unit::Adaptive => caps.unit,
+        match self.policy.granularity {
+            Granularity::Frames => Order::FRAME,
+            Granularity::Whole(order) => order,
+            Granularity::Adaptive if self.unit.blocks_gone || deficit < caps.unit.frames() => {
+                Order::FRAME
+            }
+            Granularity::Adaptive => caps.unit,
         }
     }
 
     /// The block in which frames are taken back as long as there are whole ones.
     pub(super) fn return_order(&self, limits: Limits, caps: &Capabilities) -> Order {
-        let unit = match self.policy.unit {
-            Unit::Frames => Order::FRAME,
-            Unit::Whole(order) => order,
-            Unit::Adaptive => caps.unit,
+        let unit = match self.policy.granularity {
+            Granularity::Frames => Order::FRAME,
+            Granularity::Whole(order) => order,
+            Granularity::Adaptive => caps.unit,
         };
         // After a reset the host has none of them, in one piece or not.
-        if limits.hold(unit) && !self.mode.is_forgetting() {
+        let whole = self.policy.granularity.smallest() > Order::FRAME;
+        if limits.hold(unit) && (whole || !self.mode.is_resetting()) {
             unit
         } else {
             Order::FRAME
         }
+    }
+
+    /// Whether a search ended at the bound of one call: the next one gets further.
+    pub(super) const fn goes_on(&mut self, stop: Shortage) -> bool {
+        let again = matches!(stop, Shortage::Again);
+        self.unit.searches = self.unit.searches.wrapping_add(again as u32);
+        again
     }
 
     /// Whole blocks may be there again: a new burst asks for them.
@@ -90,20 +107,21 @@ impl<const N: usize> Engine<N> {
 
     /// The source had no block of `order`: true if smaller ones may be asked for.
     pub(super) fn blocks_ran_out(&mut self, order: Order) -> bool {
-        let may_fall_back = self.policy.unit == Unit::Adaptive && order > Order::FRAME;
+        let may_fall_back =
+            self.policy.granularity == Granularity::Adaptive && order > Order::FRAME;
         self.unit.blocks_gone |= may_fall_back;
         may_fall_back
     }
 
     /// Notes in which blocks frames were just given, and says so if it is news.
-    pub(super) fn gave_in<T: Transport, S>(
+    pub(super) fn note_inflated<T: Transport, S>(
         &mut self,
         order: Order,
-        reason: Stop,
+        reason: Shortage,
         io: &mut Io<'_, T, S>,
     ) {
         let from = io.caps.unit;
-        let fell_back = self.policy.unit == Unit::Adaptive && order < from;
+        let fell_back = self.policy.granularity == Granularity::Adaptive && order < from;
         if fell_back && !self.unit.downgraded {
             self.unit.downgraded = true;
             self.counters.downgrades = self.counters.downgrades.wrapping_add(1);
@@ -122,40 +140,31 @@ impl<const N: usize> Engine<N> {
         self.unit.seen = FrameCount::ZERO;
     }
 
-    /// Looks whether all given frames make whole blocks again, a budget's worth
-    /// of runs at a time.
+    /// Looks whether all given frames make whole blocks again, as far as the budget
+    /// reaches.
     pub(super) fn look_for_upgrade<T: Transport, S: Ledger>(&mut self, io: &mut Io<'_, T, S>) {
-        const RUNS_PER_UNIT: usize = 64;
-        if !self.unit.downgraded || self.unit.whole_below == Pfn::LIMIT {
+        let adaptive = self.policy.granularity == Granularity::Adaptive;
+        if !adaptive || !self.unit.downgraded {
             return;
         }
-        while io.budget.spend() {
-            for _ in 0..RUNS_PER_UNIT {
-                let Some((range, _)) = next_held(io.source, self.unit.whole_below) else {
-                    if self.unit.seen == held(io.source) {
+        while self.unit.whole_below != Pfn::LIMIT && io.budget.spend_look() {
+            let from = self.unit.whole_below;
+            // A neighbour given by the other path belongs to the same block.
+            let inside = !from.is_aligned(io.caps.unit);
+            match next_held(io.source, from) {
+                Some((range, _)) if range.start() == from || !inside => {
+                    let whole = inside || range.start().is_aligned(io.caps.unit);
+                    self.unit.seen = self.unit.seen.saturating_add(range.count());
+                    self.unit.whole_below = if whole { range.end() } else { Pfn::LIMIT };
+                }
+                // The end, or a broken block: looked at again once the balloon has changed.
+                found => {
+                    let all = self.unit.seen == held(io.source);
+                    if found.is_none() && !inside && all {
                         self.upgrade(io);
                     }
                     self.unit.whole_below = Pfn::LIMIT;
-                    return;
-                };
-                let mut end = range.end();
-                // A neighbour given by the other path belongs to the same block.
-                while !end.is_aligned(io.caps.unit) {
-                    match next_held(io.source, end) {
-                        Some((next, _)) if next.start() == end => end = next.end(),
-                        _ => break,
-                    }
                 }
-                if !range.start().is_aligned(io.caps.unit) || !end.is_aligned(io.caps.unit) {
-                    // Broken blocks: look again once the balloon has changed.
-                    self.unit.whole_below = Pfn::LIMIT;
-                    return;
-                }
-                self.unit.seen = self
-                    .unit
-                    .seen
-                    .saturating_add(FrameCount::new(end.get() - range.start().get()));
-                self.unit.whole_below = end;
             }
         }
     }
@@ -171,7 +180,7 @@ impl<const N: usize> Engine<N> {
 
     /// Tells the host the unit if it changed; again later if that fails.
     pub(super) fn announce_unit<T: Transport, S>(&mut self, io: &mut Io<'_, T, S>) {
-        if !self.unit.untold || self.broken || self.host.is_waiting(io.now) {
+        if !self.unit.untold || self.failed.is_some() || self.host.is_waiting(io.now) {
             return;
         }
         let told = io.transport.announce_unit(self.unit.order);

@@ -19,7 +19,7 @@ fn one_owner_for_each_frame() {
         frame: Content::new(),
     });
     let take = |rig: &Rig| {
-        let got = rig.shared.take_reserve()?;
+        let got = rig.shared.take_emergency()?;
         assert_eq!(rig.frame.read(), 1, "the frame as it was put");
         rig.frame.write(2);
         Some(got)
@@ -29,9 +29,9 @@ fn one_owner_for_each_frame() {
         thread::spawn(move || take(&rig))
     });
     rig.frame.write(1);
-    rig.shared.put_reserve(frame).unwrap();
+    rig.shared.keep_place().unwrap().put(frame).unwrap();
     let taken = hooks.map(|hook| hook.join().unwrap());
-    let left = rig.shared.take_reserve();
+    let left = rig.shared.take_emergency();
     let owners = taken.into_iter().chain([left]).flatten();
     assert!(owners.eq([frame]), "one owner, and the frame is not lost");
 }

@@ -12,7 +12,7 @@ use crate::sync::Site;
 trait Flag: Default + Send + Sync + 'static {
     fn raise(&self);
     fn take(&self) -> bool;
-    fn pending(&self) -> bool;
+    fn is_set(&self) -> bool;
 }
 
 impl Flag for Signal {
@@ -24,8 +24,8 @@ impl Flag for Signal {
         self.take_config()
     }
 
-    fn pending(&self) -> bool {
-        self.pending()
+    fn is_set(&self) -> bool {
+        self.is_config_set()
     }
 }
 
@@ -42,7 +42,7 @@ impl Flag for Stored {
         self.0.swap(false, Ordering::AcqRel)
     }
 
-    fn pending(&self) -> bool {
+    fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -56,22 +56,22 @@ fn no_wake_up_is_lost<F: Flag>() {
     struct Rig<F> {
         flag: F,
         /// Written by a handler before it raises; the ordering is the flag's.
-        news: [loom::sync::atomic::AtomicU32; 2],
+        to: [loom::sync::atomic::AtomicU32; 2],
     }
     let rig = Arc::new(Rig {
         flag: F::default(),
-        news: [0, 0].map(loom::sync::atomic::AtomicU32::new),
+        to: [0, 0].map(loom::sync::atomic::AtomicU32::new),
     });
     let handlers = [0, 1].map(|index: usize| {
         let rig = Arc::clone(&rig);
         thread::spawn(move || {
-            rig.news[index].store(1, Ordering::Relaxed);
+            rig.to[index].store(1, Ordering::Relaxed);
             rig.flag.raise();
         })
     });
     let step = |rig: &Rig<F>| {
         let taken = rig.flag.take();
-        let seen = [0, 1].map(|index: usize| rig.news[index].load(Ordering::Relaxed) == 1);
+        let seen = [0, 1].map(|index: usize| rig.to[index].load(Ordering::Relaxed) == 1);
         taken.then_some(seen).unwrap_or_default()
     };
     let stepper = {
@@ -89,29 +89,29 @@ fn no_wake_up_is_lost<F: Flag>() {
         handler.join().unwrap();
     }
     let seen = stepper.join().unwrap();
-    assert!(seen == [true; 2] || rig.flag.pending(), "{LOST}");
+    assert!(seen == [true; 2] || rig.flag.is_set(), "{LOST}");
 }
 
 /// What a handler wrote before it raised the flag is the step's to read.
 fn news_come_with_the_flag() {
     struct Rig {
         signal: Signal,
-        news: Content,
+        to: Content,
     }
     let rig = Arc::new(Rig {
         signal: Signal::default(),
-        news: Content::new(),
+        to: Content::new(),
     });
     let handler = {
         let rig = Arc::clone(&rig);
         thread::spawn(move || {
-            rig.news.write(1);
+            rig.to.write(1);
             rig.signal.used();
         })
     };
-    if rig.signal.take_used() {
-        assert_eq!(rig.news.read(), 1);
-        assert!(!rig.signal.pending(), "taken once");
+    if rig.signal.take() {
+        assert_eq!(rig.to.read(), 1);
+        assert!(!rig.signal.is_set(), "taken once");
     }
     handler.join().unwrap();
 }

@@ -22,14 +22,22 @@ fn a_run_packs_any_range_it_takes() {
         (0, 1),
         (7, 300),
         (Pfn::LIMIT.get() - 1, 1),
-        (1 << 39, 1 << 24),
+        (1 << 39, 1 << 23),
     ] {
+        let run = Run::new(range(start, count)).unwrap();
         assert_eq!(
-            Run::new(range(start, count)).unwrap().range(),
-            range(start, count)
+            (run.range(), run.is_untouched()),
+            (range(start, count), false)
         );
+        let run = run.untouched();
+        assert_eq!(
+            (run.range(), run.is_untouched()),
+            (range(start, count), true)
+        );
+        let head = run.head(FrameCount::ONE).unwrap();
+        assert_eq!((head.range(), head.is_untouched()), (range(start, 1), true));
     }
-    assert_eq!(Run::new(range(0, (1 << 24) + 1)), None);
+    assert_eq!(Run::new(range(0, (1 << 23) + 1)), None);
     assert_eq!(Run::ZERO.range(), range(0, 1));
 }
 
@@ -47,6 +55,26 @@ fn neighbours_merge_at_both_ends() {
         sink.push(range(51, 1), Backing::Populated),
         Err(range(51, 1))
     );
+}
+
+#[test]
+fn what_was_written_is_told_apart() {
+    let mut runs = [Run::ZERO; 8];
+    let mut sink = RangeSink::new(&mut runs, FrameCount::new(100));
+    let some = Backing::Partly(FrameCount::ONE);
+    let none = Backing::Partly(FrameCount::ZERO);
+    for (start, backing) in [
+        (0, Backing::Populated),
+        (2, some),
+        (4, Backing::Unpopulated),
+        (6, none),
+        (8, Backing::Unknown),
+    ] {
+        sink.push(range(start, 2), backing).unwrap();
+    }
+    assert_eq!(ranges(sink.runs()), [(0, 4), (4, 4), (8, 2)]);
+    let untouched: Vec<bool> = sink.runs().iter().map(|run| run.is_untouched()).collect();
+    assert_eq!(untouched, [false, true, false]);
 }
 
 #[test]

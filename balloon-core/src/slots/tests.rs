@@ -99,3 +99,23 @@ fn outcomes_never_exceed_what_was_asked() {
         .unwrap();
     assert_eq!(waiting.answer().unwrap().1, Outcome::Whole);
 }
+
+#[test]
+fn a_torn_pair_is_told() {
+    let slots = Slots::<1>::new();
+    for pairs in [0, 1, 511, (1 << 28) - 2] {
+        let waiting = slots.claim(Kind::Migrate).unwrap().launch();
+        let torn = Outcome::Torn(FrameCount::new(pairs));
+        let answered = slots
+            .completer()
+            .complete(Kind::Migrate, waiting.slot(), torn);
+        assert_eq!(answered, Ok(()));
+        assert_eq!(waiting.answer().unwrap().1, torn);
+    }
+    let torn = Outcome::Torn(FrameCount::new(3));
+    for (asked, (taken, given)) in [(10, (3, 4)), (4, (3, 4)), (3, (3, 3))] {
+        let asked = FrameCount::new(asked);
+        let answer = (torn.frames(asked).get(), torn.given(asked).get());
+        assert_eq!(answer, (taken, given));
+    }
+}

@@ -3,6 +3,19 @@ use alloc::vec::Vec;
 use super::*;
 
 #[test]
+fn a_kernels_own_numbers_fit() {
+    assert_eq!(FrameCount::from_usize(7).to_usize(), 7);
+    assert_eq!(Bytes::from_usize(usize::MAX).to_usize(), usize::MAX);
+    assert_eq!(FrameCount::MAX.to_usize(), usize::MAX);
+    assert_eq!(
+        Order::holding(Bytes::new(2 << 20).frames()),
+        Some(Order::SUPERPAGE)
+    );
+    assert_eq!(FrameRange::within(u64::MAX, Bytes::new(u64::MAX)), None);
+    assert_eq!(FrameRange::within(1, Bytes::new(8190)), None);
+}
+
+#[test]
 fn a_range_is_never_empty_nor_beyond_the_limit() {
     let range = |start, count| FrameRange::new(Pfn::new(start), FrameCount::new(count));
     assert_eq!(range(5, 0), None);

@@ -8,17 +8,13 @@
 //! | module | one item | unit | spoken by |
 //! |---|---|---|---|
 //! | [`pfn_array`] | 4 bytes, little-endian | frame number | virtio inflate and deflate queues (virtio 1.3, 5.5.6) |
-//! | [`ranges`] | descriptor: address, 32-bit length | bytes | virtio reporting and hinting queues (5.5.6.6, 5.5.6.7) |
 //! | [`chunks_v8`] | 16 bytes after an 8-byte header, little-endian | frames, shifted by 12 | the proposed `VIRTIO_BALLOON_F_CHUNK_TRANSFER`, version 8 of March 2017 |
-//! | [`extents`] | frame number, one order for a whole list | blocks of 2^order frames | Xen memory operations |
 //!
 //! Encoders and decoders of a shape are exact opposites; both directions are
 //! fuzzed (`core_wire`). Nothing here looks at memory or talks to a host.
 
 pub mod chunks_v8;
-pub mod extents;
 pub mod pfn_array;
-pub mod ranges;
 
 use crate::units::{FrameCount, FrameRange};
 

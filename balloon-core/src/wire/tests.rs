@@ -4,10 +4,8 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::chunks_v8::{self, Label, Responses, decode_lenient, decode_strict};
-use super::extents::{Extent, Extents};
 use super::pfn_array::{self, PfnArrays, TooHigh, TornNumber};
-use super::ranges::{self, AddressRange, AddressRanges};
-use crate::units::{FrameCount, FrameRange, Order, Pfn};
+use crate::units::{FrameCount, FrameRange, Pfn};
 
 fn range(start: u64, count: u64) -> FrameRange {
     FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()
@@ -17,20 +15,6 @@ fn any_ranges(below: u64, longest: u64) -> impl Strategy<Value = Vec<FrameRange>
     let one = (0..below, 1..=longest)
         .prop_map(move |(start, count)| range(start, count.min(below - start)));
     proptest::collection::vec(one, 0..12)
-}
-
-/// The frames as ranges, with neighbours joined.
-fn joined(pieces: impl IntoIterator<Item = FrameRange>) -> Vec<FrameRange> {
-    let mut all: Vec<FrameRange> = Vec::new();
-    for piece in pieces {
-        match all.last_mut() {
-            Some(last) if last.end() == piece.start() => {
-                *last = range(last.start().get(), last.count().get() + piece.count().get());
-            }
-            _ => all.push(piece),
-        }
-    }
-    all
 }
 
 #[test]
@@ -61,51 +45,6 @@ fn an_array_without_room_takes_nothing() {
     assert_eq!(arrays.peek(), Some(range(7, 2)));
     assert_eq!(arrays.fill(&mut [0; 11]), Ok(FrameCount::new(2)));
     assert_eq!(pfn_array::decode(&[0; 6]).err(), Some(TornNumber));
-}
-
-#[test]
-fn long_ranges_are_cut_where_a_superpage_ends() {
-    let found: Vec<_> = AddressRanges::new([range(5, 3 << 20)]).collect();
-    assert!(
-        found
-            .iter()
-            .all(|piece| piece.frames().count() <= ranges::LONGEST)
-    );
-    for piece in found.iter().skip(1) {
-        assert!(
-            piece.frames().start().is_aligned(Order::SUPERPAGE),
-            "{piece:?}"
-        );
-    }
-    assert_eq!(found.len(), 4);
-    let longest = AddressRanges::new([range(5, (1 << 20) - 1)]).collect::<Vec<_>>();
-    assert_eq!(longest.len(), 1);
-    assert_eq!(
-        (longest[0].address(), longest[0].len()),
-        (0x5000, 0xffff_f000)
-    );
-}
-
-#[test]
-fn a_descriptor_names_whole_frames() {
-    use ranges::DecodeError::{NoFrames, Unaligned};
-    assert_eq!(AddressRange::decode(0x1800, 0x1000), Err(Unaligned));
-    assert_eq!(AddressRange::decode(0x1000, 0x800), Err(Unaligned));
-    assert_eq!(AddressRange::decode(0x1000, 0), Err(NoFrames));
-    assert_eq!(AddressRange::decode(u64::MAX << 12, 0x1000), Err(NoFrames));
-    let frames = AddressRange::decode(0x1000, 0x3000).unwrap().frames();
-    assert_eq!(frames, range(1, 3));
-}
-
-#[test]
-fn an_extent_is_aligned() {
-    assert!(Extent::new(Pfn::new(256), Order::SUPERPAGE).is_none());
-    assert!(Extent::new(Pfn::LIMIT, Order::FRAME).is_none());
-    let extent = Extent::new(Pfn::new(1024), Order::SUPERPAGE).unwrap();
-    assert_eq!(extent.frames(), range(1024, 512));
-    let last = Pfn::LIMIT.get() - (1 << 39);
-    let whole = Extents::new([range(last, 1 << 39)], &[Order::MAX]);
-    assert!(whole.map(Extent::order).eq([Order::MAX]));
 }
 
 #[test]
@@ -203,47 +142,6 @@ proptest! {
         }
         let asked: Vec<_> = ranges.iter().flat_map(|range| range.frames()).collect();
         prop_assert_eq!(found, asked);
-    }
-
-    #[test]
-    fn address_ranges_round_trip(ranges in any_ranges(1 << 40, 1 << 23)) {
-        let pairs: Vec<_> = AddressRanges::new(ranges.iter().copied())
-            .map(|piece| (piece.address(), piece.len()))
-            .collect();
-        let found = pairs
-            .into_iter()
-            .map(|(address, len)| AddressRange::decode(address, len).unwrap().frames());
-        prop_assert_eq!(joined(found), joined(ranges));
-    }
-
-    #[test]
-    fn extents_cover_the_ranges_with_the_fewest_blocks(
-        ranges in any_ranges(1 << 16, if cfg!(miri) { 300 } else { 5000 }),
-        orders in proptest::collection::vec(0..12u8, 0..4),
-    ) {
-        let orders: Vec<_> = orders.into_iter().map(|order| Order::new(order).unwrap()).collect();
-        for range in &ranges {
-            let extents: Vec<_> = Extents::new([*range], &orders).collect();
-            for extent in &extents {
-                prop_assert!(extent.order() == Order::FRAME || orders.contains(&extent.order()));
-                prop_assert!(extent.start().is_aligned(extent.order()));
-            }
-            // As few as possible: each order has every block that fits and no
-            // larger one covers.
-            for &order in &orders {
-                let larger = |extent: &&Extent| extent.order() >= order;
-                let covered: u64 = extents
-                    .iter()
-                    .filter(larger)
-                    .map(|extent| extent.frames().count().get())
-                    .sum();
-                let size = order.frames().get();
-                let start = range.start().get().next_multiple_of(size);
-                let fitting = (range.end().get() / size * size).saturating_sub(start);
-                prop_assert_eq!(covered, fitting);
-            }
-            prop_assert_eq!(joined(extents.into_iter().map(Extent::frames)), vec![*range]);
-        }
     }
 
     #[test]

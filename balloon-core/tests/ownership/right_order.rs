@@ -1,6 +1,6 @@
 //! The order that the other cases break.
 
-use balloon_core::{Claimed, FrameCount, FrameRange, GivePath, Kind, Outcome, Pfn, Run, Slots};
+use balloon_core::{Claimed, FrameCount, FrameRange, Via, Kind, Outcome, Pfn, Run, Slots};
 
 fn main() {
     let slots = Slots::<1>::new();
@@ -8,7 +8,7 @@ fn main() {
     let runs = [Run::new(range).unwrap()];
     let claimed: Claimed<'_> = slots.claim(Kind::Inflate).unwrap();
     let in_flight = claimed.launch();
-    let request = in_flight.request(GivePath::Told, &runs);
+    let request = in_flight.request(Via::Inflate, &runs);
     let completer = slots.completer();
     completer
         .complete(request.kind, request.slot, Outcome::Whole)

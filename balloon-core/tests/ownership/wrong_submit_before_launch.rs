@@ -1,4 +1,4 @@
-use balloon_core::{GivePath, Kind, Request, Run, Slots};
+use balloon_core::{Via, Kind, Request, Run, Slots};
 
 fn submit(_: Request<'_>) {}
 
@@ -6,10 +6,10 @@ fn main() {
     let slots = Slots::<1>::new();
     let runs: [Run; 0] = [];
     let claimed = slots.claim(Kind::Report).unwrap();
-    submit(claimed.request(GivePath::Told, &runs));
+    submit(claimed.request(Via::Inflate, &runs));
     submit(Request {
         kind: Kind::Report,
-        path: GivePath::Told,
+        via: Via::Inflate,
         slot: claimed.slot(),
         runs: &runs,
     });

@@ -1,7 +1,7 @@
 //! Time per operation against the size of memory, 1 GiB to 1 TiB of simulated frames.
 
 use buddy_alloc::{
-    Backing, Config, Frame, FrameCount, FrameRange, Order, Preference, RangeBuf, TakeAsk, Zone,
+    Backing, Config, Frame, FrameCount, FrameRange, Order, Preference, RangeBuf, TakeRequest, Zone,
 };
 use serde_json::json;
 
@@ -52,7 +52,9 @@ pub(crate) fn run(quick: bool) {
             median(|| {
                 let start = now();
                 for _ in 0..100_000 {
-                    let frame = zone.allocate(Order::FRAME, Preference::Untouched).unwrap();
+                    let frame = zone
+                        .allocate(Order::FRAME, Preference::Unpopulated)
+                        .unwrap();
                     zone.free(frame, Order::FRAME).unwrap();
                 }
                 (200_000, now() - start)
@@ -100,7 +102,7 @@ pub(crate) fn run(quick: bool) {
                 let start = now();
                 for _ in 0..1000 {
                     let mut sink = RangeBuf::new(&mut places, FrameCount::new(4096));
-                    zone.take(TakeAsk::default(), &mut sink);
+                    zone.take(TakeRequest::default(), &mut sink);
                     for &range in sink.ranges() {
                         zone.put(range, Backing::Populated).unwrap();
                     }
@@ -110,7 +112,7 @@ pub(crate) fn run(quick: bool) {
         );
         drop(unsafe { Box::from_raw(memory) });
     }
-    breakable();
+    fragmentable();
     let words =
         Config::new().metadata_words(FrameRange::new(Frame::new(0), FrameCount::new(1 << 29)));
     eprintln!(
@@ -121,14 +123,14 @@ pub(crate) fn run(quick: bool) {
 
 /// Blocks of 2 MiB left whole under a mixed load, by the number kept for being fragmented: small
 /// demands of all orders come and go, their number swings between 1/8 and 3/8 of memory.
-fn breakable() {
+fn fragmentable() {
     for kept in [0, 4, 8, 16, 32, 64] {
         let frames = 1u64 << 16;
         let span = FrameRange::new(Frame::new(0), FrameCount::new(frames));
-        let config = Config::new().with_breakable(kept);
+        let config = Config::new().with_fragmentable(kept);
         let mut memory = vec![0; config.metadata_words(span)];
         let mut zone = Zone::new(span, config, &mut memory).unwrap();
-        zone.add_range(span, Backing::Untouched).unwrap();
+        zone.add_range(span, Backing::Unpopulated).unwrap();
         let mut random = Random::new(1);
         let (mut live, mut used) = (Vec::new(), 0);
         for step in 0..frames * 8 {

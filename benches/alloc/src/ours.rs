@@ -3,8 +3,8 @@
 use std::cell::UnsafeCell;
 
 use buddy_alloc::{
-    Backing, CachedZone, Config, Cpu, Frame, FrameCount, FrameRange, GivePath, Order, Preference,
-    RangeBuf, TakeAsk, Zone,
+    Backing, CachedZone, Config, Cpu, Frame, FrameCount, FrameRange, Order, Preference, RangeBuf,
+    TakeRequest, Via, Zone,
 };
 
 use crate::{Candidate, Frames, cpu};
@@ -42,7 +42,7 @@ pub(crate) fn zone(frames: u64) -> (Zone<'static>, *mut [u64]) {
     // Clears the tables, which has the host back them before the clock starts; the peers' are
     // filled by then too.
     let mut zone = Zone::new(span, config, memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     (zone, place)
 }
 
@@ -78,7 +78,7 @@ fn collect(mut count: u64, taken: &mut Vec<(u64, u64)>, mut call: impl FnMut(&mu
 
 fn take(zone: &mut Zone<'_>, count: u64, taken: &mut Vec<(u64, u64)>) {
     collect(count, taken, |sink| {
-        zone.take(TakeAsk::default(), sink);
+        zone.take(TakeRequest::default(), sink);
     });
 }
 
@@ -87,7 +87,7 @@ fn inflate(zone: &mut Zone<'_>, count: u64, taken: &mut Vec<(u64, u64)>) {
     take(zone, count, taken);
     for &(start, count) in &taken[first..] {
         let range = FrameRange::new(Frame::new(start), FrameCount::new(count));
-        zone.store(range, GivePath::Bulk).unwrap();
+        zone.store(range, Via::Bulk).unwrap();
     }
 }
 
@@ -95,8 +95,8 @@ fn deflate(zone: &mut Zone<'_>, taken: &[(u64, u64)]) {
     for &(start, count) in taken {
         let range = FrameRange::new(Frame::new(start), FrameCount::new(count));
         // In hand from a bare batch, ballooned after an inflation.
-        let _ = zone.recall_at(range, GivePath::Bulk);
-        zone.put(range, Backing::Untouched).unwrap();
+        let _ = zone.recall_at(range, Via::Bulk);
+        zone.put(range, Backing::Unpopulated).unwrap();
     }
 }
 
@@ -231,10 +231,10 @@ impl Drop for Locked {
     }
 }
 
-type Front = CachedZone<'static, spin::Mutex<Zone<'static>>, 2>;
+type Caches = CachedZone<'static, spin::Mutex<Zone<'static>>, 2>;
 
 struct Cached {
-    front: Front,
+    front: Caches,
     memory: [*mut [u64]; 2],
 }
 
@@ -276,7 +276,7 @@ impl Frames for Cached {
 
     fn metadata(&self) -> u64 {
         let words: u64 = self.memory.iter().map(|memory| memory.len() as u64).sum();
-        size_of::<Front>() as u64 + words * 8
+        size_of::<Caches>() as u64 + words * 8
     }
 }
 

@@ -11,15 +11,15 @@ fn check(list: &List, nodes: &Nodes<'_>, model: &VecDeque<(u32, bool)>) {
     let expected: Vec<u32> = model.iter().map(|&(pair, _)| pair).collect();
     assert_eq!(found, expected);
     assert_eq!(list.first(), expected.first().copied().unwrap_or(NONE));
-    for hot in [false, true] {
+    for any_populated in [false, true] {
         let first = model
             .iter()
-            .find(|&&(_, class)| class == hot)
+            .find(|&&(_, class)| class == any_populated)
             .map_or(NONE, |&(pair, _)| pair);
         assert_eq!(
-            list.first_of(nodes, hot),
+            list.first_of(nodes, any_populated),
             first,
-            "first of class {hot} in {model:?}"
+            "first of class {any_populated} in {model:?}"
         );
     }
 }
@@ -35,9 +35,9 @@ fn run(pairs: u32, steps: impl Iterator<Item = u32>) {
             list.remove(&nodes, pair, nodes.get(pair));
             model.remove(place);
         } else {
-            let hot = (step / pairs) % 2 == 1;
-            list.push(&nodes, pair, Node::free_block(1, hot));
-            model.push_front((pair, hot));
+            let any_populated = (step / pairs) % 2 == 1;
+            list.push(&nodes, pair, Node::free_block(1, any_populated));
+            model.push_front((pair, any_populated));
         }
         check(&list, &nodes, &model);
     }
@@ -87,5 +87,5 @@ fn the_all_ones_link_is_no_sentinel() {
         .with_next(all_ones);
     assert_eq!((node.prev(), node.next()), (all_ones, all_ones));
     assert_eq!(node.slot(false), crate::node::Slot::Free(3));
-    assert!(node.is_hot());
+    assert!(node.is_populated());
 }

@@ -12,7 +12,7 @@ pub enum Backing {
     /// Every frame has memory behind it.
     Populated,
     /// None has; the first touch costs a page fault in the host.
-    Untouched,
+    Unpopulated,
     /// Nobody knows, as after a reset or a restore. Counts as populated: giving an unpopulated
     /// frame away frees nothing, never giving a populated one costs the host its memory.
     Unknown,
@@ -20,7 +20,7 @@ pub enum Backing {
 
 impl Backing {
     pub(crate) const fn is_populated(self) -> bool {
-        !matches!(self, Self::Untouched)
+        !matches!(self, Self::Unpopulated)
     }
 }
 
@@ -34,17 +34,8 @@ impl Zone<'_> {
     /// # Errors
     /// See [`AddError`]; an empty range is fine.
     pub fn add_range(&mut self, range: FrameRange, backing: Backing) -> Result<(), AddError> {
-        if !self.span.covers(range) {
-            return if range.is_empty() {
-                Ok(())
-            } else {
-                Err(AddError::Foreign)
-            };
-        }
+        self.check_add(range)?;
         let (start, end) = (range.start().get(), range.end().get());
-        if self.any_managed(start, end) {
-            return Err(AddError::Overlap);
-        }
         for (region, start, end) in self.by_region(start, end) {
             self.regions.add_managed(region, end - start);
         }
@@ -64,6 +55,19 @@ impl Zone<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Whether [`add_range`](Self::add_range) would add a range.
+    pub(crate) fn check_add(&self, range: FrameRange) -> Result<(), AddError> {
+        if range.is_empty() {
+            Ok(())
+        } else if !self.span.covers(range) {
+            Err(AddError::Foreign)
+        } else if self.any_managed(range.start().get(), range.end().get()) {
+            Err(AddError::Overlap)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether any frame of a range is managed. Regions that are wholly one or the other are

@@ -1,6 +1,6 @@
 //! Allocation for use.
 
-use super::{BREAKABLE, Zone};
+use super::{FRAGMENTABLE, Zone};
 use crate::error::AllocError;
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::list::NONE;
@@ -16,7 +16,7 @@ pub enum Preference {
     #[default]
     Populated,
     /// Blocks without populated frames first: for memory that is filled anew anyway.
-    Untouched,
+    Unpopulated,
     /// The most recently freed block of the smallest order that fits, whatever its class.
     Any,
 }
@@ -32,7 +32,9 @@ impl Zone<'_> {
         if order > self.max_order {
             return Err(AllocError::TooLarge);
         }
-        let (frame, populated) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
+        let (frame, populated) = self
+            .allocate_block(order, preference)
+            .ok_or(AllocError::Exhausted)?;
         self.use_block(frame, order, populated);
         Ok(Frame::new(frame))
     }
@@ -47,7 +49,7 @@ impl Zone<'_> {
     /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
     /// # let mut memory = vec![0; Config::new().metadata_words(span)];
     /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
-    /// # zone.add_range(span, Backing::Untouched)?;
+    /// # zone.add_range(span, Backing::Unpopulated)?;
     /// let three = zone.allocate_range(FrameCount::new(3), Order::FRAME, Preference::Any)?;
     /// assert_eq!(three.count(), FrameCount::new(3));
     /// assert_eq!(zone.stats().free, FrameCount::new(61));
@@ -68,7 +70,9 @@ impl Zone<'_> {
         if order > self.max_order {
             return Err(AllocError::TooLarge);
         }
-        let (start, populated) = self.grab(order, preference).ok_or(AllocError::Exhausted)?;
+        let (start, populated) = self
+            .allocate_block(order, preference)
+            .ok_or(AllocError::Exhausted)?;
         let (end, tail) = (start + count.get(), start + (1 << order));
         // The used part is marked first: a merging tail must not meet unmarked frames.
         for (frame, order) in self.blocks_of(start, end) {
@@ -100,16 +104,20 @@ impl Zone<'_> {
     /// Takes a block of exactly `order` out of the free frames. Says how many of its frames are
     /// populated.
     #[inline]
-    pub(super) fn grab(&mut self, order: u32, preference: Preference) -> Option<(u64, u64)> {
+    pub(super) fn allocate_block(
+        &mut self,
+        order: u32,
+        preference: Preference,
+    ) -> Option<(u64, u64)> {
         let granule = self.regions.order();
         if self.breakable_limit == 0 || order >= granule {
             let (set, found, class) = self.find(0, order, preference)?;
             return self.split(set, found, order, class, preference, false);
         }
-        if let Some((set, found, class)) = self.find(BREAKABLE, order, preference) {
+        if let Some((set, found, class)) = self.find(FRAGMENTABLE, order, preference) {
             return self.split(set, found, order, class, preference, false);
         }
-        if self.breakable < self.breakable_limit
+        if self.fragmentable < self.breakable_limit
             && let Some((set, found, class)) = self.find(0, granule, preference)
         {
             return self.split(set, found, order, class, preference, true);
@@ -123,10 +131,10 @@ impl Zone<'_> {
         let order = u32::from(order.get());
         let fits = |found: Option<(usize, u32, Option<bool>)>| match preference {
             Preference::Populated => found.is_some_and(|(.., class)| class == Some(true)),
-            Preference::Untouched => found.is_some_and(|(.., class)| class == Some(false)),
+            Preference::Unpopulated => found.is_some_and(|(.., class)| class == Some(false)),
             Preference::Any => found.is_some(),
         };
-        fits(self.find(BREAKABLE, order, preference)) || fits(self.find(0, order, preference))
+        fits(self.find(FRAGMENTABLE, order, preference)) || fits(self.find(0, order, preference))
     }
 
     /// The list to serve a demand from: list set, order and class (`None`: its very first block).
@@ -137,16 +145,16 @@ impl Zone<'_> {
         order: u32,
         preference: Preference,
     ) -> Option<(usize, u32, Option<bool>)> {
-        let [cold, hot] = *self.masks.get(set)?;
+        let [none, some] = *self.masks.get(set)?;
         let fits = u32::MAX << order;
         let pick = |mask: u32, class| {
             let mask = mask & fits;
             (mask != 0).then(|| (set, mask.trailing_zeros(), class))
         };
         match preference {
-            Preference::Any => pick(cold | hot, None),
-            Preference::Populated => pick(hot, Some(true)).or_else(|| pick(cold, Some(false))),
-            Preference::Untouched => pick(cold, Some(false)).or_else(|| pick(hot, Some(true))),
+            Preference::Any => pick(none | some, None),
+            Preference::Populated => pick(some, Some(true)).or_else(|| pick(none, Some(false))),
+            Preference::Unpopulated => pick(none, Some(false)).or_else(|| pick(some, Some(true))),
         }
     }
 
@@ -163,7 +171,7 @@ impl Zone<'_> {
     ) -> Option<(u64, u64)> {
         let list = &self.bin(set, found)?.list;
         let pair = match class {
-            Some(hot) => list.first_of(&self.nodes, hot),
+            Some(any_populated) => list.first_of(&self.nodes, any_populated),
             None => list.first(),
         };
         if pair == NONE {
@@ -171,7 +179,7 @@ impl Zone<'_> {
         }
         let node = self.nodes.get(pair);
         let mut frame = self.frame_of(pair, found, node.odd_is_free());
-        let mut hot = node.is_hot();
+        let mut any_populated = node.is_populated();
         self.unlist_node(set, found, pair, node);
         // What will be asked about the next block in the list.
         if let Some(bin) = self.bin(set, found) {
@@ -179,9 +187,10 @@ impl Zone<'_> {
                 .prefetch(self.frame_of(bin.list.first(), found, false));
         }
         if found != order {
-            (frame, hot) = self.halve((frame, found, hot), order, preference, set_aside);
+            (frame, any_populated) =
+                self.halve((frame, found, any_populated), order, preference, set_aside);
         }
-        let populated = match (hot, order) {
+        let populated = match (any_populated, order) {
             (false, _) => 0,
             (true, 0) => 1,
             (true, _) => self.populated.count(frame, order),
@@ -194,32 +203,32 @@ impl Zone<'_> {
     /// kept, the lower half if both are alike.
     fn halve(
         &mut self,
-        (mut frame, mut at, mut hot): (u64, u32, bool),
+        (mut frame, mut at, mut any_populated): (u64, u32, bool),
         order: u32,
         preference: Preference,
         set_aside: bool,
     ) -> (u64, bool) {
-        let wanted = !matches!(preference, Preference::Untouched);
+        let wanted = !matches!(preference, Preference::Unpopulated);
         while at > order {
             if set_aside && at == self.regions.order() {
-                self.regions.set_breakable(self.regions.of(frame), true);
-                self.breakable += 1;
+                self.regions.set_fragmentable(self.regions.of(frame), true);
+                self.fragmentable += 1;
             }
             at -= 1;
             let upper = frame + (1 << at);
-            let (lower_hot, upper_hot) = if hot {
+            let (lower_populated, upper_populated) = if any_populated {
                 self.populated.halves(frame, at)
             } else {
                 (false, false)
             };
-            if lower_hot != wanted && upper_hot == wanted {
-                self.list(frame, at, lower_hot);
-                (frame, hot) = (upper, upper_hot);
+            if lower_populated != wanted && upper_populated == wanted {
+                self.list(frame, at, lower_populated);
+                (frame, any_populated) = (upper, upper_populated);
             } else {
-                self.list(upper, at, upper_hot);
-                hot = lower_hot;
+                self.list(upper, at, upper_populated);
+                any_populated = lower_populated;
             }
         }
-        (frame, hot)
+        (frame, any_populated)
     }
 }

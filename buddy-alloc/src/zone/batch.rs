@@ -3,7 +3,10 @@
 
 use core::fmt;
 
-use super::{BREAKABLE, Preference, RangeSink, TakeStop, Zone};
+use super::alloc::Preference;
+use super::balloon::Shortage;
+use super::sink::RangeSink;
+use super::{FRAGMENTABLE, Zone};
 use crate::error::FreeError;
 use crate::frame::{FrameCount, FrameRange, Order};
 use crate::node::Kind;
@@ -52,11 +55,11 @@ impl Zone<'_> {
     /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(4096));
     /// # let mut memory = vec![0; Config::new().metadata_words(span)];
     /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
-    /// # zone.add_range(span, Backing::Untouched)?;
+    /// # zone.add_range(span, Backing::Unpopulated)?;
     /// let mut places = [FrameRange::block(Frame::new(0), Order::FRAME); 64];
     /// let mut sink = RangeBuf::new(&mut places, FrameCount::new(3000));
     /// let stop = zone.allocate_batch(Order::FRAME, Preference::Populated, &mut sink);
-    /// assert_eq!(stop, TakeStop::Enough);
+    /// assert_eq!(stop, Shortage::None);
     /// assert_eq!(zone.stats().used, FrameCount::new(3000));
     /// zone.free_batch(sink.ranges())?;
     /// # Ok::<(), Box<dyn core::error::Error>>(())
@@ -66,7 +69,7 @@ impl Zone<'_> {
         unit: Order,
         preference: Preference,
         sink: &mut S,
-    ) -> TakeStop {
+    ) -> Shortage {
         self.batch(unit, preference, sink, |_| true)
     }
 
@@ -77,7 +80,7 @@ impl Zone<'_> {
         preference: Preference,
         sink: &mut S,
         more: impl Fn(&Self) -> bool,
-    ) -> TakeStop {
+    ) -> Shortage {
         let unit = u32::from(unit.get());
         let mut run = Run::default();
         loop {
@@ -86,7 +89,7 @@ impl Zone<'_> {
                 Some(left) if more(self) => self.whole_piece(unit, preference, unit + left),
                 _ => break,
             };
-            let Some((frame, populated)) = self.grab(piece, preference) else {
+            let Some((frame, populated)) = self.allocate_block(piece, preference) else {
                 break;
             };
             if frame != run.end {
@@ -102,11 +105,11 @@ impl Zone<'_> {
         }
         self.hand_over(&mut run, sink);
         if sink.wanted() == FrameCount::ZERO {
-            TakeStop::Enough
+            Shortage::None
         } else if self.free == 0 {
-            TakeStop::Empty
+            Shortage::Empty
         } else {
-            TakeStop::Fragmented
+            Shortage::Fragmented
         }
     }
 
@@ -140,7 +143,7 @@ impl Zone<'_> {
     /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
     /// # let mut memory = vec![0; Config::new().metadata_words(span)];
     /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
-    /// # zone.add_range(span, Backing::Untouched)?;
+    /// # zone.add_range(span, Backing::Unpopulated)?;
     /// let one = |number| FrameRange::block(Frame::new(number), Order::FRAME);
     /// zone.allocate_range_at(FrameRange::new(Frame::new(0), FrameCount::new(8)))?;
     /// let error = zone.free_batch(&[one(3), one(9), one(5)]).unwrap_err();
@@ -170,7 +173,7 @@ impl Zone<'_> {
         let mut done = 0;
         while let Some(left) = found.len().checked_sub(done).and_then(usize::checked_ilog2) {
             let larger = self.whole_piece(order, preference, order + left);
-            let Some((frame, populated)) = self.grab(larger, preference) else {
+            let Some((frame, populated)) = self.allocate_block(larger, preference) else {
                 break;
             };
             if populated != 1 << larger {
@@ -193,7 +196,7 @@ impl Zone<'_> {
     /// The largest piece up to `most` that the next demands of `order` would all be cut from, one
     /// after the other.
     fn whole_piece(&self, order: u32, preference: Preference, most: u32) -> u32 {
-        let found = self.find(BREAKABLE, order, preference).or_else(|| {
+        let found = self.find(FRAGMENTABLE, order, preference).or_else(|| {
             self.find(0, order, preference)
                 .filter(|_| self.breakable_limit == 0)
         });
@@ -205,10 +208,10 @@ impl Zone<'_> {
             return order;
         };
         let pair = match class {
-            Some(hot) => bin.list.first_of(&self.nodes, hot),
+            Some(any_populated) => bin.list.first_of(&self.nodes, any_populated),
             None => bin.list.first(),
         };
-        if !self.nodes.get(pair).is_hot() {
+        if !self.nodes.get(pair).is_populated() {
             return piece;
         }
         // Some frames populated and others not: the populated ones come first.

@@ -34,7 +34,7 @@ impl Zone<'_> {
     /// # let span = FrameRange::new(Frame::new(0), FrameCount::new(64));
     /// # let mut memory = vec![0; Config::new().metadata_words(span)];
     /// # let mut zone = Zone::new(span, Config::new(), &mut memory)?;
-    /// # zone.add_range(span, Backing::Untouched)?;
+    /// # zone.add_range(span, Backing::Unpopulated)?;
     /// let eight = Order::new(3).unwrap();
     /// let start = zone.allocate(eight, Preference::Any)?.get();
     /// let middle = FrameRange::new(Frame::new(start + 2), FrameCount::new(3));
@@ -99,9 +99,9 @@ impl Zone<'_> {
             Some((head, _, Slot::Held(kind, _))) => match kind {
                 Kind::Reserved => FreeError::Reserved,
                 Kind::Isolated => FreeError::Isolated,
-                Kind::Taken | Kind::Told | Kind::Bulk => FreeError::Ballooned,
-                Kind::Used | Kind::Leaving | Kind::None if head != frame => FreeError::Interior,
-                Kind::Used | Kind::Leaving | Kind::None => FreeError::WrongOrder,
+                Kind::Taken | Kind::Inflate | Kind::Bulk => FreeError::Ballooned,
+                Kind::Used | Kind::Claimed | Kind::None if head != frame => FreeError::Interior,
+                Kind::Used | Kind::Claimed | Kind::None => FreeError::WrongOrder,
             },
         }
     }
@@ -125,6 +125,18 @@ impl Zone<'_> {
             }
         }
         Ok((head, at))
+    }
+
+    /// Whether every frame of a range is held as `kind`.
+    pub(crate) fn check_range(&self, range: FrameRange, kind: Kind) -> Result<(), RangeError> {
+        let held = self.check_held(range.start().get(), range.end().get(), kind);
+        held.map(drop).map_err(|at| self.range_error(at))
+    }
+
+    /// Whether [`free_range`](Self::free_range) would free a range.
+    pub(crate) fn check_free(&self, range: FrameRange) -> Result<(), FreeError> {
+        let held = self.check_held(range.start().get(), range.end().get(), Kind::Used);
+        held.map(drop).map_err(|at| self.free_error(at))
     }
 
     /// Takes a range out of the hands of `kind`, leaving it in nobody's. What is left of the blocks
@@ -161,7 +173,12 @@ impl Zone<'_> {
         kind: Kind,
         populated: Option<bool>,
     ) -> Result<(), u64> {
-        let (start, end) = self.unhold_range(range, kind)?;
+        let (start, end) = (range.start().get(), range.end().get());
+        if let Some(order) = self.held_block(range, kind) {
+            self.unhold(start, order, kind);
+        } else {
+            self.unhold_range(range, kind)?;
+        }
         for (frame, order) in self.blocks_of(start, end) {
             if let Some(populated) = populated {
                 self.populated.fill(frame, order, populated);
@@ -176,6 +193,16 @@ impl Zone<'_> {
         Ok(())
     }
 
+    /// The order of a range that is one block, held as `kind` and unknown to any cache.
+    #[inline]
+    fn held_block(&self, range: FrameRange, kind: Kind) -> Option<u32> {
+        let count = range.count().get();
+        let order = count.checked_ilog2().filter(|_| kind != Kind::Used)?;
+        let whole = count == 1 << order;
+        let held = whole && self.slot(range.start().get()) == Slot::Held(kind, order);
+        held.then_some(order)
+    }
+
     /// Moves a range from one kind to another.
     pub(super) fn retag(
         &mut self,
@@ -183,6 +210,15 @@ impl Zone<'_> {
         from: Kind,
         to: Kind,
     ) -> Result<(), RangeError> {
+        if let Some(order) = self.held_block(range, from) {
+            self.drop_held(from, 1 << order);
+            self.add_held(to, 1 << order);
+            self.mark(range.start().get(), order, to);
+            if to == Kind::Used {
+                self.cached.claim(range.start().get());
+            }
+            return Ok(());
+        }
         let (start, end) = self
             .unhold_range(range, from)
             .map_err(|at| self.range_error(at))?;

@@ -4,7 +4,8 @@
 //! [`Zone::unisolate`] under the lock again. The blocks come back as unpopulated, so the next pass
 //! does not meet them: nothing is walked but what is worth reporting.
 
-use super::{Backing, Zone};
+use super::Zone;
+use super::add::Backing;
 use crate::error::RangeError;
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::node::{Kind, Slot};
@@ -19,7 +20,7 @@ pub struct ReportCursor {
 /// Which blocks are worth a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct ReportAsk {
+pub struct IsolateRequest {
     /// Smallest block. Nothing is found above the granule, in pieces of which larger blocks come.
     pub order: Order,
     /// Fewest populated frames in it.
@@ -46,7 +47,7 @@ impl Zone<'_> {
     ///
     /// A free block larger than the host granule comes granule by granule. Visits at most 32
     /// regions per call.
-    pub fn isolate_next(&mut self, cursor: &mut ReportCursor, ask: ReportAsk) -> Isolated {
+    pub fn isolate_next(&mut self, cursor: &mut ReportCursor, ask: IsolateRequest) -> Isolated {
         let granule = self.regions.order();
         for _ in 0..VISITS {
             let Some(region) = self.regions.next_dense(self.regions.of(cursor.next)) else {
@@ -58,7 +59,7 @@ impl Zone<'_> {
             if self.regions.counts(region).free_populated >= ask.populated.get().max(1)
                 && let Some((head, order, start, stop)) = self.worth_reporting(from, end, ask)
             {
-                self.carve(head, order, start, stop);
+                self.split_off(head, order, start, stop);
                 self.mark_range(start, stop, Kind::Isolated);
                 cursor.next = stop;
                 return Isolated::Block(FrameRange::raw(start, stop));
@@ -69,7 +70,12 @@ impl Zone<'_> {
     }
 
     /// The first suiting (part of a) free block between two frames of a region.
-    fn worth_reporting(&self, from: u64, end: u64, ask: ReportAsk) -> Option<(u64, u32, u64, u64)> {
+    fn worth_reporting(
+        &self,
+        from: u64,
+        end: u64,
+        ask: IsolateRequest,
+    ) -> Option<(u64, u32, u64, u64)> {
         let least = ask.populated.get().max(1);
         let mut at = from;
         while at < end {
@@ -103,7 +109,7 @@ impl Zone<'_> {
         self.hold_free(FrameRange::block(frame, order), Kind::Isolated)
     }
 
-    /// Makes isolated frames free again: `Untouched` after a report that went through, `Populated`
+    /// Makes isolated frames free again: `Unpopulated` after a report that went through, `Populated`
     /// after one that did not.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Where ranges of frames go, and how neighbours become one range on the way.
 
+use super::alloc::Preference;
 use crate::frame::{FrameCount, FrameRange};
 #[cfg(doc)]
 use crate::zone::Zone;
@@ -72,8 +73,8 @@ pub(super) struct Taker<'s, S> {
     pub(super) sink: &'s mut S,
     pub(super) unit: u32,
     pub(super) below: u64,
-    /// Whether only units with populated frames count.
-    pub(super) hot_only: bool,
+    /// Which units count.
+    pub(super) class: Preference,
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) populated: u64,
@@ -81,12 +82,12 @@ pub(super) struct Taker<'s, S> {
 
 impl<'s, S: RangeSink> Taker<'s, S> {
     /// Takes nothing yet.
-    pub(super) const fn new(sink: &'s mut S, unit: u32, below: u64, hot_only: bool) -> Self {
+    pub(super) const fn new(sink: &'s mut S, unit: u32, below: u64, class: Preference) -> Self {
         Self {
             sink,
             unit,
             below,
-            hot_only,
+            class,
             start: 0,
             end: 0,
             populated: 0,

@@ -1,7 +1,7 @@
 //! What the zone is made of: by state, by order, by fragmentation.
 
-use super::balloon::GivePath;
-use super::{BREAKABLE, Zone};
+use super::balloon::Via;
+use super::{FRAGMENTABLE, Zone};
 use crate::frame::{Frame, FrameCount, FrameRange, Order};
 use crate::node::{Kind, Slot};
 
@@ -20,7 +20,7 @@ pub enum State {
     /// In the hands of a balloon, not given.
     InHand,
     /// Given to the host.
-    Ballooned(GivePath),
+    Ballooned(Via),
 }
 
 /// The block around a frame.
@@ -42,7 +42,7 @@ pub struct FreeBlock {
     /// Size.
     pub order: Order,
     /// Whether any of its frames is populated.
-    pub hot: bool,
+    pub any_populated: bool,
 }
 
 /// Counters of a zone; a copy.
@@ -66,8 +66,8 @@ pub struct Stats {
     /// Given to the host.
     pub ballooned: FrameCount,
     /// Regions set aside for being fragmented.
-    pub breakable: u32,
-    /// Free blocks by order: cold, hot.
+    pub fragmentable: u32,
+    /// Free blocks by order: unpopulated, populated.
     pub blocks: [[u64; 2]; Order::COUNT],
 }
 
@@ -82,7 +82,7 @@ impl Stats {
             .skip(usize::from(order.get()));
         FrameCount::new(
             larger
-                .map(|(order, [cold, hot])| (cold + hot) << order)
+                .map(|(order, [none, some])| (none + some) << order)
                 .sum(),
         )
     }
@@ -111,8 +111,8 @@ impl Zone<'_> {
             reserved: FrameCount::new(held(Kind::Reserved)),
             isolated: FrameCount::new(held(Kind::Isolated)),
             in_hand: FrameCount::new(held(Kind::Taken)),
-            ballooned: FrameCount::new(held(Kind::Told) + held(Kind::Bulk)),
-            breakable: self.breakable,
+            ballooned: FrameCount::new(held(Kind::Inflate) + held(Kind::Bulk)),
+            fragmentable: self.fragmentable,
             blocks: core::array::from_fn(|order| {
                 let count = |set, class: usize| {
                     let bin = self
@@ -124,8 +124,8 @@ impl Zone<'_> {
                         .map_or(0, u64::from)
                 };
                 [
-                    count(0, 0) + count(BREAKABLE, 0),
-                    count(0, 1) + count(BREAKABLE, 1),
+                    count(0, 0) + count(FRAGMENTABLE, 0),
+                    count(0, 1) + count(FRAGMENTABLE, 1),
                 ]
             }),
         }
@@ -140,7 +140,7 @@ impl Zone<'_> {
     /// Frames the guest has: what is managed less what is ballooned.
     #[must_use]
     pub fn owned_frames(&self) -> FrameCount {
-        let given = self.ballooned(GivePath::Told).get() + self.ballooned(GivePath::Bulk).get();
+        let given = self.ballooned(Via::Inflate).get() + self.ballooned(Via::Bulk).get();
         FrameCount::new(self.managed - given)
     }
 
@@ -152,12 +152,12 @@ impl Zone<'_> {
             Slot::Free(_) => State::Free,
             Slot::Held(kind, _) => match kind {
                 Kind::None => return None,
-                Kind::Used | Kind::Leaving => State::Used,
+                Kind::Used | Kind::Claimed => State::Used,
                 Kind::Reserved => State::Reserved,
                 Kind::Isolated => State::Isolated,
                 Kind::Taken => State::InHand,
-                Kind::Told => State::Ballooned(GivePath::Told),
-                Kind::Bulk => State::Ballooned(GivePath::Bulk),
+                Kind::Inflate => State::Ballooned(Via::Inflate),
+                Kind::Bulk => State::Ballooned(Via::Bulk),
             },
             Slot::Nothing => return None,
         };
@@ -181,7 +181,7 @@ impl Zone<'_> {
     /// The free blocks of an order, most recently freed first (those set aside for being
     /// fragmented last).
     pub fn free_blocks(&self, order: Order) -> impl Iterator<Item = FreeBlock> + use<'_> {
-        [0, BREAKABLE].into_iter().flat_map(move |set| {
+        [0, FRAGMENTABLE].into_iter().flat_map(move |set| {
             let bin = self.bin(set, u32::from(order.get()));
             bin.into_iter().flat_map(move |bin| {
                 bin.list.iter(self.nodes).map(move |pair| {
@@ -191,7 +191,7 @@ impl Zone<'_> {
                     FreeBlock {
                         start: Frame::new(start),
                         order,
-                        hot: node.is_hot(),
+                        any_populated: node.is_populated(),
                     }
                 })
             })

@@ -46,31 +46,37 @@ impl Zone<'_> {
     pub fn unreserve(
         &mut self,
         range: FrameRange,
-        backing: super::Backing,
+        backing: super::add::Backing,
     ) -> Result<(), RangeError> {
         self.release_held(range, Kind::Reserved, Some(backing.is_populated()))
             .map_err(|at| self.range_error(at))
     }
 
-    /// Moves a range from free to `kind`; all of it or nothing.
-    ///
-    /// Visits every free block in the range twice.
-    pub(super) fn hold_free(&mut self, range: FrameRange, kind: Kind) -> Result<(), AtError> {
-        let (start, end) = (range.start().get(), range.end().get());
-        let mut at = start;
-        while at < end {
+    /// Whether every frame of a range is free.
+    pub(crate) fn check_all_free(&self, range: FrameRange) -> Result<(), AtError> {
+        let mut at = range.start().get();
+        while at < range.end().get() {
             match self.block_at(at) {
                 Some((head, order, Slot::Free(_))) => at = head + (1 << order),
                 Some(_) => return Err(AtError::NotFree),
                 None => return Err(AtError::Foreign),
             }
         }
-        at = start;
+        Ok(())
+    }
+
+    /// Moves a range from free to `kind`; all of it or nothing.
+    ///
+    /// Visits every free block in the range twice.
+    pub(super) fn hold_free(&mut self, range: FrameRange, kind: Kind) -> Result<(), AtError> {
+        self.check_all_free(range)?;
+        let (start, end) = (range.start().get(), range.end().get());
+        let mut at = start;
         while at < end
             && let Some((head, order, Slot::Free(_))) = self.block_at(at)
         {
             let stop = end.min(head + (1 << order));
-            self.carve(head, order, at, stop);
+            self.split_off(head, order, at, stop);
             at = stop;
         }
         self.mark_range(start, end, kind);

@@ -7,7 +7,7 @@ use super::*;
 use crate::cached_bits;
 use crate::frame::{Frame, FrameCount};
 use crate::storage::accesses;
-use crate::{AtError, FreeError};
+use crate::{AtError, Backing, FreeError, Preference, RangeBuf, Shortage, TakeRequest, Via};
 
 /// A few accesses for each order that a block passes through.
 const PER_ORDER: u64 = 14;
@@ -21,7 +21,7 @@ fn with_zone(frames: u64, test: impl FnOnce(&mut Zone<'_>)) {
     let (span, config) = (range(0, frames), Config::new());
     let mut memory = vec![0; config.metadata_words(span)];
     let mut zone = Zone::new(span, config, &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     test(&mut zone);
 }
 
@@ -73,7 +73,7 @@ fn the_number_of_free_blocks_makes_no_difference() {
             for preference in [
                 Preference::Any,
                 Preference::Populated,
-                Preference::Untouched,
+                Preference::Unpopulated,
             ] {
                 for _ in 0..if cfg!(miri) { 4 } else { 20 } {
                     let (frame, taken) = cost(|| zone.allocate(Order::FRAME, preference));
@@ -130,19 +130,16 @@ fn a_take_below_a_limit_passes_over_full_regions() {
         }
         let mut places = [range(0, 1); 4];
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(2));
-        let ask = TakeAsk {
+        let ask = TakeRequest {
             below: Frame::new(LARGE - 1),
-            ..TakeAsk::default()
+            ..TakeRequest::default()
         };
         let (stop, accesses) = accesses::during(|| zone.take(ask, &mut sink));
-        assert_eq!(stop, TakeStop::Enough);
+        assert_eq!(stop, Shortage::None);
         assert_eq!(sink.ranges(), [range(3, 1), range(last, 1)]);
         // Two regions are looked at, in which the used block of 1 GiB has left a block per order.
         assert!(accesses <= 3 * ALL_ORDERS, "{accesses} accesses");
-        let ask = TakeAsk {
-            untouched: false,
-            ..ask
-        };
+        let ask = TakeRequest { only: true, ..ask };
         let (_, accesses) = accesses::during(|| {
             zone.take(ask, &mut RangeBuf::new(&mut places, FrameCount::new(2)))
         });
@@ -151,17 +148,17 @@ fn a_take_below_a_limit_passes_over_full_regions() {
 }
 
 /// One recall: why it stopped, what it yielded, and how many nodes it looked at.
-fn recall(zone: &mut Zone<'_>, unit: u8, wanted: u64) -> (TakeStop, Vec<FrameRange>, u64) {
+fn recall(zone: &mut Zone<'_>, unit: u8, wanted: u64) -> (Shortage, Vec<FrameRange>, u64) {
     let mut places = [range(0, 1); 4];
     let mut sink = RangeBuf::new(&mut places, FrameCount::new(wanted));
     let unit = Order::new(unit).unwrap();
-    let (stop, accesses) = accesses::during(|| zone.recall(GivePath::Bulk, unit, &mut sink));
+    let (stop, accesses) = accesses::during(|| zone.recall(Via::Bulk, unit, &mut sink));
     (stop, sink.ranges().to_vec(), accesses)
 }
 
 fn balloon(zone: &mut Zone<'_>, range: FrameRange) {
     zone.take_at(range).unwrap();
-    zone.store(range, GivePath::Bulk).unwrap();
+    zone.store(range, Via::Bulk).unwrap();
 }
 
 #[test]
@@ -173,13 +170,13 @@ fn whole_regions_are_looked_for_in_vain_once() {
         }
         let whole = range(LARGE / 2, 512);
         let (stop, found, _) = recall(zone, 9, 1024);
-        assert_eq!((stop, found), (TakeStop::Fragmented, [whole].to_vec()));
+        assert_eq!((stop, found), (Shortage::Fragmented, [whole].to_vec()));
         let again = recall(zone, 9, 1024);
-        assert_eq!(again, (TakeStop::Fragmented, Vec::new(), 0));
+        assert_eq!(again, (Shortage::Fragmented, Vec::new(), 0));
         // What changes is looked at, and nothing else.
         balloon(zone, range(511, 1));
         let (stop, found, accesses) = recall(zone, 9, 512);
-        assert_eq!((stop, found), (TakeStop::Enough, [range(0, 512)].to_vec()));
+        assert_eq!((stop, found), (Shortage::None, [range(0, 512)].to_vec()));
         assert!(accesses <= 6 * ALL_ORDERS, "{accesses} accesses");
     });
 }
@@ -187,17 +184,17 @@ fn whole_regions_are_looked_for_in_vain_once() {
 #[test]
 fn whole_regions_are_passed_over_for_frames_without_a_look() {
     with_zone(LARGE, |zone| {
-        // In halves: that they make whole regions has to be seen.
+        // In halves: the second one makes the region whole.
         for start in (0..LARGE - 512).step_by(256) {
             balloon(zone, range(start, 256));
         }
         let single = range(LARGE - 300, 1);
-        for first in [true, false] {
+        for _ in 0..2 {
             balloon(zone, single);
             let (stop, found, accesses) = recall(zone, 0, 1);
-            assert_eq!((stop, found), (TakeStop::Enough, [single].to_vec()));
-            assert!(first || accesses <= ALL_ORDERS, "{accesses} accesses");
-            zone.put(single, Backing::Untouched).unwrap();
+            assert_eq!((stop, found), (Shortage::None, [single].to_vec()));
+            assert!(accesses <= ALL_ORDERS, "{accesses} accesses");
+            zone.put(single, Backing::Unpopulated).unwrap();
         }
         // One is broken, and what is left of it comes next.
         for start in 0..3 {
@@ -214,14 +211,81 @@ fn a_block_larger_than_a_region_comes_back_in_one_piece() {
         balloon(zone, range(0, LARGE));
         for unit in [0, 9, 10] {
             let wanted = LARGE / 2;
+            // Above a region unit by unit.
+            let units = if unit > 9 { LARGE >> 11 } else { 1 };
             let (stop, found, accesses) = recall(zone, unit, wanted);
-            assert_eq!(
-                (stop, found),
-                (TakeStop::Enough, [range(0, wanted)].to_vec())
-            );
-            assert!(accesses <= 4 * ALL_ORDERS, "{accesses} accesses");
-            zone.store(range(0, wanted), GivePath::Bulk).unwrap();
+            assert_eq!((stop, found), (Shortage::None, [range(0, wanted)].to_vec()));
+            assert!(accesses <= 4 * units * ALL_ORDERS, "{accesses} accesses");
+            zone.store(range(0, wanted), Via::Bulk).unwrap();
         }
+    });
+}
+
+/// A search for units smaller than a region, or of several, in which almost all looks are in vain.
+#[cfg_attr(miri, ignore = "it counts looks, for many minutes under Miri")]
+#[test]
+fn a_search_in_vain_is_bounded_goes_on_and_says_when_it_is_over() {
+    // Every other frame, and at the end of the zone what is looked for; every other region likewise.
+    for (unit, part, step) in [(2, 1, 2), (4, 3, 4), (10, 512, 1024)] {
+        with_zone(LARGE, |zone| {
+            let found = range(LARGE - (1 << unit), 1 << unit);
+            for start in (0..LARGE - (1 << unit)).step_by(step) {
+                balloon(zone, range(start, part));
+            }
+            balloon(zone, found);
+            let mut calls = 0;
+            loop {
+                calls += 1;
+                let (stop, ranges, accesses) = recall(zone, unit, 1 << unit);
+                assert!(accesses <= 100 * ALL_ORDERS, "{accesses} accesses");
+                if stop == Shortage::None {
+                    assert_eq!(ranges, [found]);
+                    break;
+                }
+                assert_eq!((stop, ranges), (Shortage::Again, Vec::new()));
+                assert!(calls <= LARGE >> unit, "it goes on");
+            }
+            // Nothing is left: the pass ends, and what was looked at is not looked at again.
+            while recall(zone, unit, 1 << unit).0 == Shortage::Again {}
+            let over = recall(zone, unit, 1 << unit);
+            assert_eq!(over, (Shortage::Fragmented, Vec::new(), 0));
+            // A unit given at the start is found again, whatever was looked at.
+            zone.put(found, Backing::Unpopulated).unwrap();
+            let unit_of = range(1 << unit, 1 << unit);
+            for frame in (1 << unit)..(2 << unit) {
+                let _ = zone.take_at(range(frame, 1)).map(|()| {
+                    zone.store(range(frame, 1), Via::Bulk).unwrap();
+                });
+            }
+            let found = loop {
+                let (stop, ranges, _) = recall(zone, unit, 1 << unit);
+                if stop != Shortage::Again {
+                    break ranges;
+                }
+            };
+            assert_eq!(found, [unit_of]);
+        });
+    }
+}
+
+#[cfg_attr(miri, ignore = "it counts looks, for many minutes under Miri")]
+#[test]
+fn frames_that_left_by_place_are_not_looked_for() {
+    with_zone(LARGE, |zone| {
+        for start in (0..LARGE).step_by(512) {
+            balloon(zone, range(start + 7, 1));
+        }
+        for start in (0..LARGE - 512).step_by(512) {
+            zone.recall_at(range(start + 7, 1), Via::Bulk).unwrap();
+        }
+        let last = range(LARGE - 505, 1);
+        let all = range(0, LARGE);
+        let (next, looks) = accesses::during(|| zone.next_ballooned(all));
+        assert_eq!(next, Some((last, Via::Bulk)));
+        assert!(looks <= ALL_ORDERS, "{looks} accesses");
+        let (stop, found, accesses) = recall(zone, 0, 1);
+        assert_eq!((stop, found), (Shortage::None, [last].to_vec()));
+        assert!(accesses <= ALL_ORDERS, "{accesses} accesses");
     });
 }
 
@@ -231,7 +295,7 @@ fn with_caches(test: impl FnOnce(&mut Zone<'_>, CachedBits<'_>)) {
     let bits = CachedBits::new(&mut memory, span).unwrap();
     let mut nodes = vec![0; config.metadata_words(span)];
     let mut zone = Zone::new(span, config, &mut nodes).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     zone.attach(bits).unwrap();
     test(&mut zone, bits);
 }

@@ -2,14 +2,14 @@
 
 use buddy_alloc::{
     AllocError, Backing, Config, Frame, FrameCount, FrameRange, FreeBatchError, FreeError, Order,
-    Preference, RangeBuf, Reserve, TakeEnd, TakeStop, Zone, Zones,
+    Preference, RangeBuf, Reserve, ReserveShortage, Shortage, Zone, Zones,
 };
 
 use super::{order, range, with_zone};
 
 /// A zone with free blocks of all sizes in both classes, freed in no order of address.
 fn mixed(test: impl FnOnce(&mut Zone<'_>)) {
-    with_zone(1 << 13, Config::new(), Backing::Untouched, |zone| {
+    with_zone(1 << 13, Config::new(), Backing::Unpopulated, |zone| {
         zone.allocate_range_at(range(0, 1 << 13)).unwrap();
         let mut at = 5;
         for step in 0..700 {
@@ -38,7 +38,7 @@ fn a_batch_finds_what_single_demands_would_find_one_after_the_other() {
     for preference in [
         Preference::Any,
         Preference::Populated,
-        Preference::Untouched,
+        Preference::Unpopulated,
     ] {
         let mut expected = Vec::new();
         mixed(|zone| {
@@ -53,10 +53,10 @@ fn a_batch_finds_what_single_demands_would_find_one_after_the_other() {
                 let mut sink = RangeBuf::new(&mut places, FrameCount::new(100));
                 let stop = zone.allocate_batch(Order::FRAME, preference, &mut sink);
                 found.extend(frames(sink.ranges()));
-                if stop == TakeStop::Empty {
+                if stop == Shortage::Empty {
                     break;
                 }
-                assert_eq!(stop, TakeStop::Enough);
+                assert_eq!(stop, Shortage::None);
             }
             assert_eq!(found, expected, "{preference:?}");
         });
@@ -70,7 +70,7 @@ fn a_batch_of_larger_units_leaves_what_is_smaller() {
         let mut places = [range(0, 1); 500];
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(1 << 13));
         let stop = zone.allocate_batch(unit, Preference::Populated, &mut sink);
-        assert_eq!(stop, TakeStop::Fragmented);
+        assert_eq!(stop, Shortage::Fragmented);
         for range in sink.ranges() {
             assert_eq!(
                 (range.start().get() | range.count().get()) % 8,
@@ -89,7 +89,7 @@ fn a_batch_of_larger_units_leaves_what_is_smaller() {
 
 #[test]
 fn a_batch_that_meets_a_wrong_range_says_which_and_can_go_on() {
-    with_zone(64, Config::new(), Backing::Untouched, |zone| {
+    with_zone(64, Config::new(), Backing::Unpopulated, |zone| {
         zone.allocate_range_at(range(0, 32)).unwrap();
         zone.reserve(range(40, 4)).unwrap();
         let batch = [
@@ -120,7 +120,7 @@ fn a_reserve_is_kept_from_a_batch() {
         let mut places = [range(0, 1); 8];
         let mut sink = RangeBuf::new(&mut places, FrameCount::new(5000));
         let end = kept.allocate_batch(Order::FRAME, Preference::Any, &mut sink);
-        assert_eq!(end, TakeEnd::Floor);
+        assert_eq!(end, ReserveShortage::Floor);
         let refused = kept.allocate(Order::FRAME, Preference::Any);
         assert_eq!(refused, Err(AllocError::Floor));
         assert_eq!(zone.stats().free, FrameCount::new(100));
@@ -137,7 +137,7 @@ fn a_batch_asks_all_zones_for_the_preferred_class_first() {
         zones
             .add_zone(Zone::new(span, config, memory).unwrap())
             .unwrap();
-        zones.add_range(span, Backing::Untouched).unwrap();
+        zones.add_range(span, Backing::Unpopulated).unwrap();
     }
     let used = Frame::new((1 << 39) + 64);
     zones.allocate_at(used, order(6)).unwrap();
@@ -145,7 +145,7 @@ fn a_batch_asks_all_zones_for_the_preferred_class_first() {
     let mut places = [range(0, 1); 8];
     let mut sink = RangeBuf::new(&mut places, FrameCount::new(100));
     let stop = zones.allocate_batch(Order::FRAME, Preference::Populated, &mut sink);
-    assert_eq!(stop, TakeStop::Enough);
+    assert_eq!(stop, Shortage::None);
     assert_eq!(
         sink.ranges(),
         [FrameRange::block(used, order(6)), range(0, 36)]

@@ -1,15 +1,14 @@
 //! Sizes, splitting, fragmentation.
 
 use buddy_alloc::{
-    AllocError, Backing, Config, Frame, FrameCount, FreeError, GivePath, Order, Preference,
-    RegionUse,
+    AllocError, Backing, Config, Frame, FrameCount, FreeError, Order, Preference, RegionUse, Via,
 };
 
 use super::{order, range, with_zone};
 
 #[test]
 fn alignment_above_size_and_odd_sizes() {
-    with_zone(1024, Config::new(), Backing::Untouched, |zone| {
+    with_zone(1024, Config::new(), Backing::Unpopulated, |zone| {
         zone.allocate(Order::FRAME, Preference::Any).unwrap();
         let found = zone
             .allocate_range(FrameCount::new(5), order(6), Preference::Any)
@@ -29,7 +28,7 @@ fn alignment_above_size_and_odd_sizes() {
 
 #[test]
 fn a_split_block_is_freed_in_parts() {
-    with_zone(64, Config::new(), Backing::Untouched, |zone| {
+    with_zone(64, Config::new(), Backing::Unpopulated, |zone| {
         let block = zone.allocate(order(4), Preference::Any).unwrap();
         zone.split_block(block, order(4), order(2)).unwrap();
         assert_eq!(zone.free(block, order(4)), Err(FreeError::WrongOrder));
@@ -43,10 +42,10 @@ fn a_split_block_is_freed_in_parts() {
 
 /// Whole blocks of 2 MiB left after a mixed load: small demands of all orders come and go at 40 %
 /// use, their number swings.
-fn whole_blocks_after_mixed_load(breakable: u32) -> u64 {
+fn whole_blocks_after_mixed_load(fragmentable: u32) -> u64 {
     let frames: u64 = if cfg!(miri) { 1 << 13 } else { 1 << 16 };
-    let config = Config::new().with_breakable(breakable);
-    with_zone(frames, config, Backing::Untouched, |zone| {
+    let config = Config::new().with_fragmentable(fragmentable);
+    with_zone(frames, config, Backing::Unpopulated, |zone| {
         let mut seed = 1u64;
         let mut random = move |below: u64| {
             seed ^= seed << 13;
@@ -95,21 +94,23 @@ fn blocks_kept_for_breaking_leave_the_others_whole() {
 #[test]
 fn a_block_set_aside_is_let_go_when_it_is_whole() {
     for max in [9, 10, 18] {
-        let config = Config::new().with_max_order(order(max)).with_breakable(2);
-        with_zone(4096, config, Backing::Untouched, |zone| {
+        let config = Config::new()
+            .with_max_order(order(max))
+            .with_fragmentable(2);
+        with_zone(4096, config, Backing::Unpopulated, |zone| {
             let frames = [(); 600].map(|()| zone.allocate(Order::FRAME, Preference::Any).unwrap());
-            assert_eq!(zone.stats().breakable, 2);
+            assert_eq!(zone.stats().fragmentable, 2);
             for frame in frames {
                 zone.free(frame, Order::FRAME).unwrap();
             }
-            assert_eq!(zone.stats().breakable, 0, "blocks up to order {max}");
+            assert_eq!(zone.stats().fragmentable, 0, "blocks up to order {max}");
         });
     }
 }
 
 #[test]
 fn regions_are_found_by_density_and_by_gain() {
-    with_zone(1 << 14, Config::new(), Backing::Untouched, |zone| {
+    with_zone(1 << 14, Config::new(), Backing::Unpopulated, |zone| {
         assert_eq!(zone.densest_region(), None);
         zone.allocate_range_at(range(0, 1 << 14)).unwrap();
         for (region, free) in [(3u64, 100), (7, 500), (9, 480), (11, 511)] {
@@ -133,7 +134,7 @@ fn regions_are_found_by_density_and_by_gain() {
 
 #[test]
 fn regions_that_cannot_be_emptied_are_no_candidates() {
-    with_zone(1 << 13, Config::new(), Backing::Untouched, |zone| {
+    with_zone(1 << 13, Config::new(), Backing::Unpopulated, |zone| {
         // One frame each that cannot move, in a place of its own; two used ones in region 6.
         let place = |region: u64| range(region * 512 + 100 * region % 512, 1);
         zone.reserve(place(1)).unwrap();
@@ -141,8 +142,8 @@ fn regions_that_cannot_be_emptied_are_no_candidates() {
         for region in 3..6 {
             zone.take_at(place(region)).unwrap();
         }
-        zone.store(place(4), GivePath::Told).unwrap();
-        zone.store(place(5), GivePath::Bulk).unwrap();
+        zone.store(place(4), Via::Inflate).unwrap();
+        zone.store(place(5), Via::Bulk).unwrap();
         zone.allocate_range_at(range(6 * 512 + 7, 2)).unwrap();
         // A reserved range that reaches over two regions, and a used frame in one of them.
         zone.reserve(range(7 * 512 + 500, 20)).unwrap();
@@ -158,7 +159,7 @@ fn regions_that_cannot_be_emptied_are_no_candidates() {
 
 #[test]
 fn fragmentation_is_measured() {
-    with_zone(2048, Config::new(), Backing::Untouched, |zone| {
+    with_zone(2048, Config::new(), Backing::Unpopulated, |zone| {
         assert_eq!(zone.stats().unusable_index(Order::MIB_2), 0);
         for region in 0..2 {
             zone.allocate_at(Frame::new(region * 512 + 300), Order::FRAME)
@@ -184,7 +185,7 @@ fn the_densest_region_follows_the_granule() {
         (12, range(0, 4096)),
     ] {
         let config = Config::new().with_granule(order(granule));
-        with_zone(1 << 13, config, Backing::Untouched, |zone| {
+        with_zone(1 << 13, config, Backing::Unpopulated, |zone| {
             zone.allocate_range_at(range(0, 1 << 13)).unwrap();
             // 64 frames in a row; ten times 50 not far from each other; ten times 20 far away.
             zone.free_range(range(64, 64)).unwrap();

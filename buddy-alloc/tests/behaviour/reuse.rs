@@ -7,7 +7,7 @@ use super::{order, range, with_zone};
 /// The order of reuse is exact across areas that lie far apart.
 #[test]
 fn most_recently_freed_first() {
-    with_zone(1 << 18, Config::new(), Backing::Untouched, |zone| {
+    with_zone(1 << 18, Config::new(), Backing::Unpopulated, |zone| {
         // A: low memory, B: 512 MiB further up. Allocated buddies keep them from merging.
         let (a, b) = ([0, 2, 4], [1 << 17, (1 << 17) + 2]);
         for frame in a.iter().chain(&b) {
@@ -35,7 +35,7 @@ fn preference_any_ignores_population_and_the_others_are_exact_within_their_class
         (10, true),
     ];
     let expect = |preference, expected: [u64; 6]| {
-        with_zone(64, Config::new(), Backing::Untouched, |zone| {
+        with_zone(64, Config::new(), Backing::Unpopulated, |zone| {
             zone.allocate_range_at(range(0, 12)).unwrap();
             for (frame, populated) in freed {
                 if populated {
@@ -50,12 +50,12 @@ fn preference_any_ignores_population_and_the_others_are_exact_within_their_class
     };
     expect(Preference::Any, [10, 8, 6, 4, 2, 0]);
     expect(Preference::Populated, [10, 4, 0, 8, 6, 2]);
-    expect(Preference::Untouched, [8, 6, 2, 12, 13, 14]);
+    expect(Preference::Unpopulated, [8, 6, 2, 12, 13, 14]);
 }
 
 #[test]
 fn a_split_hands_out_the_populated_half() {
-    with_zone(1 << 18, Config::new(), Backing::Untouched, |zone| {
+    with_zone(1 << 18, Config::new(), Backing::Unpopulated, |zone| {
         let used = Frame::new(200_001);
         zone.allocate_at(used, Order::FRAME).unwrap();
         zone.free(used, Order::FRAME).unwrap();
@@ -66,7 +66,7 @@ fn a_split_hands_out_the_populated_half() {
         );
         assert_eq!(zone.allocate(Order::FRAME, Preference::Populated), Ok(used));
         zone.free(used, Order::FRAME).unwrap();
-        let untouched = zone.allocate(order(16), Preference::Untouched).unwrap();
-        assert!(!FrameRange::block(untouched, order(16)).contains(used));
+        let unpopulated = zone.allocate(order(16), Preference::Unpopulated).unwrap();
+        assert!(!FrameRange::block(unpopulated, order(16)).contains(used));
     });
 }

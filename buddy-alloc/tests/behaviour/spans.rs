@@ -1,8 +1,8 @@
 //! Large spans, and several of them.
 
 use buddy_alloc::{
-    Backing, Config, Frame, FrameCount, FreeError, Order, Preference, RangeBuf, TakeAsk, TakeStop,
-    Zone, Zones,
+    Backing, Config, Frame, FrameCount, FreeError, Order, Preference, RangeBuf, Shortage,
+    TakeRequest, Zone, Zones,
 };
 
 use super::{order, range};
@@ -15,7 +15,7 @@ fn a_zone_of_two_tebibytes_reaches_its_last_frame() {
     let config = Config::new();
     let mut memory = vec![0; config.metadata_words(span)];
     let mut zone = Zone::new_zeroed(span, config, &mut memory).unwrap();
-    zone.add_range(span, Backing::Untouched).unwrap();
+    zone.add_range(span, Backing::Unpopulated).unwrap();
     let last = span.end().get() - 1;
     for frame in [last, last - 1, last - 4, last - 5, last - 2] {
         zone.allocate_at(Frame::new(frame), Order::FRAME).unwrap();
@@ -51,20 +51,39 @@ fn zones_are_asked_for_the_preferred_class_first() {
     zones
         .add_zone(Zone::new(spans[1], config, high).unwrap())
         .unwrap();
-    zones.add_range(spans[0], Backing::Untouched).unwrap();
+    zones.add_range(spans[0], Backing::Unpopulated).unwrap();
     zones.add_range(spans[1], Backing::Populated).unwrap();
     let populated = zones.allocate(order(2), Preference::Populated).unwrap();
     assert!(spans[1].contains(populated));
-    let untouched = zones.allocate(order(2), Preference::Untouched).unwrap();
-    assert!(spans[0].contains(untouched));
+    let unpopulated = zones.allocate(order(2), Preference::Unpopulated).unwrap();
+    assert!(spans[0].contains(unpopulated));
     let mut places = [range(0, 1); 8];
     let mut sink = RangeBuf::new(&mut places, FrameCount::new(1500));
-    assert_eq!(zones.take(TakeAsk::default(), &mut sink), TakeStop::Enough);
+    assert_eq!(
+        zones.take(TakeRequest::default(), &mut sink),
+        Shortage::None
+    );
     assert_eq!(
         sink.populated(),
         FrameCount::new(1020),
         "all populated frames of both zones"
     );
+    let preferred = TakeRequest {
+        preference: Preference::Unpopulated,
+        ..TakeRequest::default()
+    };
+    for taken in sink.ranges() {
+        zones.put_unchanged(*taken).unwrap();
+    }
+    for (frames, populated) in [(1020, 0), (1500, 480)] {
+        let mut places = [range(0, 1); 8];
+        let mut sink = RangeBuf::new(&mut places, FrameCount::new(frames));
+        assert_eq!(zones.take(preferred, &mut sink), Shortage::None);
+        assert_eq!(sink.populated().get(), populated, "of {frames}");
+        for taken in sink.ranges() {
+            zones.put_unchanged(*taken).unwrap();
+        }
+    }
     zones.free(populated, order(2)).unwrap();
     assert_eq!(
         zones.free(Frame::new(5000), order(2)),

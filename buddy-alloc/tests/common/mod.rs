@@ -71,12 +71,12 @@ pub fn random_action(random: &mut Random) -> Action {
         },
         26 | 27 => {
             let below = (number.is_multiple_of(3)).then_some(at);
-            let untouched = !nth.is_multiple_of(3);
             Action::Take {
                 wanted,
                 ranges,
                 unit: order,
-                untouched,
+                preference: number / 3,
+                only: nth.is_multiple_of(3),
                 below,
             }
         }

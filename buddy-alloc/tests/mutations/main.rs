@@ -5,7 +5,7 @@
 //! of the checkout, which takes about a quarter of an hour, by
 //!
 //! ```text
-//! cargo test -p buddy-alloc --test mutations -- --ignored --nocapture
+//! cargo test -p balloon-buddy-alloc --test mutations -- --ignored --nocapture
 //! ```
 //!
 //! `MUTATION=words` makes only those whose description contains the words.
@@ -87,9 +87,9 @@ fn every_mutation_turns_its_test_red() {
         to,
     } in chosen
     {
-        let path = tree.join("buddy-alloc").join(file);
-        let sound = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, sound.replace(&from, &to)).unwrap();
+        let via = tree.join("buddy-alloc").join(file);
+        let sound = std::fs::read_to_string(&via).unwrap();
+        std::fs::write(&via, sound.replace(&from, &to)).unwrap();
         let started = Instant::now();
         let survives = passes(&tree, test);
         let verdict = if survives { "MISSED" } else { "found " };
@@ -100,7 +100,7 @@ fn every_mutation_turns_its_test_red() {
         if survives {
             survivors.push(what);
         }
-        std::fs::write(&path, sound).unwrap();
+        std::fs::write(&via, sound).unwrap();
     }
     assert!(survivors.is_empty(), "not found: {survivors:?}");
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use balloon_core::{FrameCount, FrameRange, Pfn};
-use transport_virtio::fake::{self, FakeDevice, FakeMemory, Profile};
+use transport_virtio::testing::{self, FakeDevice, FakeMemory, Profile};
 use transport_virtio::{
     ConfigIo, Device, DeviceStatus, Features, Handshake, QueueId, QueueIndex, QueueRefused,
     RingAddresses, Rings,
@@ -87,7 +87,7 @@ impl Registers {
     #[must_use]
     pub fn broken(&self) -> Vec<&'static str> {
         let device = self.device();
-        let violations = device.judge().violations().iter();
+        let violations = device.checker().violations().iter();
         violations.map(|violation| violation.rule).collect()
     }
 
@@ -135,6 +135,10 @@ impl ConfigIo for Registers {
     fn generation(&mut self) -> u32 {
         self.device().generation()
     }
+
+    fn status(&mut self) -> DeviceStatus {
+        self.read_status()
+    }
 }
 
 impl Device for Registers {
@@ -157,10 +161,6 @@ impl Device for Registers {
 }
 
 impl Handshake for Registers {
-    fn status(&mut self) -> DeviceStatus {
-        self.read_status()
-    }
-
     fn set_status(&mut self, status: DeviceStatus) {
         self.device().set_status(status);
     }
@@ -179,6 +179,8 @@ impl Handshake for Registers {
 pub struct PageBits {
     first: u64,
     used: Vec<bool>,
+    /// None before this one is free.
+    from: usize,
 }
 
 impl PageBits {
@@ -188,6 +190,7 @@ impl PageBits {
         Self {
             first,
             used: vec![false; pages],
+            from: 0,
         }
     }
 
@@ -199,8 +202,11 @@ impl PageBits {
             let run = self.used.get(*at..*at + count);
             aligned && run.is_some_and(|run| run.iter().all(|used| !used))
         };
-        let at = (0..self.used.len()).find(fits)?;
+        let at = (self.from..self.used.len()).find(fits)?;
         self.used.get_mut(at..at + count)?.fill(true);
+        if at == self.from {
+            self.from += count;
+        }
         Some(self.first + at as u64)
     }
 
@@ -211,6 +217,7 @@ impl PageBits {
         match self.used.get_mut(at..at + count) {
             Some(run) if run.iter().all(|used| *used) => {
                 run.fill(false);
+                self.from = self.from.min(at);
                 true
             }
             _ => false,
@@ -232,4 +239,4 @@ impl PageBits {
 }
 
 /// No wait in a fake.
-pub use fake::NoDelay;
+pub use testing::NoDelay;

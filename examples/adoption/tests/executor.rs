@@ -48,7 +48,7 @@ fn cycle(reporting: bool, all: usize) {
     let (device, memory) = Registers::plugged(reporting);
     glue::probe(device.clone(), memory).expect("a balloon");
     settle(&device);
-    let reserve = 4;
+    let reserve = CHUNK;
     assert_eq!(left(), all - reserve);
     for target in [8 * CHUNK, 3 * CHUNK, 10 * CHUNK, 0] {
         want(&device, target);
@@ -69,11 +69,13 @@ fn cycle(reporting: bool, all: usize) {
     assert_eq!(heap.left(), CHUNK - 1);
     used.extend(core::iter::from_fn(|| heap.allocate_quietly(1, 1)));
     drop(heap);
-    settle(&device);
+    // The task was woken, by no timer and by no interrupt of the device.
+    kernel::interrupt(|| {});
     assert_eq!(device.actual() as usize, 5 * CHUNK, "the host is told");
+    settle(&device);
 
-    // The task is at work on another CPU: frames set aside help at once, and
-    // its next step brings the chunk.
+    // The task is at work on another CPU: the chunk set aside helps at once, and
+    // its next step brings another one.
     let working = glue::BALLOON.lock();
     let mut heap = kernel::HEAP.lock();
     for _ in 0..reserve {
@@ -98,8 +100,8 @@ fn cycle(reporting: bool, all: usize) {
     assert_eq!(left(), all - reserve, "the reserve is filled again");
     let told = device.notified(QueueId::Inflate) > 0;
     assert_eq!(told, !reporting, "the path");
-    while let Some(frame) = glue::SHARED.take_reserve() {
+    while let Some(frame) = glue::SHARED.take_emergency() {
         let address = frame.start().address();
-        kernel::HEAP.lock().deallocate(address, 1);
+        kernel::HEAP.lock().deallocate(address, CHUNK);
     }
 }

@@ -6,8 +6,8 @@ use adoption::own_queues::kernel::{self, FRAME_ALLOCATOR, VirtioDevice, WAIT_QUE
 use balloon_core::testing::check_frame_source_laws;
 use balloon_core::{FrameCount, Paged, Transport as _};
 use core::alloc::Layout;
-use transport_virtio::fake::FakeMemory;
-use transport_virtio::{Features, Policy, QueueId, VirtioBalloon, wanted_features};
+use transport_virtio::testing::FakeMemory;
+use transport_virtio::{DriverOptions, Features, QueueId, VirtioBalloon, wanted_features};
 
 /// What happens to the machine while the thread waits: it is switched off once
 /// all memory is back.
@@ -58,7 +58,7 @@ fn machine(device: Registers, bulk: bool) -> impl FnMut() -> bool + Send {
 
 fn start(
     (device, memory): (Registers, FakeMemory),
-    policy: &Policy,
+    policy: &DriverOptions,
 ) -> VirtioBalloon<glue::BalloonDevice> {
     let wanted = |offered| wanted_features(offered, policy);
     let (virtio, agreed) = VirtioDevice::negotiate(device, memory, wanted);
@@ -66,7 +66,7 @@ fn start(
     VirtioBalloon::attach(queues, agreed, policy)
 }
 
-fn run(policy: &Policy, bulk: bool) {
+fn run(policy: &DriverOptions, bulk: bool) {
     let (device, memory) = Registers::plugged(bulk);
     let balloon = start((device.clone(), memory), policy);
     WAIT_QUEUE.plug(Box::new(machine(device, bulk)));
@@ -80,14 +80,14 @@ fn inflate_deflate_and_relief() {
     check_frame_source_laws(&mut Paged(glue::GlobalFrames));
     for bulk in [true, false] {
         // Its queues know no notification by ring position.
-        run(&Policy::new().without_event_idx(), bulk);
+        run(&DriverOptions::new().without_event_idx(), bulk);
     }
 }
 
 /// Each range costs a descriptor.
 #[test]
 fn the_queue_holds_as_many_ranges_as_it_says() {
-    let policy = Policy::new().without_event_idx();
+    let policy = DriverOptions::new().without_event_idx();
     let balloon = start(Registers::plugged(true), &policy);
     let bulk = balloon.capabilities().bulk.expect("ranges");
     assert!(bulk.runs * bulk.in_flight <= usize::from(kernel::QUEUE_SIZE));
@@ -95,7 +95,7 @@ fn the_queue_holds_as_many_ranges_as_it_says() {
 
 #[test]
 fn the_device_is_told_what_free_frames_hold() {
-    let policy = Policy::new().without_event_idx().with_reporting();
+    let policy = DriverOptions::new().without_event_idx().with_reporting();
     let features = Features::PAGE_REPORTING | Features::PAGE_POISON;
     for poison in [None, Some(0x5a5a_5a5a)] {
         let policy = poison.map_or(policy, |value| policy.with_poison(value));

@@ -3,7 +3,7 @@
 use std::num::Wrapping;
 use std::sync::Arc;
 
-use balloon_core::{BitmapLedger, FrameCount, FrameRange, GivePath, Ledger as _, Pfn};
+use balloon_core::{BitmapLedger, FrameCount, FrameRange, Ledger as _, Pfn, Via};
 use transport_virtio::protocol::{
     ACTUAL, CHUNK_TRANSFER, Command, HINT_COMMAND, HOST_REQUESTS, HostRequest, NUM_PAGES,
     POISON_VALUE,
@@ -169,7 +169,7 @@ impl Device {
     /// Frames the guest has not told back; `None` if it need not tell.
     #[must_use]
     pub fn away(&self) -> Option<FrameCount> {
-        self.away.as_ref().map(|away| away.held(GivePath::Told))
+        self.away.as_ref().map(|away| away.held(Via::Inflate))
     }
 
     /// Wants a balloon of so many frames.
@@ -435,7 +435,7 @@ impl Device {
 
     fn note_away(&mut self, frames: &[FrameRange]) {
         if let Some(away) = self.account() {
-            let refused = |range: &&FrameRange| away.store(**range, GivePath::Told).is_err();
+            let refused = |range: &&FrameRange| away.store(**range, Via::Inflate).is_err();
             self.stages.refused += frames.iter().filter(refused).count() as u64;
         }
     }
@@ -443,7 +443,7 @@ impl Device {
     /// Before it is answered: from then on the driver may use them.
     fn note_back(&mut self, frames: &[FrameRange]) {
         if let Some(away) = self.account() {
-            let refused = |range: &&FrameRange| away.recall_at(**range, GivePath::Told).is_err();
+            let refused = |range: &&FrameRange| away.recall_at(**range, Via::Inflate).is_err();
             self.stages.refused += frames.iter().filter(refused).count() as u64;
         }
     }

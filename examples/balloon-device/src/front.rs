@@ -208,6 +208,10 @@ impl ConfigIo for Registers {
     fn generation(&mut self) -> u32 {
         self.0.generation.load(Ordering::Acquire)
     }
+
+    fn status(&mut self) -> DeviceStatus {
+        DeviceStatus::from_bits_retain(self.0.status.load(Ordering::Acquire))
+    }
 }
 
 impl Device for Registers {
@@ -235,10 +239,6 @@ impl Device for Registers {
 }
 
 impl Handshake for Registers {
-    fn status(&mut self) -> DeviceStatus {
-        DeviceStatus::from_bits_retain(self.0.status.load(Ordering::Acquire))
-    }
-
     fn set_status(&mut self, mut status: DeviceStatus) {
         if status.is_empty() {
             return self.0.reset();

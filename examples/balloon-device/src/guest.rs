@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use balloon_core::{
-    Ask, Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, GivePath,
-    Ledger, Nanos, Order, Pfn, Policy as Pace, Progress, RangeSink, Shared, Status, Step, Stop,
+    Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, Ledger, Nanos,
+    Order, Pfn, Policy, Progress, RangeSink, Shared, Shortage, Status, Step, TakeRequest, Via,
 };
 use buddy_alloc::{Config, Zone};
 use embedded_hal::delay::DelayNs;
 use transport_virtio::{
-    Features, Hinting, Policy, ReportPace, Reporting, Rings, Statistics, Tag, UnusedPages,
+    DriverOptions, Features, Hinting, ReportPace, Reporting, Rings, Statistics, Tag, UnusedPages,
     VirtioBalloon,
 };
 use vm_memory::{Bytes as _, GuestAddress};
@@ -52,7 +52,7 @@ impl Timed {
 }
 
 impl FrameSource for Timed {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+    fn take(&mut self, ask: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
         let begin = Instant::now();
         let stop = FrameSource::take(&mut self.zone, ask, out);
         self.taking += begin.elapsed();
@@ -66,16 +66,16 @@ impl FrameSource for Timed {
 }
 
 impl Ledger for Timed {
-    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        Ledger::store(&mut self.zone, range, path)
+    fn store(&mut self, range: FrameRange, via: Via) -> Result<(), FrameRange> {
+        Ledger::store(&mut self.zone, range, via)
     }
 
-    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
-        Ledger::recall(&mut self.zone, path, unit, out)
+    fn recall(&mut self, via: Via, unit: Order, out: &mut RangeSink<'_>) -> Shortage {
+        Ledger::recall(&mut self.zone, via, unit, out)
     }
 
-    fn held(&self, path: GivePath) -> FrameCount {
-        Ledger::held(&self.zone, path)
+    fn held(&self, via: Via) -> FrameCount {
+        Ledger::held(&self.zone, via)
     }
 }
 
@@ -121,7 +121,7 @@ impl<const N: usize, const S: usize> Guest<N, S> {
         front: Arc<Front>,
         shared: &'static Shared<N>,
         ram: Arc<Ram>,
-        policy: &Policy,
+        policy: &DriverOptions,
     ) -> Result<Self> {
         let all = FrameCount::new(ram.len() as u64 >> 12);
         let usable = all.get().checked_sub(KERNEL.get());
@@ -156,7 +156,7 @@ impl<const N: usize, const S: usize> Guest<N, S> {
         source.fill(range);
         Ok(Self {
             balloon,
-            engine: Box::new(Engine::new(shared, Pace::DEFAULT)),
+            engine: Box::new(Engine::new(shared, Policy::DEFAULT)),
             shared,
             front,
             source,
@@ -189,9 +189,10 @@ impl<const N: usize, const S: usize> Guest<N, S> {
     /// If the device broke a queue.
     pub fn serve(&mut self) -> Result<bool> {
         let now = self.now();
-        let (balloon, slots) = (&mut self.balloon, self.shared.slots());
+        let (balloon, shared) = (&mut self.balloon, self.shared);
         let source = &mut self.source;
         let mut more = false;
+        self.look_at = None;
         let negotiated = balloon.negotiated();
         if negotiated.contains(Features::STATS_VQ) {
             let stats = source.zone.stats();
@@ -199,21 +200,25 @@ impl<const N: usize, const S: usize> Guest<N, S> {
                 Tag::FREE => stats.free.get() << 12,
                 _ => stats.managed.get() << 12,
             };
-            self.statistics.step(balloon, slots, value)?;
+            let step = self.statistics.step(balloon, shared, now, value)?;
+            self.look_at = step.wake_at;
         }
         if balloon.hint_limits().is_some() {
             let held = &mut self.held;
-            let step = self.hinting.step(balloon, slots, source, held)?;
-            more |= step.more || step.waiting;
+            let step = self.hinting.step(balloon, shared, source, held, now)?;
+            self.look_at = [self.look_at, step.wake_at].into_iter().flatten().min();
+            more |= step.more;
         }
         if balloon.report_limits().is_some() {
-            let step = self.reporting.step(balloon, slots, source, now)?;
-            self.look_at = step.wake_at;
+            let step = self.reporting.step(balloon, shared, source, now)?;
+            self.look_at = [self.look_at, step.wake_at].into_iter().flatten().min();
             more |= step.more;
         }
         if balloon.takes_host_requests() {
             let held = &mut self.held;
-            more |= self.unused.step(balloon, slots, source, held)?.more;
+            let step = self.unused.step(balloon, shared, source, held, now)?;
+            self.look_at = [self.look_at, step.wake_at].into_iter().flatten().min();
+            more |= step.more;
         }
         Ok(more)
     }
@@ -235,7 +240,7 @@ impl<const N: usize, const S: usize> Guest<N, S> {
                 "no end within {limit:?}: {:?}",
                 self.status()
             );
-            if !more && !self.shared.signal().pending() {
+            if !more && !self.shared.signal().take() {
                 let wake_at = [step.wake_at, self.look_at].into_iter().flatten().min();
                 let rest = wake_at.map(|at| at.saturating_sub(self.now()));
                 let rest = rest.map_or(limit, |rest| Duration::from_nanos(rest.get()));

@@ -18,7 +18,7 @@ use balloon_device::guest::Guest;
 use balloon_device::ram::{Backing, Ram};
 use balloon_device::worker::Worker;
 use clap::Parser;
-use transport_virtio::Policy;
+use transport_virtio::DriverOptions;
 
 /// A balloon device, a guest beside it, and a socket to control the device by.
 #[derive(Debug, Parser)]
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
         must_tell_host: args.must_tell_host,
         poison: args.poison.is_some(),
     };
-    let policy = Policy::new().with_statistics();
+    let policy = DriverOptions::new().with_statistics();
     let policy = match args.poison {
         Some(value) => policy.with_poison(value).with_reporting(),
         None => policy,

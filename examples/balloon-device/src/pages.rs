@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use balloon_core::wire::chunks_v8::{self, Response};
-use balloon_core::wire::{pfn_array, ranges};
-use balloon_core::{FrameCount, FrameRange};
+use balloon_core::wire::pfn_array;
+use balloon_core::{Bytes, FrameCount, FrameRange, Pfn};
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes as _, GuestMemoryMmap};
@@ -42,11 +42,15 @@ pub(crate) fn response(content: &[u8]) -> Option<Response<'_>> {
     chunks_v8::decode_lenient(content).ok()
 }
 
-/// Ranges named by address and length.
+/// Ranges named by address and length; what is no whole frames is passed over.
 pub(crate) fn writable(descriptors: &[Descriptor]) -> Vec<FrameRange> {
-    let range = |d: &Descriptor| ranges::AddressRange::decode(d.addr().0, d.len()).ok();
+    let range = |d: &Descriptor| {
+        let (start, len) = (Pfn::containing(d.addr().0), Bytes::new(d.len().into()));
+        let whole = start.address() == d.addr().0 && len.frames().bytes() == len;
+        FrameRange::new(start, len.frames()).filter(|_| whole)
+    };
     let writable = descriptors.iter().filter(|d| d.is_write_only());
-    writable.filter_map(range).map(FrameRange::from).collect()
+    writable.filter_map(range).collect()
 }
 
 /// Sorts ranges and joins neighbours.
@@ -111,7 +115,6 @@ impl Stages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use balloon_core::Pfn;
 
     fn range(start: u64, count: u64) -> FrameRange {
         FrameRange::new(Pfn::new(start), FrameCount::new(count)).unwrap()

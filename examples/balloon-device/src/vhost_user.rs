@@ -5,7 +5,7 @@
 //! kick, and again for as long as a guest refills them: no turn is without end. The
 //! `vhost` crate has no message by which a back end says that its configuration has
 //! changed, so the driver has to look for its target
-//! ([`Policy::polled`](transport_virtio::Policy::polled)), and the front end has to pass
+//! ([`DriverOptions::polled`](transport_virtio::DriverOptions::polled)), and the front end has to pass
 //! each look on.
 
 use std::io;

@@ -16,7 +16,9 @@ use balloon_device::front::{Front, Registers};
 use balloon_device::guest::Guest;
 use balloon_device::ram::{Backing, Ram};
 use balloon_device::worker::Worker;
-use transport_virtio::{DeviceStatus, Features, Handshake as _, Policy, QueueId};
+use transport_virtio::{
+    ConfigIo as _, DeviceStatus, DriverOptions, Features, Handshake as _, QueueId,
+};
 use vm_memory::{Bytes as _, GuestAddress};
 
 const MIB: usize = 1 << 20;
@@ -30,7 +32,7 @@ struct Pair<const N: usize> {
 }
 
 impl<const N: usize> Pair<N> {
-    fn new(backing: Backing, policy: Policy, merge: bool, mib: usize) -> Self {
+    fn new(backing: Backing, policy: DriverOptions, merge: bool, mib: usize) -> Self {
         let options = Options {
             chunks: policy.chunk_transfer(),
             requests: policy.chunk_transfer(),
@@ -40,7 +42,7 @@ impl<const N: usize> Pair<N> {
         Self::with(backing, policy, options, mib)
     }
 
-    fn with(backing: Backing, policy: Policy, options: Options, mib: usize) -> Self {
+    fn with(backing: Backing, policy: DriverOptions, options: Options, mib: usize) -> Self {
         let ram = Arc::new(Ram::new(backing, mib * MIB).unwrap());
         let shared = Guest::<N>::shared();
         let front = Front::new(options.features(), shared.signal()).unwrap();
@@ -76,10 +78,10 @@ impl<const N: usize> Pair<N> {
     }
 }
 
-fn policies() -> [(&'static str, Policy); 4] {
-    let plain = Policy::new().without_bulk();
+fn policies() -> [(&'static str, DriverOptions); 4] {
+    let plain = DriverOptions::new().without_bulk();
     [
-        ("ranges", Policy::new()),
+        ("ranges", DriverOptions::new()),
         ("page numbers", plain),
         ("host pages of 2 MiB", plain.with_host_superpages()),
         ("chunks", plain.with_chunk_transfer()),
@@ -153,7 +155,10 @@ impl<const N: usize> Pair<N> {
 
 #[test]
 fn must_tell_host_keeps_account_of_what_is_away() {
-    for policy in [Policy::new(), Policy::new().with_chunk_transfer()] {
+    for policy in [
+        DriverOptions::new(),
+        DriverOptions::new().with_chunk_transfer(),
+    ] {
         let options = Options {
             chunks: policy.chunk_transfer(),
             requests: policy.chunk_transfer(),
@@ -215,7 +220,7 @@ fn who_would_not_tell_is_not_served() {
 #[test]
 fn reported_memory_keeps_its_poison() {
     for value in [0, 0x5a5a_5a5a] {
-        let policy = Policy::new().with_poison(value).with_reporting();
+        let policy = DriverOptions::new().with_poison(value).with_reporting();
         let options = Options {
             merge: true,
             poison: true,
@@ -275,7 +280,7 @@ fn two_threads_and_eventfds_reach_the_target() {
 
 #[test]
 fn hints_name_free_memory_and_come_home() {
-    let policy = Policy::new().with_hints().with_statistics();
+    let policy = DriverOptions::new().with_hints().with_statistics();
     let mut pair = Pair::<16>::new(Backing::Anon, policy, true, 64);
     let free = pair.guest.free();
     pair.device.start_hints();
@@ -316,7 +321,7 @@ fn unused_pages_do_not_wait_for_an_inflation() {
         requests: true,
         ..Options::default()
     };
-    let policy = Policy::new().with_chunk_transfer();
+    let policy = DriverOptions::new().with_chunk_transfer();
     let mut pair = Pair::<2>::with(Backing::Anon, policy, options, 8 << 10);
     let life = |pair: &mut Pair<2>| {
         pair.guest.step(Budget::SMALL);
@@ -359,7 +364,7 @@ fn unused_pages_do_not_wait_for_an_inflation() {
 
 #[test]
 fn the_control_socket_speaks_lines() {
-    let policy = Policy::new().with_statistics().with_chunk_transfer();
+    let policy = DriverOptions::new().with_statistics().with_chunk_transfer();
     let pair = Pair::<32>::new(Backing::Anon, policy, true, 64);
     let Pair {
         mut guest,
@@ -388,7 +393,7 @@ fn the_control_socket_speaks_lines() {
 
 #[test]
 fn an_index_that_runs_away_does_not_keep_the_device() {
-    let mut pair = Pair::<16>::new(Backing::Anon, Policy::new(), true, 16);
+    let mut pair = Pair::<16>::new(Backing::Anon, DriverOptions::new(), true, 16);
     let queues = pair.front.queues();
     let at = |queue: QueueId| queues[queue.index()].unwrap().at;
     // More requests than the queue has entries.
@@ -400,7 +405,7 @@ fn an_index_that_runs_away_does_not_keep_the_device() {
 /// As a kernel does that starts another.
 #[test]
 fn a_driver_that_starts_again_at_once_is_served() {
-    let policy = Policy::new().without_bulk();
+    let policy = DriverOptions::new().without_bulk();
     let mut pair = Pair::<16>::new(Backing::Anon, policy, true, 64);
     pair.settle(5000);
     let (front, ram) = (Arc::clone(&pair.front), Arc::clone(&pair.ram));
@@ -410,7 +415,7 @@ fn a_driver_that_starts_again_at_once_is_served() {
 
 #[test]
 fn a_reset_waits_for_the_turn_under_way() {
-    let policy = Policy::new().without_bulk();
+    let policy = DriverOptions::new().without_bulk();
     let Pair {
         front, ram, device, ..
     } = Pair::<128>::new(Backing::Anon, policy, true, 64);
@@ -437,7 +442,7 @@ fn a_reset_waits_for_the_turn_under_way() {
 
 #[test]
 fn the_end_of_an_older_round_is_not_that_of_the_new_one() {
-    let mut pair = Pair::<16>::new(Backing::Anon, Policy::new().with_hints(), true, 64);
+    let mut pair = Pair::<16>::new(Backing::Anon, DriverOptions::new().with_hints(), true, 64);
     pair.device.start_hints();
     // The device sees all but the last: the driver closes the round behind it.
     while pair.guest.free().get() > 256 || pair.guest.balloon().in_flight(QueueId::Hint) > 0 {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use balloon_core::testing::FakeSource;
 use balloon_core::{
-    Budget, Engine, FrameCount, FrameRange, Nanos, Pfn, Policy as Pace, Shared as EngineShared,
+    Budget, Engine, FrameCount, FrameRange, Nanos, Pfn, Policy, Shared as EngineShared,
 };
 use balloon_device::device::Options;
 use balloon_device::front::Front;
@@ -25,8 +25,8 @@ use balloon_device::vhost_user::{Backend, Shared};
 use embedded_hal::delay::DelayNs;
 use transport_virtio::protocol::{ACTUAL, NUM_PAGES};
 use transport_virtio::{
-    ConfigIo, Device, DeviceStatus, Features, Handshake, Policy, QueueId, QueueIndex, QueueRefused,
-    RingAddresses, Rings, VirtioBalloon,
+    ConfigIo, Device, DeviceStatus, DriverOptions, Features, Handshake, QueueId, QueueIndex,
+    QueueRefused, RingAddresses, Rings, VirtioBalloon,
 };
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -133,6 +133,10 @@ impl ConfigIo for Monitor {
     fn generation(&mut self) -> u32 {
         0
     }
+
+    fn status(&mut self) -> DeviceStatus {
+        self.status
+    }
 }
 
 impl Device for Monitor {
@@ -185,10 +189,6 @@ impl Device for Monitor {
 const PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 impl Handshake for Monitor {
-    fn status(&mut self) -> DeviceStatus {
-        self.status
-    }
-
     fn set_status(&mut self, status: DeviceStatus) {
         self.status = status;
     }
@@ -213,9 +213,9 @@ impl DelayNs for NoDelay {
 
 #[test]
 fn what_is_given_over_a_socket_is_gone_and_nothing_else() {
-    let plain = Policy::new().without_bulk();
+    let plain = DriverOptions::new().without_bulk();
     let policies = [
-        ("ranges", Policy::new()),
+        ("ranges", DriverOptions::new()),
         ("numbers", plain),
         ("chunks", plain.with_chunk_transfer()),
     ];
@@ -254,7 +254,7 @@ fn what_is_given_over_a_socket_is_gone_and_nothing_else() {
         let mut balloon = balloon.map_err(|refused| refused.error).unwrap();
         let frames = FrameRange::new(Pfn::new(FIRST), FrameCount::new(56 << 8));
         let mut source = FakeSource::new(frames.unwrap());
-        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        let mut engine = Engine::new(shared, Policy::DEFAULT);
 
         let begin = Instant::now();
         for target in [9000, 2000, 5000] {

@@ -16,7 +16,7 @@ mod virtio_mmio;
 pub use command_line::CommandLine;
 pub use line::LineBuffer;
 pub use memory::{MapFull, MemoryMap, PhysAddr, PhysRange};
-pub use time::{Instant, Span};
+pub use time::{Instant, Span, Steady};
 pub use virtio_mmio::{Places, VirtioMmio};
 
 #[cfg(target_os = "none")]
@@ -52,7 +52,7 @@ pub mod timer;
 #[cfg(all(target_os = "none", target_arch = "x86_64"))]
 pub use arch::{EVENT_VECTOR, page_tables};
 #[cfg(target_os = "none")]
-pub use arch::{PciConfig, exit_failure, exit_success, now, pci_bus};
+pub use arch::{PciConfig, exit_failure, exit_success, now, pci_hierarchy};
 #[cfg(target_os = "none")]
 pub use boot::BootInfo;
 #[cfg(target_os = "none")]

@@ -25,6 +25,28 @@ pub unsafe fn copy_frame(from: PhysAddr, to: PhysAddr) {
     unsafe { core::ptr::copy_nonoverlapping(from.as_ptr::<[u64; 512]>(), to.as_mut_ptr(), 1) }
 }
 
+/// Overwrites so many frames with zeros.
+///
+/// # Safety
+/// They are RAM from the frame at `first` on, and nobody's.
+pub unsafe fn clear_frames(first: PhysAddr, frames: usize) {
+    // SAFETY: the caller's alone, mapped one to one.
+    unsafe { first.as_mut_ptr::<[u64; 512]>().write_bytes(0, frames) }
+}
+
+/// Whether a word of a frame is one of those.
+///
+/// # Safety
+/// `frame` is the start of a frame of RAM that nobody writes meanwhile.
+#[must_use]
+pub unsafe fn frame_has(frame: PhysAddr, mut is_one: impl FnMut(u64) -> bool) -> bool {
+    (0..FRAME_BYTES).step_by(8).any(|offset| {
+        let word = PhysAddr::new(frame.get() + offset).as_ptr::<u64>();
+        // SAFETY: a word of the frame; volatile, since it may never have been written.
+        is_one(unsafe { word.read_volatile() })
+    })
+}
+
 /// Whether a frame holds nothing but copies of `word`.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ pub enum Command {
     /// Print what was agreed on with the device.
     Device,
     /// Print the counters of what runs beside the balloon.
-    Beside,
+    Services,
     /// Take all free frames and write the pattern to them.
     Fill,
     /// Free all but the share to keep.
@@ -18,6 +18,9 @@ pub enum Command {
     /// Take all free frames, find that so many more are needed, and see what the
     /// balloon can do.
     Need(u64),
+    /// Let the device go that the host wants out of its slot; the driver is not
+    /// told.
+    Eject,
     /// End with success.
     Quit,
     /// Panic, to prove that such a run is seen to fail.
@@ -36,9 +39,10 @@ impl Command {
             "verify" => Self::Verify,
             "stats" => Self::Stats,
             "device" => Self::Device,
-            "beside" => Self::Beside,
+            "services" => Self::Services,
             "fill" => Self::Fill,
             "free" => Self::Free,
+            "eject" => Self::Eject,
             "quit" => Self::Quit,
             "panic" => Self::Panic,
             _ => return None,

@@ -14,7 +14,7 @@ mod workload;
 
 pub use command::Command;
 pub use frame_set::{FrameSet, TooSmall};
-pub use options::{Beside, Fill, Interrupts, OptionError, Options, Percent};
-pub use poison::Poison;
+pub use options::{Fill, Interrupts, OptionError, Options, Percent, Services};
+pub use poison::{Poison, free_frames};
 pub use watch::{Watch, WatchLog};
-pub use workload::{Damage, Filled, Freed, Ram, Workload, WorkloadError, word_of};
+pub use workload::{Damage, Filled, Freed, Ram, Workload, WorkloadError, is_word, word_of};

@@ -39,7 +39,7 @@ pub enum Fill {
 
 /// What runs beside the balloon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Beside {
+pub struct Services {
     /// Statistics, when the host asks.
     pub statistics: bool,
     /// Free page hints for a live migration.
@@ -48,19 +48,19 @@ pub struct Beside {
     pub reports: bool,
 }
 
-impl Beside {
+impl Services {
     /// `None` if a word is not known.
     fn read(words: &str) -> Option<Self> {
-        let mut beside = Self::default();
+        let mut services = Self::default();
         for word in words.split(',') {
             match word {
-                "statistics" => beside.statistics = true,
-                "hints" => beside.hints = true,
-                "reports" => beside.reports = true,
+                "statistics" => services.statistics = true,
+                "hints" => services.hints = true,
+                "reports" => services.reports = true,
                 _ => return None,
             }
         }
-        Some(beside)
+        Some(services)
     }
 }
 
@@ -113,10 +113,12 @@ pub struct Options<'a> {
     /// Share of the filled frames to keep and verify.
     pub keep: Percent,
     /// What runs beside the balloon.
-    pub beside: Beside,
+    pub services: Services,
     /// Whether the balloon moves one request a millisecond only, so that there
     /// is time for something to happen meanwhile.
     pub slow: bool,
+    /// Whether the balloon leaves what a kernel of this size needs, whatever the target.
+    pub floor: bool,
     /// How the device is to interrupt.
     pub interrupts: Interrupts,
     /// What free frames hold, if this kernel is to rely on it.
@@ -140,12 +142,15 @@ pub enum OptionError {
     /// `keep=` something else.
     #[error("keep is to be a percentage from 0 to 100")]
     Keep,
-    /// `beside=` something else.
-    #[error("beside is to be a list of `statistics`, `hints` and `reports`")]
-    Beside,
+    /// `services=` something else.
+    #[error("services is to be a list of `statistics`, `hints` and `reports`")]
+    Services,
     /// `pace=` something else.
     #[error("pace is to be `fast` or `slow`")]
     Pace,
+    /// `floor=` something else.
+    #[error("floor is to be `default` or `none`")]
+    Floor,
     /// `interrupts=` something else.
     #[error("interrupts is to be `any`, `line`, `messages` or `none`")]
     Interrupts,
@@ -188,14 +193,19 @@ impl<'a> Options<'a> {
                 Some(Ok(percent)) => Percent::new(percent).ok_or(OptionError::Keep)?,
                 Some(Err(_)) => return Err(OptionError::Keep),
             },
-            beside: match line.get("beside") {
-                None => Beside::default(),
-                Some(words) => Beside::read(words).ok_or(OptionError::Beside)?,
+            services: match line.get("services") {
+                None => Services::default(),
+                Some(words) => Services::read(words).ok_or(OptionError::Services)?,
             },
             slow: match line.get("pace") {
                 None | Some("fast") => false,
                 Some("slow") => true,
                 Some(_) => return Err(OptionError::Pace),
+            },
+            floor: match line.get("floor") {
+                None | Some("default") => true,
+                Some("none") => false,
+                Some(_) => return Err(OptionError::Floor),
             },
             interrupts: match line.get("interrupts") {
                 None => Interrupts::Any,
@@ -233,22 +243,28 @@ mod tests {
         let options = Options::read(&line).unwrap();
         assert_eq!((options.token, options.bulk), ("", true));
         assert_eq!((options.fill, options.keep), (Fill::None, Percent(5)));
-        assert_eq!((options.beside, options.slow), (Beside::default(), false));
+        assert_eq!(
+            (options.services, options.slow),
+            (Services::default(), false)
+        );
         assert_eq!(
             (options.interrupts, options.poison),
             (Interrupts::Any, None)
         );
-        assert!(!options.superpages);
+        assert!(options.floor && !options.superpages);
     }
 
     #[test]
     fn every_key() {
-        let line = line("token=a-1 path=pfn fill=all keep=100 pace=slow beside=hints,statistics");
+        let line = line(
+            "token=a-1 path=pfn fill=all keep=100 pace=slow floor=none services=hints,statistics",
+        );
         let options = Options::read(&line).unwrap();
+        assert!(!options.floor);
         assert_eq!((options.token, options.bulk), ("a-1", false));
         assert_eq!((options.fill, options.keep), (Fill::All, Percent(100)));
-        let beside = options.beside;
-        assert!(beside.statistics && beside.hints && !beside.reports && options.slow);
+        let services = options.services;
+        assert!(services.statistics && services.hints && !services.reports && options.slow);
     }
 
     #[test]
@@ -273,8 +289,9 @@ mod tests {
             ("keep=101", OptionError::Keep),
             ("keep=-1", OptionError::Keep),
             ("keep=many", OptionError::Keep),
-            ("beside=hints,", OptionError::Beside),
+            ("services=hints,", OptionError::Services),
             ("pace=", OptionError::Pace),
+            ("floor=5", OptionError::Floor),
             ("interrupts=yes", OptionError::Interrupts),
             ("poison=0x1", OptionError::Poison),
             ("poison=123456789", OptionError::Poison),

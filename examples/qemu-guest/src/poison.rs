@@ -39,7 +39,8 @@ impl Poison {
     }
 }
 
-fn free_frames(zone: &Zone<'_>) -> impl Iterator<Item = Frame> {
+/// Every free frame of an allocator.
+pub fn free_frames(zone: &Zone<'_>) -> impl Iterator<Item = Frame> {
     let mut left = zone.span();
     core::iter::from_fn(move || {
         let found = zone.next_free(left)?;

@@ -1,8 +1,8 @@
 //! Looks over the balloon's shoulder: the allocator as frame source and ledger,
 //! with an account of what passed through.
 
-use balloon_core::{Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, Ledger};
-use balloon_core::{Order, RangeSink, Stop};
+use balloon_core::{Backing, FrameCount, FrameRange, FrameSource, Ledger, TakeRequest, Via};
+use balloon_core::{Order, RangeSink, Shortage};
 use buddy_alloc::Frame;
 use heapless::{HistoryBuf, Vec};
 
@@ -71,7 +71,7 @@ impl<'a, S> Watch<'a, S> {
 }
 
 impl<S: FrameSource> FrameSource for Watch<'_, S> {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+    fn take(&mut self, ask: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
         self.inner.take(ask, out)
     }
 
@@ -89,6 +89,10 @@ impl<S: FrameSource> FrameSource for Watch<'_, S> {
         Ok(())
     }
 
+    fn allocate_taken(&mut self, range: FrameRange) -> Result<(), FrameRange> {
+        self.inner.allocate_taken(range)
+    }
+
     fn take_at(&mut self, range: FrameRange) -> Result<Backing, FrameRange> {
         self.inner.take_at(range)
     }
@@ -103,25 +107,25 @@ impl<S: FrameSource> FrameSource for Watch<'_, S> {
 }
 
 impl<S: Ledger> Ledger for Watch<'_, S> {
-    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        self.inner.store(range, path)?;
+    fn store(&mut self, range: FrameRange, via: Via) -> Result<(), FrameRange> {
+        self.inner.store(range, via)?;
         self.log.ranges_given += 1;
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
-        self.inner.recall(path, unit, out)
+    fn recall(&mut self, via: Via, unit: Order, out: &mut RangeSink<'_>) -> Shortage {
+        self.inner.recall(via, unit, out)
     }
 
-    fn held(&self, path: GivePath) -> FrameCount {
-        self.inner.held(path)
+    fn held(&self, via: Via) -> FrameCount {
+        self.inner.held(via)
     }
 
-    fn recall_at(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        self.inner.recall_at(range, path)
+    fn recall_at(&mut self, range: FrameRange, via: Via) -> Result<(), FrameRange> {
+        self.inner.recall_at(range, via)
     }
 
-    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, GivePath)> {
+    fn next_held(&mut self, within: FrameRange) -> Option<(FrameRange, Via)> {
         self.inner.next_held(within)
     }
 }
@@ -152,18 +156,21 @@ mod tests {
 
         let mut runs = [balloon_core::Run::default(); 4];
         let mut sink = RangeSink::new(&mut runs, FrameCount::new(1024));
-        assert_eq!(watch.take(Ask::any(Pfn::LIMIT), &mut sink), Stop::Enough);
+        assert_eq!(
+            watch.take(TakeRequest::any(Pfn::LIMIT), &mut sink),
+            Shortage::None
+        );
         for start in (0..1024).step_by(64) {
-            watch.store(range(start, 64), GivePath::Bulk).unwrap();
+            watch.store(range(start, 64), Via::Bulk).unwrap();
         }
         // Refused: stored already. Not counted.
-        assert!(watch.store(range(0, 64), GivePath::Bulk).is_err());
+        assert!(watch.store(range(0, 64), Via::Bulk).is_err());
         assert_eq!(watch.log.ranges_given(), 16);
-        assert_eq!(watch.held(GivePath::Bulk), FrameCount::new(1024));
+        assert_eq!(watch.held(Via::Bulk), FrameCount::new(1024));
 
         let mut runs = [balloon_core::Run::default(); 4];
         let mut sink = RangeSink::new(&mut runs, FrameCount::new(1024));
-        watch.recall(GivePath::Bulk, Order::FRAME, &mut sink);
+        watch.recall(Via::Bulk, Order::FRAME, &mut sink);
         for start in (64..1024).step_by(64) {
             watch.put(range(start, 64), Backing::Unpopulated).unwrap();
         }

@@ -23,8 +23,28 @@ pub trait Ram {
 /// The word a frame is full of: different for every frame, never zero.
 #[must_use]
 pub const fn word_of(frame: Frame) -> u64 {
-    // An odd factor maps different numbers to different words.
-    (frame.get() + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (frame.get() + 1).wrapping_mul(FACTOR)
+}
+
+/// An odd one maps different numbers to different words.
+const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Whether a word is that of some frame, in a machine of less than 64 TiB.
+#[must_use]
+pub const fn is_word(word: u64) -> bool {
+    /// Undoes the multiplication.
+    const INVERSE: u64 = {
+        let mut inverse = FACTOR;
+        // Each round doubles the bits that are right, of which there are 3.
+        let mut round = 0;
+        while round < 5 {
+            inverse = inverse.wrapping_mul(2_u64.wrapping_sub(FACTOR.wrapping_mul(inverse)));
+            round += 1;
+        }
+        inverse
+    };
+    let frame = word.wrapping_mul(INVERSE);
+    frame != 0 && frame < 1 << 34
 }
 
 /// What a fill did.

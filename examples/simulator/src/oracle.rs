@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use balloon_core::{Pfn, Status};
-use buddy_alloc::{Frame, GivePath, State};
+use buddy_alloc::{Frame, State, Via};
 
 use crate::world::{FIRST, FRAMES, World};
 
@@ -28,7 +28,7 @@ impl World<'_> {
 
     /// The balloon rests: what there is to tell the host was told.
     pub(crate) fn check_told(&self) -> Result<()> {
-        if self.forgetting || !self.engine.is_drained() || !self.compactor.is_drained() {
+        if self.resetting || !self.engine.is_drained() || !self.compactor.is_drained() {
             return Ok(());
         }
         let status = self.engine.status(&self.zone);
@@ -62,7 +62,7 @@ impl World<'_> {
                 "a frame of {start:#x}..{end:#x} is in use twice"
             );
         }
-        let mut counts = [0u64; 5];
+        let (mut counts, mut reserved) = ([0u64; 5], 0);
         let mut frame = FIRST;
         while frame < FIRST + FRAMES {
             let Some(at) = self.zone.state(Frame::new(frame)) else {
@@ -77,8 +77,11 @@ impl World<'_> {
                 State::Isolated => 4,
                 other => bail!("frame {frame:#x} is {other:?}, which nobody asked for"),
             };
+            // Those of the reserve are allocated, and nobody's yet.
+            let spare = place == 1 && !self.used.any(frame, end, true);
+            reserved += u64::from(spare) * (end - frame);
             ensure!(
-                !self.used.any(frame, end, place != 1),
+                spare || !self.used.any(frame, end, place != 1),
                 "the allocator says {:?} of {frame:#x}..{end:#x}",
                 at.state
             );
@@ -89,20 +92,25 @@ impl World<'_> {
             frame = end;
         }
         let [_, _, in_hand, ballooned, isolated] = counts;
-        self.check_beside(isolated)?;
+        self.check_services(isolated)?;
         let status = self.engine.status(&self.zone);
-        let moving = status.inflating.get() + status.deflating.get() + self.shared.reserved().get();
+        ensure!(
+            reserved == self.shared.emergency_frames().get(),
+            "{reserved} frames are allocated and unused, {} are in the reserve",
+            self.shared.emergency_frames()
+        );
+        let moving = status.inflating.get() + status.deflating.get();
         // The rest is the compactor's: half of a pair counts as ballooned.
-        let Some(trading) = in_hand.checked_sub(moving) else {
+        let Some(migrating) = in_hand.checked_sub(moving) else {
             bail!("{moving} frames move, {in_hand} are in hand");
         };
         ensure!(
-            trading == 0 || !self.compactor.is_drained(),
-            "{trading} frames are in nobody's hand"
+            migrating == 0 || !self.compactor.is_drained(),
+            "{migrating} frames are in nobody's hand"
         );
         ensure!(
-            (ballooned..=ballooned + trading).contains(&status.size.get()),
-            "size {}, ballooned {ballooned}, trading {trading}",
+            (ballooned..=ballooned + migrating).contains(&status.size.get()),
+            "size {}, ballooned {ballooned}, migrating {migrating}",
             status.size
         );
         Ok(())
@@ -120,10 +128,10 @@ impl World<'_> {
                 }
             }
             // A device that was reset has nothing, and the guest takes all back.
-            State::Ballooned(path) if !self.forgetting => {
-                let host = match path {
-                    GivePath::Told => &self.host.told,
-                    GivePath::Bulk => &self.host.bulk,
+            State::Ballooned(via) if !self.resetting => {
+                let host = match via {
+                    Via::Inflate => &self.host.told,
+                    Via::Bulk => &self.host.bulk,
                 };
                 ensure!(
                     !host.any(frame, end, false),
@@ -136,9 +144,9 @@ impl World<'_> {
     }
 
     /// Frames hinted and reported are out of the allocator, and no others.
-    fn check_beside(&self, isolated: u64) -> Result<()> {
+    fn check_services(&self, isolated: u64) -> Result<()> {
         let mut frames = 0;
-        for block in self.beside.blocks() {
+        for block in self.services.blocks() {
             frames += block.count().get();
             for pfn in block.frames() {
                 let state = self.zone.state(Frame::new(pfn.get())).map(|at| at.state);

@@ -7,14 +7,14 @@
 
 use balloon_core::testing::{FakeHost, Recorder, Recording};
 use balloon_core::{
-    Budget, Bytes, Completer, Engine, FrameCount, FrameRange, GivePath, Ledger as _, Nanos, Pfn,
-    Policy, Progress, Shared, Transport, Unit,
+    Budget, Bytes, Completer, Engine, FrameCount, FrameRange, Granularity, Ledger as _, Nanos, Pfn,
+    Policy, Progress, Shared, Transport, Via,
 };
 use buddy_alloc::{Backing, Config, Frame, Zone};
-use transport_virtio::fake::{self, FakeBalloon, Profile};
-use transport_virtio::{Features, Policy as Virtio, QueueId};
-use transport_xen::testing::{FakeP2m, FakeXen, Kind};
-use transport_xen::{FrameMap, Reservation, Target, Translated, XenBalloon, store::Notice};
+use transport_virtio::testing::{self, FakeBalloon, Profile};
+use transport_virtio::{DriverOptions, Features, QueueId};
+use transport_xen::testing::{FakeClear, FakeP2m, FakeXen, Kind};
+use transport_xen::{FrameMap, Reservation, Target, Translated, XenBalloon, store::StoreEvent};
 
 use crate::host::{Host, Model};
 use crate::rng::Rng;
@@ -61,13 +61,13 @@ fn checks() -> Vec<Nanos> {
 fn follow<T: Transport>(
     name: &str,
     host: T,
-    unit: Unit,
+    unit: Granularity,
     mut aim: impl FnMut(&mut T, FrameCount),
     mut work: impl FnMut(&mut T, Completer<'_>),
 ) -> Recording {
     let shared: &'static Shared<16> = Box::leak(Box::default());
     let mut policy = Policy::DEFAULT;
-    policy.unit = unit;
+    policy.granularity = unit;
     let mut engine = Box::new(Engine::new(shared, policy));
     let span =
         buddy_alloc::FrameRange::new(Frame::new(FIRST), buddy_alloc::FrameCount::new(FRAMES));
@@ -101,7 +101,7 @@ fn follow<T: Transport>(
             assert_eq!(Some(status.size), wanted, "{name} at {millis} ms");
         }
     }
-    let held = GivePath::ALL.map(|path| zone.held(path));
+    let held = Via::ALL.map(|via| zone.held(via));
     assert_eq!(held, [FrameCount::ZERO; 2], "{name}: the balloon is empty");
     assert_eq!(zone.stats().free.get(), FRAMES, "{name}: nothing is lost");
     host.into_recording()
@@ -115,8 +115,8 @@ fn ends(recording: &Recording) -> Vec<FrameCount> {
         .collect()
 }
 
-fn virtio(name: &str, profile: Profile, policy: &Virtio) -> Recording {
-    let balloon: FakeBalloon<16> = fake::bring_up(profile, policy).unwrap();
+fn virtio(name: &str, profile: Profile, policy: &DriverOptions) -> Recording {
+    let balloon: FakeBalloon<16> = testing::bring_up(profile, policy).unwrap();
     let aim = |balloon: &mut FakeBalloon<16>, target: FrameCount| {
         let pages = u32::try_from(target.get()).unwrap();
         balloon.queues_mut().device_mut().set_target(pages);
@@ -126,16 +126,18 @@ fn virtio(name: &str, profile: Profile, policy: &Virtio) -> Recording {
             balloon.queues_mut().device_mut().serve(queue);
         }
     };
-    follow(name, balloon, Unit::Frames, aim, work)
+    follow(name, balloon, Granularity::Frames, aim, work)
 }
 
 fn xen<F: FrameMap>(name: &str, xen: FakeXen, map: F) -> Recording {
-    let balloon = XenBalloon::new(Reservation::new(xen, map), Target::new(memory().count()));
-    let aim = |balloon: &mut XenBalloon<FakeXen, F>, target: FrameCount| {
+    let clear = FakeClear::of(&xen);
+    let reservation = Reservation::new(xen, map, clear);
+    let balloon = XenBalloon::new(reservation, Target::new(memory().count()));
+    let aim = |balloon: &mut XenBalloon<FakeXen, F, FakeClear>, target: FrameCount| {
         let left = memory().count().saturating_sub(target).bytes();
-        assert!(balloon.hear(Notice::Target(left)));
+        assert!(balloon.handle_event(StoreEvent::Target(left)));
     };
-    follow(name, balloon, Unit::Adaptive, aim, |_, _| {})
+    follow(name, balloon, Granularity::Adaptive, aim, |_, _| {})
 }
 
 #[test]
@@ -147,8 +149,20 @@ fn the_same_trace_over_every_transport_ends_in_the_same_sizes() {
     assert!(expected.len() >= 5);
 
     let plain = |host: &mut FakeHost, target| host.target = target;
-    let recorded = follow("plain", FakeHost::plain(), Unit::Frames, plain, |_, _| {});
-    let bulk = follow("bulk", FakeHost::bulk(), Unit::Frames, plain, |_, _| {});
+    let recorded = follow(
+        "plain",
+        FakeHost::plain(),
+        Granularity::Frames,
+        plain,
+        |_, _| {},
+    );
+    let bulk = follow(
+        "bulk",
+        FakeHost::bulk(),
+        Granularity::Frames,
+        plain,
+        |_, _| {},
+    );
     let reporting = Features::PAGE_REPORTING;
     let fake_xen = || FakeXen::new(Kind::Pv, memory());
     let p2m = FakeP2m::of(&fake_xen());
@@ -156,11 +170,15 @@ fn the_same_trace_over_every_transport_ends_in_the_same_sizes() {
         ("bulk", bulk),
         (
             "virtio, page by page",
-            virtio("PFN", Profile::qemu(Features::empty()), &Virtio::new()),
+            virtio(
+                "PFN",
+                Profile::qemu(Features::empty()),
+                &DriverOptions::new(),
+            ),
         ),
         (
             "virtio, ranges",
-            virtio("bulk", Profile::qemu(reporting), &Virtio::new()),
+            virtio("bulk", Profile::qemu(reporting), &DriverOptions::new()),
         ),
         (
             "Xen PVH",
@@ -182,7 +200,7 @@ fn the_same_trace_over_every_transport_ends_in_the_same_sizes() {
         let work = |host: &mut Host, done: Completer<'_>| host.work(3, done);
         all.push((
             model.name(),
-            follow(model.name(), host, Unit::Adaptive, aim, work),
+            follow(model.name(), host, Granularity::Adaptive, aim, work),
         ));
     }
     assert_eq!(ends(&recorded), expected, "plain");

@@ -2,16 +2,16 @@
 
 use anyhow::{Result, bail, ensure};
 use balloon_core::{
-    Budget, Compactor, Engine, FrameCount, FrameRange, GivePath, Kind, Ledger as _, Nanos, Need,
-    Pfn, Policy, Progress, Resume, Shared, Step, Unit, compactor_words, page_table_reserve,
+    Budget, Compactor, Engine, FrameCount, FrameRange, Granularity, Kind, Ledger as _, Nanos, Need,
+    Pfn, Policy, Progress, Resume, Shared, Step, Via, compactor_words, page_table_reserve,
 };
 use buddy_alloc::{Backing, Config, Frame, Order, Zone};
 
-use crate::beside::Beside;
 use crate::guest::Guest;
 use crate::host::{Faults, Host, Model};
 use crate::map::FrameMap;
 use crate::rng::Rng;
+use crate::services::Services;
 use crate::tally::Tally;
 use crate::trace::Trace;
 
@@ -25,14 +25,14 @@ pub(crate) struct World<'m> {
     pub(crate) zone: Zone<'m>,
     pub(crate) engine: Box<Engine<SLOTS>>,
     pub(crate) compactor: Compactor<Vec<u32>, 2>,
-    pub(crate) beside: Beside,
+    pub(crate) services: Services,
     pub(crate) shared: &'static Shared<SLOTS>,
     pub(crate) host: Host,
     pub(crate) guest: Guest,
     /// The oracle's own list of the frames in use.
     pub(crate) used: FrameMap,
     /// The device has forgotten a balloon that the guest has not taken apart yet.
-    pub(crate) forgetting: bool,
+    pub(crate) resetting: bool,
     /// A live migration is under way.
     migrating: bool,
     policy: Policy,
@@ -71,15 +71,15 @@ impl<'m> World<'m> {
     ) -> Result<Self> {
         let mut rng = Rng::new(seed);
         let mut zone = Zone::new(span(), Config::new(), metadata)?;
-        zone.add_range(span(), Backing::Untouched)?;
+        zone.add_range(span(), Backing::Unpopulated)?;
         let mut policy = Policy::DEFAULT;
-        policy.unit = if rng.chance(500) {
-            Unit::Adaptive
+        policy.granularity = if rng.chance(500) {
+            Granularity::Adaptive
         } else {
-            Unit::Frames
+            Granularity::Frames
         };
-        policy.reserve = FrameCount::new(rng.below(4));
-        policy.keep = match rng.below(3) {
+        policy.emergency_pool = FrameCount::new(rng.below(4));
+        policy.min_free = match rng.below(3) {
             0 => FrameCount::ZERO,
             1 => page_table_reserve(FrameCount::new(FRAMES)),
             _ => FrameCount::new(rng.below(1200)),
@@ -96,12 +96,12 @@ impl<'m> World<'m> {
             zone,
             engine: Box::new(Engine::new(shared, policy)),
             compactor: Compactor::new(vec![0; words], all()?)?,
-            beside: Beside::new(),
+            services: Services::new(),
             shared,
             host: Host::new(model, all()?, Rng::new(rng.next())),
             used: FrameMap::new(all()?),
             guest: Guest::new(),
-            forgetting: false,
+            resetting: false,
             migrating: false,
             policy,
             most,
@@ -151,7 +151,7 @@ impl<'m> World<'m> {
             91 => self.suspend()?,
             92 => self.reset()?,
             93 => self.kill(),
-            94..97 => self.ask_beside()?,
+            94..97 => self.ask_service()?,
             97..99 => self.live_migration()?,
             _ => {
                 self.trace.say(|| "verify all content".into());
@@ -183,18 +183,19 @@ impl<'m> World<'m> {
         );
         let left = self.zone.free_frames().get();
         ensure!(
-            left >= free.min(self.policy.keep.get()),
+            left >= free.min(self.policy.min_free.get()),
             "{left} frames are free, {} are to be kept",
-            self.policy.keep
+            self.policy.min_free
         );
-        self.beside.settle(&mut self.zone)?;
-        let held = GivePath::ALL.map(|path| self.zone.held(path));
+        self.services.settle(&mut self.zone)?;
+        let held = Via::ALL.map(|via| self.zone.held(via));
         let over = self.engine.is_drained() && self.compactor.is_drained();
-        self.forgetting &= !(over && held == [FrameCount::ZERO; 2]);
+        self.resetting &= !(over && held == [FrameCount::ZERO; 2]);
         let status = self.engine.status(&self.zone);
         let trace = &mut *self.trace;
-        self.engine
-            .drain_events(|event| trace.say(|| format!("  {event}")));
+        for (event, times) in self.engine.take_events().iter() {
+            trace.say(|| format!("  {event} ({times})"));
+        }
         self.trace.say(|| {
             format!(
                 "step: {:?}, size {}, +{} -{}, more {}/{}, wake {:?}/{:?}",
@@ -210,7 +211,7 @@ impl<'m> World<'m> {
         });
         let wakes = [step.wake_at, moved.wake_at];
         let step = Step {
-            more: step.more || moved.more || self.shared.signal().pending(),
+            more: step.more || moved.more || self.shared.signal().take(),
             wake_at: wakes.into_iter().flatten().min(),
         };
         if !step.more && step.wake_at.is_none() && !self.host.is_dead() {
@@ -229,7 +230,7 @@ impl<'m> World<'m> {
             self.trace.say(|| "an interrupt for nothing".into());
             self.shared.signal().used();
         }
-        self.beside.settle(&mut self.zone)
+        self.services.settle(&mut self.zone)
     }
 
     fn set_target(&mut self, target: u64) {
@@ -286,18 +287,18 @@ impl<'m> World<'m> {
     }
 
     /// Something is asked or offered beside the balloon.
-    fn ask_beside(&mut self) -> Result<()> {
+    fn ask_service(&mut self) -> Result<()> {
         let kind = match self.rng.below(3) {
             0 => Kind::Statistics,
             _ => Kind::Report,
         };
-        self.start_beside(kind)
+        self.start_service(kind)
     }
 
-    fn start_beside(&mut self, kind: Kind) -> Result<()> {
-        self.trace.say(|| format!("a request beside: {kind:?}"));
+    fn start_service(&mut self, kind: Kind) -> Result<()> {
+        self.trace.say(|| format!("a service request: {kind:?}"));
         let (zone, host) = (&mut self.zone, &mut self.host);
-        self.beside
+        self.services
             .start(kind, self.shared, zone, host, &mut self.rng)
     }
 
@@ -309,7 +310,7 @@ impl<'m> World<'m> {
         if !self.migrating || self.rng.chance(700) {
             self.migrating = true;
             for _ in 0..=self.rng.below(3) {
-                self.start_beside(Kind::Hint)?;
+                self.start_service(Kind::Hint)?;
             }
             return Ok(());
         }
@@ -392,23 +393,24 @@ impl<'m> World<'m> {
     fn relieve(&mut self, need: Need) {
         let relieved = self
             .engine
-            .relieve(&mut self.host, &mut self.zone, need, self.now);
+            .relieve(&mut self.host, &mut self.zone, need, self.now)
+            .wake(|| {});
         self.trace
             .say(|| format!("relief for {need:?}: {relieved:?}"));
     }
 
     fn use_reserve(&mut self) {
-        let Some(frame) = self.shared.take_reserve() else {
+        let Some(frame) = self.shared.take_emergency() else {
             return;
         };
         self.trace
             .say(|| format!("a frame of the reserve: {frame}"));
-        let returned =
-            balloon_core::FrameSource::put(&mut self.zone, frame, balloon_core::Backing::Populated);
+        let first = Frame::new(frame.start().get());
+        let returned = self.zone.free(first, Order::FRAME);
         if returned.is_err() {
             self.host
                 .breaches
-                .push(format!("reserved frame {frame} was not in hand"));
+                .push(format!("reserved frame {frame} was not allocated"));
         }
     }
 
@@ -451,9 +453,9 @@ impl<'m> World<'m> {
             status.counters.requests == requests && status.size == frozen.size,
             "a frozen balloon moves: {frozen:?}, {status:?}"
         );
-        let owned = self.host.told.count() + self.zone.held(GivePath::Bulk).get();
+        let owned = self.host.told.count() + self.zone.held(Via::Bulk).get();
         ensure!(
-            self.forgetting || status.size.get() == owned,
+            self.resetting || status.size.get() == owned,
             "the guest froze at {}, the host has {owned}",
             status.size
         );
@@ -477,9 +479,9 @@ impl<'m> World<'m> {
         self.trace.say(|| "device reset".into());
         self.host.reset();
         self.migrating = false;
-        self.forgetting = true;
+        self.resetting = true;
         self.engine.resume(Resume::Reset);
-        self.beside.reset(&mut self.zone)
+        self.services.reset(&mut self.zone)
     }
 
     /// The host becomes reasonable: a reachable target must be reached.
@@ -489,7 +491,7 @@ impl<'m> World<'m> {
         }
         self.host.faults = Faults::NONE;
         self.compactor.stop();
-        let kept = self.policy.keep.get() + self.guest.frames() + 40;
+        let kept = self.policy.min_free.get() + self.guest.frames() + 40;
         let reachable = FRAMES.saturating_sub(kept);
         let target = self.rng.below(reachable.max(1));
         self.set_target(target);
@@ -512,7 +514,7 @@ impl<'m> World<'m> {
         let mut step = self.step()?;
         for _ in 0..20_000 {
             self.host.work(100, self.shared.slots().completer());
-            self.beside.settle(&mut self.zone)?;
+            self.services.settle(&mut self.zone)?;
             let awake = step.more || self.host.interrupt;
             if !awake {
                 let Some(at) = step.wake_at else {
@@ -532,7 +534,7 @@ impl<'m> World<'m> {
     /// Nobody will wake up any more: nothing may be under way.
     fn at_rest(&mut self) -> Result<()> {
         let status = self.engine.status(&self.zone);
-        let drained = self.compactor.is_drained() && self.beside.is_drained();
+        let drained = self.compactor.is_drained() && self.services.is_drained();
         ensure!(
             self.engine.is_drained() && drained && self.host.waiting() == 0,
             "nobody wakes what is under way: {status:?}, {} requests wait",
@@ -551,9 +553,9 @@ impl<'m> World<'m> {
             migrated: self.compactor.counters().migrated.get(),
             downgrades: counters.downgrades.into(),
             errors: counters.transport_errors.into(),
-            hinted: self.beside.hinted,
-            reported: self.beside.reported,
-            statistics: self.beside.statistics,
+            hinted: self.services.hinted,
+            reported: self.services.reported,
+            statistics: self.services.statistics,
             deaths: self.deaths,
             migrations: self.migrations,
         }
@@ -568,7 +570,7 @@ impl<'m> World<'m> {
         self.set_target(0);
         self.settle()?;
         self.check()?;
-        let free = self.zone.stats().free.get() + self.shared.reserved().get();
+        let free = self.zone.stats().free.get() + self.shared.emergency_frames().get();
         ensure!(
             free == FRAMES,
             "{} frames are missing at the end",

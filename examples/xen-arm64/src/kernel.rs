@@ -8,7 +8,7 @@ use core::ptr::with_exposed_provenance_mut;
 use balloon_core::{FrameCount, FrameRange, Order, Pfn, Run};
 use transport_xen::hypercall::gate::Hvc;
 use transport_xen::hypercall::{Domain as _, Guest, Memory as _, ShutdownReason};
-use transport_xen::{Errno, Gmfn, Reservation, Stopped, Translated};
+use transport_xen::{Clear, Errno, Gmfn, Reservation, Stopped, Translated};
 
 #[expect(unsafe_code, reason = "the image starts here")]
 mod entry {
@@ -84,29 +84,28 @@ extern "C" fn start() -> ! {
     fill(free());
     assert!(holds(free()), "memory does not hold what is written");
 
-    let mut memory = Reservation::new(xen(), Translated);
+    let mut memory = Reservation::new(xen(), Translated, Zeros);
     // Whole superpages.
-    give(&mut memory, free());
+    inflate(&mut memory, free());
     assert_eq!(owned.get() - self::owned().get(), FRAMES, "given");
-    take(&mut memory, free());
+    deflate(&mut memory, free());
     assert_eq!(self::owned(), owned, "taken back");
     let counters = memory.counters();
-    assert_eq!(counters.given.superpages, SUPERPAGES);
-    assert_eq!(counters.taken.superpages, SUPERPAGES);
+    assert_eq!(counters.inflated.superpages, SUPERPAGES);
+    assert_eq!(counters.deflated.superpages, SUPERPAGES);
     say!("@superpages hypercalls={}", counters.hypercalls);
     fill(free());
     assert!(holds(free()), "memory that came back does not hold");
 
     // An extent with a hole: Xen stops inside and does not say so.
-    give(&mut memory, range(FREE + 7, 1));
-    let moved = memory.give(&[run(range(FREE, 512))]);
-    let expected = (FrameCount::new(7), Some(Stopped::NotServed));
-    assert_eq!((moved.frames, moved.stopped), expected, "up to the hole");
-    assert_eq!(owned.get() - self::owned().get(), 8, "up to the hole");
-    give(&mut memory, range(FREE + 8, 504));
+    inflate(&mut memory, range(FREE + 7, 1));
+    let moved = memory.inflate(&[run(range(FREE, 512))]);
+    let expected = (FrameCount::new(512), None);
+    assert_eq!((moved.frames, moved.stopped), expected, "with a hole");
+    assert_eq!(owned.get() - self::owned().get(), 512, "with a hole");
     let short = memory.counters().short_counts;
     assert!(short > 0, "nothing was short");
-    take(&mut memory, range(FREE, 512));
+    deflate(&mut memory, range(FREE, 512));
     assert_eq!(self::owned(), owned, "taken back beside a hole");
     say!("@hole short={short}");
 
@@ -114,10 +113,10 @@ extern "C" fn start() -> ! {
     // from memory that this domain does not have.
     let limit = expect("maximum", xen().maximum_reservation());
     let beyond = limit.saturating_sub(owned).get() + 1;
-    let moved = memory.take(&[run(range(FREE * 2, beyond))]);
+    let moved = memory.deflate(&[run(range(FREE * 2, beyond))]);
     assert_eq!(moved.stopped, Some(Stopped::AtLimit));
     if let Some(taken) = FrameRange::new(Pfn::new(FREE * 2), moved.frames) {
-        give(&mut memory, taken);
+        inflate(&mut memory, taken);
     }
     say!("@limit owned={} limit={}", owned.get(), limit.get());
 
@@ -166,18 +165,30 @@ fn run(range: FrameRange) -> Run {
     }
 }
 
-fn give(memory: &mut Reservation<Xen, Translated>, range: FrameRange) {
-    let moved = memory.give(&[run(range)]);
+fn inflate(memory: &mut Reservation<Xen, Translated, Zeros>, range: FrameRange) {
+    let moved = memory.inflate(&[run(range)]);
     assert_eq!((moved.frames, moved.stopped), (range.count(), None), "give");
 }
 
-fn take(memory: &mut Reservation<Xen, Translated>, range: FrameRange) {
-    let moved = memory.take(&[run(range)]);
+fn deflate(memory: &mut Reservation<Xen, Translated, Zeros>, range: FrameRange) {
+    let moved = memory.deflate(&[run(range)]);
     assert_eq!((moved.frames, moved.stopped), (range.count(), None), "take");
 }
 
 fn word(pfn: Pfn) -> *mut u64 {
     with_exposed_provenance_mut(usize::try_from(pfn.address()).unwrap_or(0))
+}
+
+/// Clears what is given.
+struct Zeros;
+
+#[expect(unsafe_code, reason = "writes to free memory")]
+impl Clear for Zeros {
+    fn clear(&mut self, range: FrameRange) {
+        let bytes = usize::try_from(range.count().bytes().get()).unwrap_or(0);
+        // SAFETY: memory of `FREE`, or as much that was taken beyond; nobody uses it.
+        unsafe { word(range.start()).cast::<u8>().write_bytes(0, bytes) };
+    }
 }
 
 /// Writes every frame's own number to it.

@@ -8,8 +8,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use balloon_core::{
-    Ask, Backing, FrameCount, FrameRange, FrameSource, GivePath, Ledger, Order, Pfn, RangeSink,
-    Stop,
+    Backing, FrameCount, FrameRange, FrameSource, Ledger, Order, Pfn, RangeSink, Shortage,
+    TakeRequest, Via,
 };
 
 pub(super) const FRAMES: u64 = 64;
@@ -124,40 +124,44 @@ impl Frames {
         FrameRange::single(Pfn::new(self.0.first.get() + u64::from(index)))
     }
 
-    fn recall(&self, from: Owner, unit: Order, out: &mut RangeSink<'_>) -> Stop {
+    fn recall(&self, from: Owner, unit: Order, out: &mut RangeSink<'_>) -> Shortage {
         if unit > Order::FRAME {
-            return Stop::Fragmented;
+            return Shortage::Fragmented;
         }
         while !out.is_full() {
             let held = self.owner(from).get();
             let lowest = held & held.wrapping_neg();
             let Some(range) = self.range(lowest) else {
-                return Stop::Empty;
+                return Shortage::Empty;
             };
             if out.push(range, Backing::Unpopulated).is_err() {
                 break;
             }
             self.pass(lowest, from, Owner::InHand);
         }
-        Stop::Enough
+        Shortage::None
     }
 }
 
 impl FrameSource for Frames {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+    fn take(&mut self, ask: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
         if ask.order.frames() > FrameCount::ONE {
-            return Stop::Fragmented;
+            return Shortage::Fragmented;
         }
         while !out.is_full() {
             let free = self.owner(Owner::Free).get();
-            if u64::from(free.count_ones()) <= ask.keep.get() {
-                return if free == 0 { Stop::Empty } else { Stop::Floor };
+            if u64::from(free.count_ones()) <= ask.min_free.get() {
+                return if free == 0 {
+                    Shortage::Empty
+                } else {
+                    Shortage::Floor
+                };
             }
             let next = self
                 .next()
                 .and_then(|frame| Some((frame, self.range(frame)?)));
             let Some((frame, range)) = next.filter(|(_, range)| range.end() <= ask.below) else {
-                return Stop::Fragmented;
+                return Shortage::Fragmented;
             };
             let backing = if self.0.populated.get() & frame == 0 {
                 Backing::Unpopulated
@@ -169,7 +173,12 @@ impl FrameSource for Frames {
             }
             self.pass(frame, Owner::Free, Owner::InHand);
         }
-        Stop::Enough
+        Shortage::None
+    }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        let free = self.owner(Owner::Free).get();
+        Some(FrameCount::new(free.count_ones().into()))
     }
 
     fn put(&mut self, range: FrameRange, backing: Backing) -> Result<(), FrameRange> {
@@ -184,25 +193,25 @@ impl FrameSource for Frames {
     }
 }
 
-const fn given(path: GivePath) -> Owner {
-    match path {
-        GivePath::Told => Owner::Told,
-        GivePath::Bulk => Owner::Bulk,
+const fn given(via: Via) -> Owner {
+    match via {
+        Via::Inflate => Owner::Told,
+        Via::Bulk => Owner::Bulk,
     }
 }
 
 impl Ledger for Frames {
-    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        self.pass(self.mask(range), Owner::InHand, given(path));
+    fn store(&mut self, range: FrameRange, via: Via) -> Result<(), FrameRange> {
+        self.pass(self.mask(range), Owner::InHand, given(via));
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
-        Self::recall(self, given(path), unit, out)
+    fn recall(&mut self, via: Via, unit: Order, out: &mut RangeSink<'_>) -> Shortage {
+        Self::recall(self, given(via), unit, out)
     }
 
-    fn held(&self, path: GivePath) -> FrameCount {
-        FrameCount::new(self.owner(given(path)).get().count_ones().into())
+    fn held(&self, via: Via) -> FrameCount {
+        FrameCount::new(self.owner(given(via)).get().count_ones().into())
     }
 }
 
@@ -211,23 +220,23 @@ impl Ledger for Frames {
 pub(super) struct Kept(Frames, Owner);
 
 impl Ledger for Kept {
-    fn store(&mut self, range: FrameRange, _: GivePath) -> Result<(), FrameRange> {
+    fn store(&mut self, range: FrameRange, _: Via) -> Result<(), FrameRange> {
         let Self(frames, owner) = self;
         frames.pass(frames.mask(range), Owner::InHand, *owner);
         Ok(())
     }
 
-    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
-        match path {
-            GivePath::Told => self.0.recall(self.1, unit, out),
-            GivePath::Bulk => Stop::Empty,
+    fn recall(&mut self, via: Via, unit: Order, out: &mut RangeSink<'_>) -> Shortage {
+        match via {
+            Via::Inflate => self.0.recall(self.1, unit, out),
+            Via::Bulk => Shortage::Empty,
         }
     }
 
-    fn held(&self, path: GivePath) -> FrameCount {
-        match path {
-            GivePath::Told => FrameCount::new(self.0.owner(self.1).get().count_ones().into()),
-            GivePath::Bulk => FrameCount::ZERO,
+    fn held(&self, via: Via) -> FrameCount {
+        match via {
+            Via::Inflate => FrameCount::new(self.0.owner(self.1).get().count_ones().into()),
+            Via::Bulk => FrameCount::ZERO,
         }
     }
 }

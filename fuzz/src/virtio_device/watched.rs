@@ -2,11 +2,11 @@
 
 use balloon_core::wire::chunks_v8;
 use balloon_core::{FrameRange, Pfn};
-use transport_virtio::fake::{FakeDevice, FakeMemory};
 use transport_virtio::protocol::CHUNK_TRANSFER;
+use transport_virtio::testing::{FakeDevice, FakeMemory};
 use transport_virtio::{
-    Body, Capacity, ConfigIo, Features, HostRequestQueue, Policy, QueueCounters, QueueError,
-    QueueId, Queues, RequestId, Rings,
+    Body, Capacity, ConfigIo, DeviceStatus, DriverOptions, Features, HostRequestQueue,
+    QueueCounters, QueueError, QueueId, Queues, RequestId, Rings,
 };
 
 use super::N;
@@ -26,7 +26,12 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(inner: Inner, frames: Frames, negotiated: Features, policy: &Policy) -> Self {
+    pub(super) fn new(
+        inner: Inner,
+        frames: Frames,
+        negotiated: Features,
+        policy: &DriverOptions,
+    ) -> Self {
         Self {
             inner,
             frames,
@@ -83,6 +88,10 @@ impl Queues for Watched {
         self.inner.capacity(queue)
     }
 
+    fn bus_is_physical(&self) -> bool {
+        self.inner.bus_is_physical()
+    }
+
     fn submit(
         &mut self,
         queue: QueueId,
@@ -97,6 +106,10 @@ impl Queues for Watched {
 
     fn kick(&mut self, queue: QueueId, wake_after: usize) -> bool {
         self.inner.kick(queue, wake_after)
+    }
+
+    fn notify(&mut self, queue: QueueId) {
+        self.inner.notify(queue);
     }
 
     fn pop(&mut self, queue: QueueId) -> Result<Option<RequestId>, QueueError> {
@@ -144,5 +157,9 @@ impl ConfigIo for Watched {
 
     fn generation(&mut self) -> u32 {
         self.inner.generation()
+    }
+
+    fn status(&mut self) -> DeviceStatus {
+        self.inner.status()
     }
 }

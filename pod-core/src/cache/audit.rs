@@ -18,8 +18,14 @@ impl Cache<'_> {
         self.in_blocks(mfn, order) || self.loose_list().sorted_touches(mfn, order)
     }
 
-    /// Recounts everything; `false` if lists, chains, levels and counters disagree.
+    /// Recounts everything; `false` if lists, chains, levels and counters disagree, or a loose
+    /// frame is there twice.
     pub(crate) fn audit(&mut self) -> bool {
+        self.recount() && self.loose_have_one_home()
+    }
+
+    /// Recounts everything, and leaves the loose frames in their order.
+    pub(crate) fn recount(&mut self) -> bool {
         let (superpage, fan) = (self.superpage(), self.state.geometry.fan());
         let bits: u64 = self
             .blocks
@@ -45,7 +51,8 @@ impl Cache<'_> {
         }
         let whole = self.whole_runs() == self.state.whole;
         let count = bits + u64::from(self.state.loose) == self.state.count;
-        lists && whole && listed == claims && count && self.loose_have_one_home()
+        let loose = self.state.loose as usize <= self.loose.len();
+        lists && whole && listed == claims && count && loose
     }
 
     /// Whether every loose frame is on the list once and in no block.

@@ -19,6 +19,10 @@ pub struct Full {
     peeks: u64,
     lookups: Cell<u64>,
     pages: u64,
+    /// Table writes, freezes, thaws, flushes and questions about users and writes.
+    others: Cell<u64>,
+    /// This page of each superpage looks zero, and is not.
+    late: Option<u64>,
     tracks: bool,
     written: Vec<bool>,
     next: u64,
@@ -34,6 +38,8 @@ impl Full {
             peeks: 0,
             lookups: Cell::new(0),
             pages: 0,
+            others: Cell::new(0),
+            late: None,
             tracks,
             written: vec![true; (max / SUPER) as usize],
             next: max,
@@ -69,6 +75,21 @@ impl Full {
         self.lookups.get()
     }
 
+    /// From now on this page of each superpage looks zero until it is read as a whole.
+    pub const fn set_late(&mut self, page: u64) {
+        self.late = Some(page);
+    }
+
+    /// All callbacks that read or change something.
+    #[must_use]
+    pub const fn callbacks(&self) -> u64 {
+        self.work() + self.others.get()
+    }
+
+    fn called(&self) {
+        self.others.set(self.others.get() + 1);
+    }
+
     /// All work: lookups, and pages peeked at, scanned, filled or copied.
     #[must_use]
     pub const fn work(&self) -> u64 {
@@ -83,6 +104,7 @@ impl Host for Full {
     }
 
     fn set(&mut self, gfn: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
+        self.called();
         // No leaf of 1 GiB, which would make everything cheaper; and it does not say so.
         let piece = if order >= Order::SUPERPAGE {
             Order::SUPERPAGE
@@ -98,21 +120,27 @@ impl Host for Full {
     }
 
     fn freeze(&mut self, gfn: Gfn, order: Order) -> Result<(), FreezeError> {
+        self.called();
         self.table.split_to(gfn, order);
         Ok(())
     }
 
-    fn thaw(&mut self, _: Gfn, _: Order) {}
+    fn thaw(&mut self, _: Gfn, _: Order) {
+        self.called();
+    }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        self.called();
+    }
 
     fn users(&mut self, _: Mfn, _: Order) -> Users {
+        self.called();
         Users::None
     }
 
-    fn peek(&mut self, _: Mfn) -> Option<u64> {
+    fn peek(&mut self, mfn: Mfn) -> Option<u64> {
         self.peeks += 1;
-        None
+        (self.late == Some(mfn.get() % SUPER)).then_some(0)
     }
 
     fn is_filled(&mut self, _: Mfn, _: u64) -> bool {
@@ -124,13 +152,9 @@ impl Host for Full {
         self.pages += order.frames().get();
     }
 
-    fn copy(&mut self, _: Mfn, _: Mfn, order: Order) -> bool {
+    fn copy(&mut self, _: Gfn, to: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
         self.pages += order.frames().get();
-        true
-    }
-
-    fn moves_frames(&self) -> bool {
-        false
+        self.set(to, order, entry)
     }
 
     fn alloc(&mut self, order: Order, _: Node) -> Option<Backing> {
@@ -146,6 +170,7 @@ impl Host for Full {
     }
 
     fn written(&mut self, gfn: Gfn) -> bool {
+        self.called();
         let region = (gfn.get() / SUPER) as usize;
         core::mem::replace(&mut self.written[region], !self.tracks)
     }

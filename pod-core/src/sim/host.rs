@@ -132,7 +132,7 @@ impl Host for Sim {
         );
         let stop = self.fails().then(|| self.script.prefix % count);
         // The write of an existing leaf at its own order does not fail.
-        let own = self.table.lookup(gfn).order == order;
+        let own = !self.traits.own_order_fails && self.table.lookup(gfn).order == order;
         let piece = match entry {
             Entry::Ram { .. } if self.traits.logical => Order::FRAME,
             _ if order >= g => g,
@@ -366,21 +366,27 @@ impl Host for Sim {
         !self.traits.copies
     }
 
-    fn copy(&mut self, from: Mfn, to: Mfn, order: Order) -> bool {
+    fn copy(&mut self, from: Gfn, to: Gfn, order: Order, entry: Entry) -> Result<(), SetError> {
+        let Entry::Ram { mfn, .. } = entry else {
+            panic!("a copy of {from} is to be {entry:?}");
+        };
         if self.fails() {
-            return false;
+            return Err(SetError::NOTHING);
         }
         let count = order.frames().get();
         self.work.fills += count;
-        self.assert_unreachable(to.get(), count, "copied to");
+        self.assert_unreachable(mfn.get(), count, "copied to");
         for i in 0..count {
-            let gfn = self.reverse[(from.get() + i) as usize];
-            assert!(self.frozen.has(gfn), "{gfn:#x} is copied while in use");
-            let stale = self.tlb.iter().filter_map(|t| t.get(&gfn));
-            assert!(stale.clone().all(|(_, w)| !w), "{gfn:#x} can be written");
-            self.content[(to.get() + i) as usize] = self.content[(from.get() + i) as usize];
+            let gfn = from.plus(i);
+            let Entry::Ram { mfn: source, .. } = self.table.lookup(gfn).at(gfn) else {
+                panic!("{gfn} is copied and is not there");
+            };
+            assert!(self.frozen.has(gfn.get()), "{gfn} is copied while in use");
+            let stale = self.tlb.iter().filter_map(|t| t.get(&gfn.get()));
+            assert!(stale.clone().all(|(_, w)| !w), "{gfn} can be written");
+            self.content[(mfn.get() + i) as usize] = self.content[source.get() as usize];
         }
-        true
+        self.set(to, order, entry)
     }
 
     fn pin(&mut self, mfn: Mfn, order: Order) {

@@ -47,8 +47,18 @@ impl World {
                 key.push(u8::MAX);
             }
             key.extend(gigas.iter().map(|giga| giga.bits().count() as u8));
-            let (at, left, phase) = pod.st.sweep.contents();
-            key.extend([loose.len() as u8, name(at), left as u8, phase]);
+            let (at, from, left, phase) = pod.st.sweep.contents();
+            key.extend([loose.len() as u8, name(at), name(from), left as u8, phase]);
+            let searches = pod.mem.lanes.iter().map(|lane| lane.search);
+            for search in searches.chain([pod.st.search]) {
+                let Some((gfn, left, state)) = search.contents(pod.st.sweep.looked()) else {
+                    key.push(u8::MAX);
+                    continue;
+                };
+                let region = u32::try_from(gfn.get() >> superpage).unwrap_or(u32::MAX);
+                key.extend([name(region), left as u8]);
+                key.extend(state);
+            }
             for lane in pod.mem.lanes.iter() {
                 let (recent, adapting) = lane.contents();
                 key.extend(recent.map(name));
@@ -90,8 +100,12 @@ impl View<'_> {
         let order = self.sim.leaf(Gfn::new(start)).order.get();
         let of_run = |b: &&Block| Some(b.run()) == region.run();
         let class = self.blocks.iter().find(of_run).map(|b| b.class() as u8);
+        // No page, some, or enough to be worth a look.
+        let half = 1 << (self.superpage - 1);
+        let fresh = u8::from(region.fresh > 0) + u8::from(region.fresh >= half);
         let mut key = pages.concat();
         key.extend(flags.map(u8::from));
+        key.push(fresh);
         key.extend([region.marker, order, class.unwrap_or(u8::MAX)]);
         key
     }

@@ -118,6 +118,8 @@ pub struct Traits {
     pub eager: bool,
     /// Cannot map a frame elsewhere with its content, but copy it.
     pub copies: bool,
+    /// The write of an existing leaf at its own order may fail, too.
+    pub own_order_fails: bool,
     /// Always wants the engine to return.
     pub hurried: bool,
     /// Forgets to drop stale translations: for showing that the checks notice.
@@ -201,6 +203,7 @@ impl Sim {
                 logical: false,
                 eager: false,
                 copies: false,
+                own_order_fails: false,
                 hurried: false,
                 forgets_flush: false,
             },

@@ -90,7 +90,8 @@ impl World {
 
     /// Runs an operation of the engine.
     pub fn with<R>(&mut self, run: impl FnOnce(&mut Pod<'_>, &mut Sim) -> R) -> R {
-        let mut pod = Pod::resume(self.suspended.clone(), self.memory.storage());
+        let pod = Pod::assemble(self.suspended.clone(), self.memory.storage());
+        let mut pod = pod.unwrap_or_else(|e| panic!("{e}"));
         let result = run(&mut pod, &mut self.sim);
         self.suspended = pod.suspend().0;
         result

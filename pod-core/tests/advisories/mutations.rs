@@ -6,13 +6,15 @@ use std::process::{Command, Stdio};
 const LIST: &str = include_str!("mutations.tsv");
 
 /// The files with tests the list may name, and their binaries.
-const TESTS: [(&str, &str); 8] = [
+const TESTS: [(&str, &str); 10] = [
     ("advisories", include_str!("xsa.rs")),
     ("advisories", include_str!("fixes.rs")),
     ("advisories", include_str!("weaknesses.rs")),
     ("advisories", include_str!("operations.rs")),
     ("advisories", include_str!("superpages.rs")),
     ("hostile", include_str!("../hostile.rs")),
+    ("exhausted", include_str!("../exhausted.rs")),
+    ("misuse", include_str!("../misuse.rs")),
     ("failures", include_str!("../failures.rs")),
     ("bounded", include_str!("../bounded.rs")),
 ];

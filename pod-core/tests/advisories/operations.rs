@@ -108,7 +108,7 @@ fn what_is_filled_in_has_one_home_and_leaves_of_its_own_alignment() {
     let mut world = guest(8 * SUPER, 4 * SUPER);
     let cached = cached(&mut world);
     let answer = fill(&mut world, 0, 1, Entry::ram(cached));
-    assert_eq!(answer, Err(RangeError::Cached(cached)));
+    assert_eq!(answer, Err(RangeError::Cached(Gfn::new(0), cached)));
     let unknown = Entry::Promise(Pattern::new(2).unwrap());
     let answer = fill(&mut world, 0, 1, unknown);
     assert_eq!(answer, Err(RangeError::UnknownPattern));
@@ -307,7 +307,7 @@ fn a_frame_of_the_cache_has_no_second_home_be_it_in_a_block_or_loose() {
     assert_eq!(cached.len(), 12);
     for mfn in cached {
         let answer = fill(&mut world, 5 * SUPER, 1, Entry::ram(mfn));
-        assert_eq!(answer, Err(RangeError::Cached(mfn)));
+        assert_eq!(answer, Err(RangeError::Cached(Gfn::new(5 * SUPER), mfn)));
         let mut world = world.clone();
         world.sim.set_frame(Gfn::new(3), mfn);
         let audit = world.with(|p, s| p.audit(s));

@@ -2,7 +2,7 @@
 
 use balloon_core::{TransportError, TransportErrorKind};
 
-use crate::protocol::QueueId;
+use crate::protocol::numbering::QueueId;
 use crate::queues::QueueError;
 
 /// Why a request was not made or an answer not found.
@@ -18,9 +18,22 @@ pub enum VirtioError {
     /// The device or the policy has no queue for this.
     #[error("the device offers no such path")]
     Unsupported,
+    /// The slots are of another [`Shared`](balloon_core::Shared) than those of the requests
+    /// with the device: engine and services have one together.
+    #[error("engine and services have one `Shared` together, and this is another one")]
+    OtherShared,
     /// The target kept changing while it was read.
     #[error("the target kept changing while it was read")]
     Unstable,
+    /// The device has failed and asks for a reset.
+    #[error("the device asks for a reset")]
+    NeedsReset,
+    /// Nobody seems to be there: whoever reads the target next, a second later, finds out.
+    #[error("the registers read as those of an empty place")]
+    Absent,
+    /// There is no device any more.
+    #[error("the device is gone")]
+    Gone,
 }
 
 impl TransportError for VirtioError {
@@ -29,8 +42,11 @@ impl TransportError for VirtioError {
             Self::Queue(_, QueueError::Full) => TransportErrorKind::Full,
             Self::Queue(_, QueueError::TooLong) | Self::TooLarge => TransportErrorKind::TooLarge,
             Self::Queue(_, QueueError::Broken) => TransportErrorKind::Broken,
-            Self::Unsupported => TransportErrorKind::Unsupported,
+            Self::Unsupported | Self::OtherShared => TransportErrorKind::Unsupported,
             Self::Unstable => TransportErrorKind::Unstable,
+            Self::NeedsReset => TransportErrorKind::NeedsReset,
+            Self::Absent => TransportErrorKind::Absent,
+            Self::Gone => TransportErrorKind::Gone,
         }
     }
 }

@@ -1,10 +1,11 @@
 use super::*;
-use crate::fake::{self, FakeBalloon, FakeDevice, Profile};
-use crate::protocol::{Features, Policy};
+use crate::protocol::features::Features;
+use crate::protocol::options::DriverOptions;
+use crate::testing::{self, FakeBalloon, FakeDevice, Profile};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use balloon_core::testing::FakeSource;
-use balloon_core::{BitmapLedger, FrameRange, Shared};
+use balloon_core::{BitmapLedger, FrameRange};
 
 const FRAMES: u64 = 64;
 
@@ -29,12 +30,12 @@ impl Guest {
     }
 
     fn on(profile: Profile) -> Self {
-        let policy = Policy::new().with_hints();
+        let options = DriverOptions::new().with_hints();
         let memory = FrameRange::new(Pfn::new(0x100), FrameCount::new(FRAMES)).unwrap();
         let words = usize::try_from(BitmapLedger::words(memory.count())).unwrap();
-        let mut balloon: FakeBalloon<16> = fake::bring_up(profile, &policy).unwrap();
-        let judge = balloon.queues_mut().device_mut().judge_mut();
-        judge.set_memory(memory.start()..memory.end());
+        let mut balloon: FakeBalloon<16> = testing::bring_up(profile, &options).unwrap();
+        let checker = balloon.queues_mut().device_mut().checker_mut();
+        checker.set_memory(memory.start()..memory.end());
         Self {
             balloon,
             hinting: Hinting::new(FrameCount::new(4)),
@@ -49,16 +50,16 @@ impl Guest {
     }
 
     fn step(&mut self) -> HintStep {
-        let slots = self.shared.slots();
+        let shared = self.shared;
         let (source, held) = (&mut self.source, &mut self.held);
         self.hinting
-            .step(&mut self.balloon, slots, source, held)
+            .step(&mut self.balloon, shared, source, held, Nanos::ZERO)
             .unwrap()
     }
 
     fn look(&mut self) -> Vec<Seen> {
         let chains = self.device().serve(QueueId::Hint);
-        let seen = |chain: &fake::Chain| {
+        let seen = |chain: &testing::Chain| {
             let first = chain.descriptors[0];
             if first.writable {
                 Seen::Range(first.address >> 12, u64::from(first.len) >> 12)
@@ -80,18 +81,18 @@ impl Guest {
     }
 
     fn held(&self) -> u64 {
-        self.held.held(GivePath::Told).get()
+        self.held.held(Via::Inflate).get()
     }
 
     fn whole(&self) {
-        let out = self.held() + self.hinting.in_flight().get();
+        let out = self.held() + self.hinting.lent.frames().get();
         self.source.check(FrameCount::ZERO);
         assert_eq!(
             out,
             self.source.in_hand().get(),
             "hinted frames are out of the allocator"
         );
-        let violations = self.balloon.queues().device().judge().violations();
+        let violations = self.balloon.queues().device().checker().violations();
         assert_eq!(violations, []);
     }
 }
@@ -135,7 +136,7 @@ fn hinted_frames_wait_for_the_answer() {
     assert!(!guest.hinting.is_drained());
     guest.device().set_hint_command(1);
     for _ in 0..50 {
-        assert!(!guest.hinting.in_flight().is_zero());
+        assert!(!guest.hinting.lent.frames().is_zero());
         guest.step();
     }
     let source = &mut guest.source;
@@ -218,14 +219,17 @@ fn a_reset_brings_everything_home() {
 #[test]
 fn hints_do_not_wait_for_an_inflation() {
     let mut guest = Guest::new();
-    let slots = guest.shared.slots();
+    let shared = guest.shared;
     // The device answers no inflation; every slot of that kind is in flight.
     for _ in 0..16 {
-        let slot = slots.claim(Kind::Inflate).unwrap().launch();
+        let slot = shared.slots().claim(Kind::Inflate).unwrap().launch();
         let run = FrameRange::single(Pfn::new(9)).and_then(Run::new).unwrap();
         let runs = [run];
-        let request = slot.request(GivePath::Told, &runs);
-        guest.balloon.submit(request, slots.completer()).unwrap();
+        let request = slot.request(Via::Inflate, &runs);
+        guest
+            .balloon
+            .submit(request, shared.slots().completer())
+            .unwrap();
     }
     guest.device().set_hint_command(7);
     guest.step();
@@ -236,12 +240,17 @@ fn hints_do_not_wait_for_an_inflation() {
 
 #[test]
 fn without_the_feature_nothing_is_touched() {
-    let mut balloon: FakeBalloon<16> =
-        fake::bring_up(Profile::qemu(Features::FREE_PAGE_HINT), &Policy::new()).unwrap();
+    let mut balloon: FakeBalloon<16> = testing::bring_up(
+        Profile::qemu(Features::FREE_PAGE_HINT),
+        &DriverOptions::new(),
+    )
+    .unwrap();
     let mut guest = Guest::new();
-    let slots = guest.shared.slots();
+    let shared = guest.shared;
     let (source, held) = (&mut guest.source, &mut guest.held);
-    let step = guest.hinting.step(&mut balloon, slots, source, held);
+    let step = guest
+        .hinting
+        .step(&mut balloon, shared, source, held, Nanos::ZERO);
     assert_eq!(step.err(), Some(VirtioError::Unsupported));
 }
 
@@ -285,8 +294,10 @@ fn hints_are_drained_in_the_middle_of_a_round() {
     }
     let drain = |guest: &mut Guest| {
         let (source, held) = (&mut guest.source, &mut guest.held);
-        let slots = guest.shared.slots();
-        let drained = guest.hinting.drain(&mut guest.balloon, slots, source, held);
+        let shared = guest.shared;
+        let drained = guest
+            .hinting
+            .drain(&mut guest.balloon, shared, source, held);
         drained.unwrap()
     };
     let hinted = guest.hinting.hinted();
@@ -298,4 +309,31 @@ fn hints_are_drained_in_the_middle_of_a_round() {
     guest.whole();
     // The round goes on.
     assert_eq!(guest.run(200).last(), Some(&Seen::Command(STOP)));
+}
+
+#[test]
+fn an_allocator_that_refuses_is_offered_the_frames_again() {
+    let mut guest = Guest::new();
+    guest.device().set_hint_command(9);
+    guest.run(40);
+    guest.source.refuses = true;
+    guest.device().set_hint_command(1);
+    let mut step = guest.step();
+    for _ in 0..100 {
+        assert!(
+            step.more || step.wake_at.is_some(),
+            "{step:?}: nobody steps again"
+        );
+        guest.look();
+        step = guest.step();
+    }
+    assert!(!step.more && !step.held.is_zero(), "{step:?}");
+    guest.source.refuses = false;
+    guest.run(40);
+    let step = guest.step();
+    assert!(
+        !step.more && step.wake_at.is_none() && step.held.is_zero(),
+        "{step:?}"
+    );
+    assert_eq!(guest.source.free().get(), FRAMES);
 }

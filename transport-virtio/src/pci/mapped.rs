@@ -1,8 +1,11 @@
 //! The registers of a modern PCI device, mapped by the kernel.
 
-use crate::device::{Device, DeviceStatus, Handshake, QueueRefused, RingAddresses};
+use crate::device::{Device, Handshake, QueueRefused, RingAddresses};
 use crate::mmio::MmioWindow;
-use crate::protocol::{ConfigIo, Features, QueueIndex};
+use crate::protocol::config::ConfigIo;
+use crate::protocol::features::Features;
+use crate::protocol::numbering::QueueIndex;
+use crate::protocol::status::DeviceStatus;
 
 // Offsets in the common structure.
 const DEVICE_FEATURE_SELECT: usize = 0;
@@ -105,6 +108,10 @@ impl ConfigIo for MappedPci {
     fn generation(&mut self) -> u32 {
         self.common.read8(CONFIG_GENERATION).into()
     }
+
+    fn status(&mut self) -> DeviceStatus {
+        DeviceStatus::from_bits_retain(self.common.read8(DEVICE_STATUS))
+    }
 }
 
 impl Device for MappedPci {
@@ -158,10 +165,6 @@ impl Device for MappedPci {
 }
 
 impl Handshake for MappedPci {
-    fn status(&mut self) -> DeviceStatus {
-        DeviceStatus::from_bits_retain(self.common.read8(DEVICE_STATUS))
-    }
-
     fn set_status(&mut self, status: DeviceStatus) {
         self.common.write8(DEVICE_STATUS, status.bits());
     }

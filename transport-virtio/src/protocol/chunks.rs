@@ -3,7 +3,7 @@
 //! Chunks of frames instead of page numbers, and a queue on which the host asks
 //! for unused pages. Its feature bits have been given to others since, so it is
 //! spoken only if the embedder says that the device does
-//! ([`Policy::with_chunk_transfer`](super::Policy::with_chunk_transfer)). Then
+//! ([`DriverOptions::with_chunk_transfer`](super::DriverOptions::with_chunk_transfer)). Then
 //! bits 3 and 4 mean what is written here, and hints and poison do not exist.
 //!
 //! | queue | index | driver to device | device to driver |
@@ -17,16 +17,7 @@
 
 use balloon_core::wire::chunks_v8::{self, CHUNK_SIZE, HEADER_SIZE};
 
-use super::Features;
-use crate::queues::MAX_BYTES;
-
-/// Frames are told in chunks: bit 3, since then free page hinting.
-#[doc(alias = "VIRTIO_BALLOON_F_CHUNK_TRANSFER")]
-pub const CHUNK_TRANSFER: Features = Features::FREE_PAGE_HINT;
-
-/// The host may ask for unused pages: bit 4, since then page poisoning.
-#[doc(alias = "VIRTIO_BALLOON_F_HOST_REQ_VQ")]
-pub const HOST_REQUESTS: Features = Features::PAGE_POISON;
+use crate::protocol::wire::MAX_BYTES;
 
 /// Chunks of one response.
 pub const CHUNKS_PER_RESPONSE: usize = (MAX_BYTES - HEADER_SIZE) / CHUNK_SIZE;

@@ -5,7 +5,8 @@
 
 use core::fmt;
 
-use super::Features;
+use super::features::Features;
+use crate::protocol::status::DeviceStatus;
 
 /// Offset of the wanted size in 4 KiB pages, written by the device.
 pub const NUM_PAGES: u16 = 0;
@@ -54,8 +55,20 @@ pub trait ConfigIo {
     /// Writes the word at `offset`, in one access.
     fn write_config(&mut self, offset: u16, value: u32);
 
-    /// A number that changes whenever the device changed its configuration.
-    fn generation(&mut self) -> u32;
+    /// A number that changes whenever the device changed its configuration; where the
+    /// transport shows none, zero.
+    fn generation(&mut self) -> u32 {
+        0
+    }
+
+    /// Reads the device status; all ones, or none, if there is no device any more.
+    ///
+    /// Looked at whenever the target is. Whoever cannot tell says that it runs: then a
+    /// device that is gone is still known by its configuration, and one that asks
+    /// for a reset by its silence.
+    fn status(&mut self) -> DeviceStatus {
+        DeviceStatus::DRIVER_OK
+    }
 }
 
 impl<C: ConfigIo + ?Sized> ConfigIo for &mut C {
@@ -73,6 +86,10 @@ impl<C: ConfigIo + ?Sized> ConfigIo for &mut C {
 
     fn generation(&mut self) -> u32 {
         (**self).generation()
+    }
+
+    fn status(&mut self) -> DeviceStatus {
+        (**self).status()
     }
 }
 

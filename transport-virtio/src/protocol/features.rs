@@ -2,8 +2,6 @@
 
 use bitflags::bitflags;
 
-use super::{CHUNK_TRANSFER, HOST_REQUESTS, Policy};
-
 bitflags! {
     /// Feature bits of the balloon and of virtio itself.
     ///
@@ -38,7 +36,7 @@ bitflags! {
         /// The device follows virtio 1.0 or later.
         #[doc(alias = "VIRTIO_F_VERSION_1")]
         const VERSION_1 = 1 << 32;
-        /// The device sees memory through an IOMMU.
+        /// The device has addresses as the platform gives them, be it through an IOMMU.
         #[doc(alias = "VIRTIO_F_ACCESS_PLATFORM")]
         const ACCESS_PLATFORM = 1 << 33;
 
@@ -68,120 +66,33 @@ pub const OPTIONAL: Features = Features::MUST_TELL_HOST
     .union(Features::DEFLATE_ON_OOM)
     .union(Features::PAGE_REPORTING)
     .union(Features::INDIRECT_DESC)
-    .union(Features::EVENT_IDX);
+    .union(Features::EVENT_IDX)
+    .union(Features::ACCESS_PLATFORM);
 
-/// The features to accept of those offered: pure, for kernels that negotiate
-/// before the driver exists.
-///
-/// * `MUST_TELL_HOST` is accepted whenever it is offered, as the specification
-///   asks; it excludes the bulk path, so reporting is then left alone.
-/// * `DEFLATE_ON_OOM` is accepted: it permits, and obliges to nothing.
-/// * `PAGE_POISON` is not, unless the policy names a value: its driver has to
-///   fill every frame it takes back, and a value makes QEMU skip reports.
-/// * `PAGE_REPORTING` is not if the kernel relies on what free frames hold and
-///   the device will not be told.
-/// * Statistics and hints are accepted only if the kernel serves them.
-/// * Under the `CHUNK_TRANSFER` dialect bits 3 and 4 are the dialect's, and
-///   statistics are accepted since it counts on their queue.
-/// * `ACCESS_PLATFORM` is not: page numbers are guest-physical, whatever sits
-///   between device and memory.
-///
-/// ```
-/// use transport_virtio::{Features, Policy, wanted_features};
-///
-/// let qemu = Features::from_bits_retain(0x1_3000_0036);
-/// assert_eq!(
-///     wanted_features(qemu, &Policy::new()),
-///     Features::VERSION_1
-///         | Features::DEFLATE_ON_OOM
-///         | Features::PAGE_REPORTING
-///         | Features::INDIRECT_DESC
-///         | Features::EVENT_IDX,
-/// );
-/// ```
-#[must_use]
-pub const fn wanted_features(offered: Features, policy: &Policy) -> Features {
-    let mut wanted = REQUIRED
-        .union(Features::MUST_TELL_HOST)
-        .union(Features::DEFLATE_ON_OOM);
-    let standard = policy.standard(offered);
-    if policy.poison().is_some() {
-        wanted = wanted.union(Features::PAGE_POISON);
-    }
-    let bulk = policy.bulk()
-        && !policy.chunk_transfer()
-        && policy.poison().is_none()
-        && !offered.contains(Features::MUST_TELL_HOST);
-    let known = policy.poison().is_none() || standard.contains(Features::PAGE_POISON);
-    if bulk || (policy.reporting() && known) {
-        wanted = wanted.union(Features::PAGE_REPORTING);
-    }
-    if policy.statistics() {
-        wanted = wanted.union(Features::STATS_VQ);
-    }
-    if policy.hints() {
-        wanted = wanted.union(Features::FREE_PAGE_HINT);
-    }
-    if policy.indirect() {
-        wanted = wanted.union(Features::INDIRECT_DESC);
-    }
-    if policy.event_idx() {
-        wanted = wanted.union(Features::EVENT_IDX);
-    }
-    wanted = wanted.intersection(standard);
-    if policy.chunk_transfer() {
-        let dialect = CHUNK_TRANSFER
-            .union(HOST_REQUESTS)
-            .union(Features::STATS_VQ);
-        wanted = wanted.union(dialect.intersection(offered));
-    }
-    wanted
-}
+/// Frames are told in chunks: bit 3, since then free page hinting.
+#[doc(alias = "VIRTIO_BALLOON_F_CHUNK_TRANSFER")]
+pub const CHUNK_TRANSFER: Features = Features::FREE_PAGE_HINT;
 
-/// Whether frames may be given as ranges through the reporting queue.
-///
-/// A report is a promise that the content may go, nothing more; so a balloon
-/// may make it and simply keep the frames. Two features give that promise
-/// another meaning: with `PAGE_POISON` the host must preserve the fill value, and
-/// with `MUST_TELL_HOST` the guest must ask before it uses a ballooned frame
-/// again, which the reporting queue has no words for.
-#[must_use]
-pub const fn bulk_allowed(negotiated: Features, policy: &Policy) -> bool {
-    let negotiated = policy.standard(negotiated);
-    policy.bulk()
-        && !policy.chunk_transfer()
-        && policy.poison().is_none()
-        && negotiated.contains(Features::PAGE_REPORTING)
-        && !negotiated.intersects(Features::PAGE_POISON.union(Features::MUST_TELL_HOST))
-}
-
-/// Whether free ranges may be reported while they stay free.
-///
-/// A device that was told a poison value must preserve it, one that was not may
-/// not: a kernel that relies on what its free frames hold must have told it.
-#[must_use]
-pub const fn reporting_allowed(negotiated: Features, policy: &Policy) -> bool {
-    let negotiated = policy.standard(negotiated);
-    let told = negotiated.contains(Features::PAGE_POISON);
-    policy.reporting()
-        && negotiated.contains(Features::PAGE_REPORTING)
-        && told == policy.poison().is_some()
-}
+/// The host may ask for unused pages: bit 4, since then page poisoning.
+#[doc(alias = "VIRTIO_BALLOON_F_HOST_REQ_VQ")]
+pub const HOST_REQUESTS: Features = Features::PAGE_POISON;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::negotiation::{bulk_allowed, reporting_allowed, wanted_features};
+    use crate::protocol::options::DriverOptions;
 
     #[test]
     fn never_accepts_what_is_not_offered_or_not_understood() {
         let all = Features::from_bits_retain(u64::MAX);
-        let wanted = wanted_features(all, &Policy::new());
+        let wanted = wanted_features(all, &DriverOptions::new());
         assert_eq!(
             wanted.difference(REQUIRED.union(OPTIONAL)),
             Features::empty()
         );
         assert_eq!(
-            wanted_features(Features::empty(), &Policy::new()),
+            wanted_features(Features::empty(), &DriverOptions::new()),
             Features::empty()
         );
     }
@@ -189,39 +100,50 @@ mod tests {
     #[test]
     fn must_tell_host_excludes_the_bulk_path() {
         let offered = Features::VERSION_1 | Features::MUST_TELL_HOST | Features::PAGE_REPORTING;
-        let wanted = wanted_features(offered, &Policy::new());
+        let wanted = wanted_features(offered, &DriverOptions::new());
         assert_eq!(wanted, Features::VERSION_1 | Features::MUST_TELL_HOST);
-        assert!(!bulk_allowed(offered, &Policy::new()));
+        assert!(!bulk_allowed(offered, &DriverOptions::new()));
     }
 
     #[test]
     fn bulk_has_preconditions() {
         let plain = Features::VERSION_1 | Features::PAGE_REPORTING;
-        assert!(bulk_allowed(plain, &Policy::new()));
-        assert!(!bulk_allowed(plain, &Policy::new().without_bulk()));
-        assert!(!bulk_allowed(plain | Features::PAGE_POISON, &Policy::new()));
-        assert!(!bulk_allowed(Features::VERSION_1, &Policy::new()));
+        assert!(bulk_allowed(plain, &DriverOptions::new()));
+        assert!(!bulk_allowed(plain, &DriverOptions::new().without_bulk()));
+        assert!(!bulk_allowed(
+            plain | Features::PAGE_POISON,
+            &DriverOptions::new()
+        ));
+        assert!(!bulk_allowed(Features::VERSION_1, &DriverOptions::new()));
     }
 
     #[test]
     fn who_relies_on_free_content_reports_only_to_who_knows_it() {
-        let policy = Policy::new().with_reporting().with_poison(0xaaaa_aaaa);
+        let options = DriverOptions::new()
+            .with_reporting()
+            .with_poison(0xaaaa_aaaa);
         let report = Features::VERSION_1 | Features::PAGE_REPORTING;
-        assert_eq!(wanted_features(report, &policy), Features::VERSION_1);
-        assert!(!reporting_allowed(report, &policy));
+        assert_eq!(wanted_features(report, &options), Features::VERSION_1);
+        assert!(!reporting_allowed(report, &options));
         let both = report | Features::PAGE_POISON;
-        assert_eq!(wanted_features(both, &policy), both);
-        assert!(reporting_allowed(both, &policy) && !bulk_allowed(both, &policy));
+        assert_eq!(wanted_features(both, &options), both);
+        assert!(reporting_allowed(both, &options) && !bulk_allowed(both, &options));
         // Somebody else accepted poison for a kernel that fills nothing.
-        assert!(!reporting_allowed(both, &Policy::new().with_reporting()));
+        assert!(!reporting_allowed(
+            both,
+            &DriverOptions::new().with_reporting()
+        ));
     }
 
     #[test]
     fn services_that_nobody_steps_are_declined() {
         let queues = Features::STATS_VQ | Features::FREE_PAGE_HINT;
         let all = REQUIRED | queues | Features::PAGE_REPORTING;
-        assert!(!wanted_features(all, &Policy::new()).intersects(queues));
-        let served = Policy::new().with_statistics().with_hints().without_bulk();
+        assert!(!wanted_features(all, &DriverOptions::new()).intersects(queues));
+        let served = DriverOptions::new()
+            .with_statistics()
+            .with_hints()
+            .without_bulk();
         assert_eq!(wanted_features(all, &served), REQUIRED | queues);
         let served = served.with_reporting();
         assert_eq!(wanted_features(all, &served), all);
@@ -230,7 +152,7 @@ mod tests {
     #[test]
     fn policies_decline() {
         let all = Features::VERSION_1 | Features::PAGE_REPORTING | Features::EVENT_IDX;
-        let policy = Policy::new().without_bulk().without_event_idx();
-        assert_eq!(wanted_features(all, &policy), Features::VERSION_1);
+        let options = DriverOptions::new().without_bulk().without_event_idx();
+        assert_eq!(wanted_features(all, &options), Features::VERSION_1);
     }
 }

@@ -9,7 +9,7 @@
 
 use core::fmt;
 
-use super::Features;
+use super::features::Features;
 
 /// A virtqueue by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,13 @@
 //! Page numbers and chunks: [`balloon_core::wire`].
 
 use balloon_core::FrameCount;
+use balloon_core::wire::pfn_array::{NUMBER_SIZE, PER_BUFFER};
 use zerocopy::{FromZeros, Immutable, IntoBytes, LE, U16, U64, Unaligned};
+
+/// The longest descriptor of [`Body::Bytes`](crate::Body::Bytes): 256 page numbers.
+///
+/// Firecracker loses longer ones, cloud-hypervisor ignores them.
+pub const MAX_BYTES: usize = PER_BUFFER * NUMBER_SIZE;
 
 /// The longest range of one descriptor: 4 GiB - 2 MiB, since lengths are 32
 /// bits wide and the next range should start aligned again.

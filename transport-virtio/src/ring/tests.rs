@@ -1,5 +1,5 @@
 use super::*;
-use crate::fake::FakeMemory;
+use crate::testing::FakeMemory;
 use balloon_core::{Kind, SlotId};
 
 const SIZE: u16 = 8;

@@ -1,9 +1,11 @@
 //! The buffer for a request of the host, under `CHUNK_TRANSFER`.
 
 use super::Rings;
+use super::layout::REQUEST_BYTES;
 use crate::device::Device;
 use crate::dma::Dma;
-use crate::protocol::{HostRequest, QueueId};
+use crate::protocol::chunks::HostRequest;
+use crate::protocol::numbering::QueueId;
 use crate::queues::{HostRequestQueue, QueueError, RequestId};
 use crate::ring::{Access, Segment};
 
@@ -32,21 +34,4 @@ impl<D: Device, M: Dma, const S: usize> HostRequestQueue for Rings<D, M, S> {
     fn take_host_request(&mut self) -> Option<[u8; HostRequest::SIZE]> {
         self.host_request.take()
     }
-}
-
-/// Bytes of a request, as descriptors have it.
-pub(super) const REQUEST_BYTES: u32 = 16;
-const _: () = assert!(
-    HostRequest::SIZE == REQUEST_BYTES as usize,
-    "a request of the host"
-);
-
-/// Copies a request of the host.
-pub(super) fn read_request(memory: &impl Dma, place: usize) -> [u8; HostRequest::SIZE] {
-    let mut bytes = [0; HostRequest::SIZE];
-    let (halves, _) = bytes.as_chunks_mut::<2>();
-    for (offset, half) in (place..).step_by(2).zip(halves) {
-        *half = memory.load16(offset).to_le_bytes();
-    }
-    bytes
 }

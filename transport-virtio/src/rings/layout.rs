@@ -1,7 +1,9 @@
 //! Where everything lies in the shared memory.
 
-use crate::protocol::QueueId;
-use crate::queues::MAX_BYTES;
+use crate::dma::Dma;
+use crate::protocol::chunks::HostRequest;
+use crate::protocol::numbering::QueueId;
+use crate::protocol::wire::MAX_BYTES;
 use crate::ring::{Areas, DESCRIPTOR};
 
 /// Ranges that fit in a request of one descriptor.
@@ -110,4 +112,22 @@ impl Layout {
             descriptors: 1,
         }
     }
+}
+
+/// Bytes of a request, as descriptors have it.
+pub(super) const REQUEST_BYTES: u32 = 16;
+
+const _: () = assert!(
+    HostRequest::SIZE == REQUEST_BYTES as usize,
+    "a request of the host"
+);
+
+/// Copies a request of the host.
+pub(super) fn read_request(memory: &impl Dma, place: usize) -> [u8; HostRequest::SIZE] {
+    let mut bytes = [0; HostRequest::SIZE];
+    let (halves, _) = bytes.as_chunks_mut::<2>();
+    for (offset, half) in (place..).step_by(2).zip(halves) {
+        *half = memory.load16(offset).to_le_bytes();
+    }
+    bytes
 }

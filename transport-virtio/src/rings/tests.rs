@@ -1,6 +1,6 @@
 use super::*;
 use crate::VirtioBalloon;
-use crate::fake::{FakeDevice, NoDelay, Profile};
+use crate::testing::{FakeDevice, NoDelay, Profile};
 use balloon_core::testing::check_transport_laws;
 use balloon_core::{FrameCount, FrameRange, Pfn};
 use core::ptr::NonNull;
@@ -20,7 +20,7 @@ fn requests_travel_through_raw_memory() {
     let theirs = unsafe { DmaRegion::new(base, 0x1_0000, BYTES) };
     let device = FakeDevice::new(Profile::qemu(Features::PAGE_REPORTING), theirs);
     let mut balloon: VirtioBalloon<Rings<FakeDevice<DmaRegion>, DmaRegion, 2>> =
-        VirtioBalloon::bring_up(device, ours, &Policy::new(), &mut NoDelay)
+        VirtioBalloon::bring_up(device, ours, &DriverOptions::new(), &mut NoDelay)
             .map_err(|refused| refused.error)
             .unwrap();
     let frames = FrameRange::new(Pfn::new(0x1000), FrameCount::new(512)).unwrap();

@@ -1,13 +1,13 @@
-//! A guest that allocates and frees beside its balloon, on a judged device.
+//! A guest that allocates and frees beside its balloon, on a checked device.
 
 use balloon_core::testing::FakeSource;
 use balloon_core::{
-    BitmapLedger, Budget, Engine, FrameCount, FrameRange, GivePath, Ledger, Nanos, Order, Pfn,
-    Policy as Pace, Progress, Shared, Signal,
+    BitmapLedger, Budget, Engine, FrameCount, FrameRange, Ledger, Nanos, Order, Pfn, Policy,
+    Progress, Shared, Signal, Via,
 };
-use transport_virtio::fake::{self, FakeBalloon, FakeDevice, Profile};
+use transport_virtio::testing::{self, FakeBalloon, FakeDevice, Profile};
 use transport_virtio::{
-    Features, Hinting, Policy, QueueId, ReportPace, Reporting, Statistics, Tag,
+    DriverOptions, Features, Hinting, QueueId, ReportPace, Reporting, Statistics, Tag,
 };
 
 pub(crate) const QUEUES: [QueueId; 5] = QueueId::ALL;
@@ -32,16 +32,18 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// A guest whose free memory is in one piece.
-    pub(crate) fn new(profile: Profile, policy: Policy) -> Self {
+    pub(crate) fn new(profile: Profile, options: DriverOptions) -> Self {
         let shared: &'static Shared<16> = Box::leak(Box::default());
-        let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+        let mut balloon = testing::bring_up::<16>(profile, &options).unwrap();
         let memory = FrameRange::new(Pfn::new(FIRST), FrameCount::new(FRAMES)).unwrap();
         let words = usize::try_from(BitmapLedger::words(memory.count())).unwrap();
         let device = balloon.queues_mut().device_mut();
-        device.judge_mut().set_memory(memory.start()..memory.end());
+        device
+            .checker_mut()
+            .set_memory(memory.start()..memory.end());
         Self {
             balloon,
-            engine: Engine::new(shared, Pace::DEFAULT),
+            engine: Engine::new(shared, Policy::DEFAULT),
             shared,
             source: FakeSource::new(memory),
             statistics: Statistics::new(&[Tag::FREE, Tag::TOTAL, Tag::OOM_KILLS]),
@@ -50,7 +52,7 @@ impl Guest {
             reporting: Reporting::new(ReportPace {
                 order: Order::FRAME,
                 gap: Nanos::from_millis(3),
-                keep: FrameCount::new(64),
+                min_free: FrameCount::new(64),
                 ..ReportPace::DEFAULT
             }),
             used: Vec::new(),
@@ -85,22 +87,23 @@ impl Guest {
 
     /// Steps what the policy asked for beside the balloon.
     pub(crate) fn serve_host(&mut self) {
+        self.now += 1;
         let now = Nanos::from_millis(self.now);
-        let (balloon, slots) = (&mut self.balloon, self.shared.slots());
+        let (balloon, shared) = (&mut self.balloon, self.shared);
         let source = &mut self.source;
         let negotiated = balloon.negotiated();
         if negotiated.contains(Features::STATS_VQ) {
             self.statistics
-                .step(balloon, slots, |tag| u64::from(tag.get()))
+                .step(balloon, shared, now, |tag| u64::from(tag.get()))
                 .unwrap();
         }
         if balloon.hint_limits().is_some() {
             self.hinting
-                .step(balloon, slots, source, &mut self.hinted)
+                .step(balloon, shared, source, &mut self.hinted, now)
                 .unwrap();
         }
         if balloon.report_limits().is_some() {
-            self.reporting.step(balloon, slots, source, now).unwrap();
+            self.reporting.step(balloon, shared, source, now).unwrap();
         }
     }
 
@@ -108,12 +111,12 @@ impl Guest {
     pub(crate) fn churn(&mut self) {
         for _ in 0..self.below(8) {
             if let Some(pfn) = self.source.allocate() {
-                self.device().judge_mut().uses(pfn);
+                self.device().checker_mut().uses(pfn);
                 self.used.push(pfn);
             }
         }
-        let keep = 64 + usize::try_from(self.below(64)).unwrap();
-        while self.used.len() > keep {
+        let min_free = 64 + usize::try_from(self.below(64)).unwrap();
+        while self.used.len() > min_free {
             let pfn = self.used.swap_remove(0);
             self.source.free_allocated(pfn);
         }
@@ -144,10 +147,7 @@ impl Guest {
     }
 
     pub(crate) fn held(&self) -> u64 {
-        GivePath::ALL
-            .map(|path| self.source.held(path).get())
-            .iter()
-            .sum()
+        Via::ALL.map(|via| self.source.held(via).get()).iter().sum()
     }
 
     /// Rules broken so far, each once.
@@ -157,7 +157,12 @@ impl Guest {
 }
 
 pub(crate) fn broken(device: &FakeDevice) -> Vec<&'static str> {
-    let mut rules: Vec<_> = device.judge().violations().iter().map(|v| v.rule).collect();
+    let mut rules: Vec<_> = device
+        .checker()
+        .violations()
+        .iter()
+        .map(|v| v.rule)
+        .collect();
     rules.sort_unstable();
     rules.dedup();
     rules
@@ -179,8 +184,8 @@ pub(crate) fn profiles() -> [Profile; 9] {
 }
 
 /// Every service, and frames by their numbers.
-pub(crate) fn serving() -> Policy {
-    Policy::new()
+pub(crate) fn serving() -> DriverOptions {
+    DriverOptions::new()
         .with_statistics()
         .with_hints()
         .with_reporting()

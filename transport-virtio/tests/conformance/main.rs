@@ -1,6 +1,6 @@
 //! The rules for a virtio-balloon driver, each by its number: 1 to 41 are the
-//! specification's, R1 to R12 what known devices demand on top; the table is the
-//! judge's.
+//! specification's, R1 to R15 what known devices demand on top; the table is the
+//! checker's.
 //!
 //! [`suite`] puts this crate's driver, with bulk and without, to the suite for any
 //! driver, and a naive one, which proves for each rule that its test can fail.
@@ -16,9 +16,9 @@ mod naive;
 mod ours;
 mod services;
 
-use balloon_core::{Budget, Engine, FrameCount, GivePath, Ledger, Policy as Pace, Transport, Unit};
-use transport_virtio::fake::{self, Profile};
-use transport_virtio::{Features, Policy, QueueId};
+use balloon_core::{Budget, Engine, FrameCount, Granularity, Ledger, Policy, Transport, Via};
+use transport_virtio::testing::{self, Profile};
+use transport_virtio::{DriverOptions, Features, QueueId};
 
 use guest::{FRAMES, Guest, QUEUES, broken, profiles, serving};
 
@@ -38,12 +38,12 @@ mod suite {
 
         #[test]
         fn each_rule_fails_for_a_driver_that_breaks_it() {
-            // Our rings cannot be made to break these: the judge's own tests do.
-            let breakable = RULES
+            // Our rings cannot be made to break these: the checker's own tests do.
+            let violable = RULES
                 .iter()
                 .filter(|rule| !["R1", "R4b", "R9"].contains(rule));
             let unseen = |rule: &&&'static str| !crate::naive::is_seen_to_break(rule);
-            let missed: Vec<_> = breakable.filter(unseen).collect();
+            let missed: Vec<_> = violable.filter(unseen).collect();
             assert!(missed.is_empty(), "{missed:?}");
         }
 
@@ -74,7 +74,7 @@ fn rule_02_r5_r6_queues_are_found_whatever_their_numbers_and_sizes() {
     for profile in profiles() {
         for size in [2, 32, 256] {
             let profile = profile.with_size(QueueId::Reporting, size);
-            let balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+            let balloon = testing::bring_up::<16>(profile, &DriverOptions::new()).unwrap();
             let found = |queue| balloon.queues().map().index(queue).map(|index| index.get());
             for queue in QUEUES {
                 let wanted = balloon.negotiated().contains(queue.feature());
@@ -91,7 +91,7 @@ fn rule_02_r5_r6_queues_are_found_whatever_their_numbers_and_sizes() {
 
 #[test]
 fn rule_06_version_1_and_the_generation_guard() {
-    let mut guest = Guest::new(Profile::qemu(Features::empty()), Policy::new());
+    let mut guest = Guest::new(Profile::qemu(Features::empty()), DriverOptions::new());
     assert!(guest.balloon.negotiated().contains(Features::VERSION_1));
     guest.device().restless = true;
     assert!(guest.balloon.read_target().is_err());
@@ -104,7 +104,7 @@ fn rule_07_sizes_are_little_endian() {
     // On every CPU: the fake speaks values, the memory of the rings bytes.
     let mut guest = Guest::new(
         Profile::qemu(Features::empty()),
-        Policy::new().without_bulk(),
+        DriverOptions::new().without_bulk(),
     );
     guest.device().set_target(1);
     guest.step();
@@ -117,7 +117,7 @@ fn rule_07_sizes_are_little_endian() {
 
 #[test]
 fn rule_11_r12_gives_while_below_the_target_but_not_everything() {
-    let mut guest = Guest::new(Profile::qemu(Features::empty()), Policy::new());
+    let mut guest = Guest::new(Profile::qemu(Features::empty()), DriverOptions::new());
     guest.settle(1000);
     assert_eq!(guest.held(), 1000);
     // A target above all memory: what can be given is, and nothing is lost.
@@ -134,7 +134,10 @@ fn rule_11_r12_gives_while_below_the_target_but_not_everything() {
 
 #[test]
 fn rule_12_takes_back_while_above_the_target() {
-    let mut guest = Guest::new(Profile::qemu(Features::PAGE_REPORTING), Policy::new());
+    let mut guest = Guest::new(
+        Profile::qemu(Features::PAGE_REPORTING),
+        DriverOptions::new(),
+    );
     guest.settle(1000);
     guest.settle(10);
     assert_eq!(guest.held(), 10);
@@ -142,25 +145,28 @@ fn rule_12_takes_back_while_above_the_target() {
 
 #[test]
 fn rule_14_deflate_on_oom_is_accepted() {
-    let guest = Guest::new(Profile::qemu(Features::DEFLATE_ON_OOM), Policy::new());
+    let guest = Guest::new(
+        Profile::qemu(Features::DEFLATE_ON_OOM),
+        DriverOptions::new(),
+    );
     assert!(guest.balloon.capabilities().deflate_on_oom);
-    let without = Guest::new(Profile::qemu(Features::empty()), Policy::new());
+    let without = Guest::new(Profile::qemu(Features::empty()), DriverOptions::new());
     assert!(!without.balloon.capabilities().deflate_on_oom);
 }
 
 #[test]
 fn rule_15_what_was_told_away_is_told_back() {
-    let mut guest = Guest::new(Profile::qemu(Features::empty()), Policy::new());
+    let mut guest = Guest::new(Profile::qemu(Features::empty()), DriverOptions::new());
     guest.settle(1000);
-    assert_eq!(guest.device().judge().told(), 1000);
+    assert_eq!(guest.device().checker().told(), 1000);
     guest.settle(0);
-    assert_eq!(guest.device().judge().told(), 0);
+    assert_eq!(guest.device().checker().told(), 0);
 }
 
 #[test]
 fn rule_16_with_must_tell_host_frames_wait_for_the_answer() {
     let profile = Profile::specification(Features::MUST_TELL_HOST);
-    let mut guest = Guest::new(profile, Policy::new());
+    let mut guest = Guest::new(profile, DriverOptions::new());
     guest.settle(1000);
     let free = guest.source.free();
     guest.device().set_target(0);
@@ -176,8 +182,8 @@ fn rule_16_with_must_tell_host_frames_wait_for_the_answer() {
 
 #[test]
 fn rule_19_the_size_is_published_after_each_change_by_either_path() {
-    for policy in [Policy::new(), Policy::new().without_bulk()] {
-        let mut guest = Guest::new(Profile::qemu(Features::PAGE_REPORTING), policy);
+    for options in [DriverOptions::new(), DriverOptions::new().without_bulk()] {
+        let mut guest = Guest::new(Profile::qemu(Features::PAGE_REPORTING), options);
         for target in [300, 17, 1500, 0] {
             guest.settle(target);
             assert_eq!(guest.held(), u64::from(target));
@@ -187,7 +193,10 @@ fn rule_19_the_size_is_published_after_each_change_by_either_path() {
 
 #[test]
 fn rule_39_41_bulk_given_ranges_are_writable_and_left_alone() {
-    let mut guest = Guest::new(Profile::qemu(Features::PAGE_REPORTING), Policy::new());
+    let mut guest = Guest::new(
+        Profile::qemu(Features::PAGE_REPORTING),
+        DriverOptions::new(),
+    );
     guest.device().set_target(1000);
     guest.step();
     guest.step();
@@ -203,7 +212,7 @@ fn rule_39_41_bulk_given_ranges_are_writable_and_left_alone() {
 
 #[test]
 fn rule_r3_many_requests_go_with_one_notification() {
-    let mut guest = Guest::new(Profile::qemu(Features::empty()), Policy::new());
+    let mut guest = Guest::new(Profile::qemu(Features::empty()), DriverOptions::new());
     guest.device().set_target(1536);
     guest.budget = Budget::requests(16);
     guest.step();
@@ -217,7 +226,7 @@ fn rule_r3_many_requests_go_with_one_notification() {
 
 #[test]
 fn rule_r8_a_queue_that_is_never_served_is_visible_and_harmless() {
-    let mut guest = Guest::new(Profile::qemu(Features::empty()), Policy::new());
+    let mut guest = Guest::new(Profile::qemu(Features::empty()), DriverOptions::new());
     guest.device().set_target(1000);
     for _ in 0..20_000 {
         guest.step();
@@ -233,21 +242,21 @@ fn rule_r8_a_queue_that_is_never_served_is_visible_and_harmless() {
 #[test]
 fn rule_r4_host_pages_of_2_mib_are_named_whole() {
     const TARGET: u32 = 1024;
-    let freed = |policy| {
-        let mut guest = Guest::new(Profile::qemu(Features::empty()), policy);
-        guest.device().judge_mut().set_superpages();
-        let mut pace = Pace::DEFAULT;
-        pace.unit = Unit::Adaptive;
-        guest.engine = Engine::new(guest.shared, pace);
+    let freed = |options| {
+        let mut guest = Guest::new(Profile::qemu(Features::empty()), options);
+        guest.device().checker_mut().set_superpages();
+        let mut policy = Policy::DEFAULT;
+        policy.granularity = Granularity::Adaptive;
+        guest.engine = Engine::new(guest.shared, policy);
         guest.settle(TARGET);
         assert_eq!(guest.broken(), [""; 0]);
-        guest.device().judge().freed()
+        guest.device().checker().freed()
     };
     assert_eq!(
-        freed(Policy::new()),
+        freed(DriverOptions::new()),
         FrameCount::ZERO,
         "halves free nothing"
     );
-    let whole = Policy::new().with_host_superpages();
+    let whole = DriverOptions::new().with_host_superpages();
     assert_eq!(freed(whole), FrameCount::new(TARGET.into()));
 }

@@ -5,12 +5,12 @@
 use core::cell::Cell;
 
 use balloon_core::{FrameCount, FrameRange, InFlight, Kind, Outcome, Pfn, Run, Slots};
-use transport_virtio::fake::conformance::{Driver, Kernel};
-use transport_virtio::fake::{FakeDevice, FakeMemory};
 use transport_virtio::protocol::{ACTUAL, HINT_COMMAND, NUM_PAGES, POISON_VALUE};
+use transport_virtio::testing::conformance::{Driver, Kernel};
+use transport_virtio::testing::{self, FakeDevice, FakeMemory};
 use transport_virtio::{
-    Body, ConfigIo, Device, DeviceStatus, Features, Handshake, Policy, QueueId, QueueIndex, Queues,
-    RequestId, RingAddresses, Rings,
+    Body, ConfigIo, Device, DeviceStatus, DriverOptions, Features, Handshake, QueueId, QueueIndex,
+    Queues, RequestId, RingAddresses, Rings,
 };
 
 thread_local! {
@@ -26,7 +26,7 @@ pub(crate) fn is_seen_to_break(rule: &'static str) -> bool {
 /// Whether the suite sees that a driver breaks this rule which does so by `fault`.
 pub(crate) fn is_seen_to_break_by(rule: &'static str, fault: &'static str) -> bool {
     FAULT.set(fault);
-    let seen = transport_virtio::fake::conformance::breaks::<Naive>(rule);
+    let seen = testing::conformance::breaks::<Naive>(rule);
     FAULT.set("");
     seen
 }
@@ -64,7 +64,9 @@ pub(crate) struct Naive {
     round: bool,
     reports: u32,
     buffers: u32,
-    steps: u32,
+    kernel: Kernel,
+    /// So often in a row nobody was there.
+    absent: u32,
 }
 
 const FRAME: u64 = 4096;
@@ -397,6 +399,31 @@ impl Naive {
         self.send(Kind::Hint, QueueId::Hint, Body::Bytes(bytes), Vec::new())
     }
 
+    /// Whether there is no device, or none that works; what one had that is gone comes home.
+    fn is_alone(&mut self) -> bool {
+        let status = self.rings.status();
+        let absent = status.is_empty() || status.bits() == u8::MAX;
+        self.absent = if absent { self.absent + 1 } else { 0 };
+        if self.absent > 100 {
+            let pfns = self.take_all();
+            self.home(&pfns);
+        }
+        absent || status.contains(DeviceStatus::NEEDS_RESET)
+    }
+
+    /// All that is or was with the device.
+    fn take_all(&mut self) -> Vec<u64> {
+        let pending = core::mem::take(&mut self.pending);
+        let mut pfns: Vec<u64> = pending
+            .into_iter()
+            .flat_map(|pending| pending.pfns)
+            .collect();
+        pfns.append(&mut self.told);
+        pfns.append(&mut self.bulk);
+        pfns.append(&mut self.hinted);
+        pfns
+    }
+
     fn report(&mut self) {
         let wanted = self.accepted.contains(Features::PAGE_REPORTING);
         if !wanted || !self.idle(QueueId::Reporting) || self.free.len() <= self.floor {
@@ -427,6 +454,10 @@ fn negotiate(device: &mut FakeDevice, kernel: &Kernel) -> Option<(Features, Feat
     }
     let mut wanted =
         Features::VERSION_1 | Features::MUST_TELL_HOST | Features::DEFLATE_ON_OOM | kernel.services;
+    wanted |= Features::ACCESS_PLATFORM;
+    if kernel.translated && !breaks("R13") {
+        wanted -= Features::PAGE_REPORTING | Features::FREE_PAGE_HINT;
+    }
     if kernel.poison.is_some() {
         wanted |= Features::PAGE_POISON;
         if !offered.contains(Features::PAGE_POISON) && !breaks("5") {
@@ -436,7 +467,7 @@ fn negotiate(device: &mut FakeDevice, kernel: &Kernel) -> Option<(Features, Feat
     match FAULT.get() {
         "3" => wanted -= Features::MUST_TELL_HOST,
         "4" => wanted |= Features::PAGE_POISON,
-        "R10" => wanted |= Features::ACCESS_PLATFORM,
+        "R10" => wanted -= Features::ACCESS_PLATFORM,
         "R11" => wanted |= Features::from_bits_retain(1 << 43),
         _ => {}
     }
@@ -472,20 +503,20 @@ impl Driver for Naive {
         if breaks("R6") && device.max_queue_size(QueueIndex::new(0)) < 32 {
             return None;
         }
-        let policy = Policy::new();
-        let policy = if kernel.superpages {
-            policy.with_host_superpages()
+        let options = DriverOptions::new();
+        let options = if kernel.superpages {
+            options.with_host_superpages()
         } else {
-            policy
+            options
         };
-        let policy = if accepted.contains(Features::PAGE_POISON) {
-            policy.with_poison(kernel.poison.unwrap_or(0))
+        let options = if accepted.contains(Features::PAGE_POISON) {
+            options.with_poison(kernel.poison.unwrap_or(0))
         } else {
-            policy
+            options
         };
         // All that there is to the rings: their queues are those accepted.
-        let policy = policy.with_statistics().with_hints().with_reporting();
-        let rings = Rings::attach(device, memory, offered, accepted, &policy);
+        let options = options.with_statistics().with_hints().with_reporting();
+        let rings = Rings::attach(device, memory, offered, accepted, &options);
         let mut rings = rings.map_err(|refused| refused.error).ok()?;
         let device = rings.device_mut();
         if breaks("9") {
@@ -518,7 +549,8 @@ impl Driver for Naive {
             round: false,
             reports: 0,
             buffers: 0,
-            steps: 0,
+            kernel: kernel.clone(),
+            absent: 0,
         })
     }
 
@@ -527,7 +559,9 @@ impl Driver for Naive {
     }
 
     fn step(&mut self) {
-        self.steps += 1;
+        if !breaks("R14") && self.is_alone() {
+            return;
+        }
         self.reap();
         if breaks("8") {
             self.rings.generation();
@@ -563,6 +597,23 @@ impl Driver for Naive {
         }
         if self.accepted.contains(Features::DEFLATE_ON_OOM) {
             self.take_back(16);
+        }
+    }
+
+    fn restart(&mut self) {
+        let failed = self.rings.status().contains(DeviceStatus::NEEDS_RESET);
+        if !failed || breaks("R15") {
+            return;
+        }
+        let (device, memory) = testing::pair::<16>(self.kernel.profile);
+        let (offered, accepted) = (device.profile().offered(), Features::VERSION_1);
+        let rings = Rings::attach(device, memory, offered, accepted, &DriverOptions::new());
+        let rings = rings.map_err(|refused| refused.error).unwrap();
+        let (device, memory) = core::mem::replace(&mut self.rings, rings).into_parts();
+        if let Some(mut fresh) = Self::bring_up(device, memory, &self.kernel) {
+            fresh.free = core::mem::take(&mut self.free);
+            fresh.home(&self.take_all());
+            *self = fresh;
         }
     }
 

@@ -2,14 +2,14 @@
 
 use balloon_core::testing::FakeSource;
 use balloon_core::{
-    Ask, Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, GivePath,
-    Ledger, Nanos, Need, Order, Pfn, Policy as Pace, RangeSink, Shared, Stop, Unit,
+    Backing, BitmapLedger, Budget, Engine, FrameCount, FrameRange, FrameSource, Granularity,
+    Ledger, Nanos, Need, Order, Pfn, Policy, RangeSink, Shared, Shortage, TakeRequest, Via,
 };
-use transport_virtio::fake::conformance::{Driver, Kernel};
-use transport_virtio::fake::{FakeBalloon, FakeDevice, FakeMemory, NoDelay};
 use transport_virtio::pci::PciId;
+use transport_virtio::testing::conformance::{Driver, Kernel};
+use transport_virtio::testing::{FakeBalloon, FakeDevice, FakeMemory, NoDelay};
 use transport_virtio::{
-    Features, Hinting, Policy, QueueId, ReportPace, Reporting, Rings, Statistics, Tag,
+    DriverOptions, Features, Hinting, QueueId, ReportPace, Reporting, Rings, Statistics, Tag,
 };
 
 /// The kernel's frames; what comes back is filled, if it relies on that.
@@ -20,7 +20,7 @@ struct Frames {
 }
 
 impl FrameSource for Frames {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+    fn take(&mut self, ask: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
         self.inner.take(ask, out)
     }
 
@@ -31,19 +31,23 @@ impl FrameSource for Frames {
         }
         Ok(())
     }
+
+    fn available(&mut self) -> Option<FrameCount> {
+        self.inner.available()
+    }
 }
 
 impl Ledger for Frames {
-    fn store(&mut self, range: FrameRange, path: GivePath) -> Result<(), FrameRange> {
-        self.inner.store(range, path)
+    fn store(&mut self, range: FrameRange, via: Via) -> Result<(), FrameRange> {
+        self.inner.store(range, via)
     }
 
-    fn recall(&mut self, path: GivePath, unit: Order, out: &mut RangeSink<'_>) -> Stop {
-        self.inner.recall(path, unit, out)
+    fn recall(&mut self, via: Via, unit: Order, out: &mut RangeSink<'_>) -> Shortage {
+        self.inner.recall(via, unit, out)
     }
 
-    fn held(&self, path: GivePath) -> FrameCount {
-        self.inner.held(path)
+    fn held(&self, via: Via) -> FrameCount {
+        self.inner.held(via)
     }
 }
 
@@ -60,27 +64,27 @@ pub(crate) struct Ours<const BULK: bool> {
     now: u64,
 }
 
-fn policy(kernel: &Kernel, bulk: bool) -> Policy {
-    let mut policy = Policy::new();
+fn options(kernel: &Kernel, bulk: bool) -> DriverOptions {
+    let mut options = DriverOptions::new();
     if !bulk {
-        policy = policy.without_bulk();
+        options = options.without_bulk();
     }
     if kernel.services.contains(Features::STATS_VQ) {
-        policy = policy.with_statistics();
+        options = options.with_statistics();
     }
     if kernel.services.contains(Features::FREE_PAGE_HINT) {
-        policy = policy.with_hints();
+        options = options.with_hints();
     }
     if kernel.services.contains(Features::PAGE_REPORTING) {
-        policy = policy.with_reporting();
+        options = options.with_reporting();
     }
     if let Some(value) = kernel.poison {
-        policy = policy.with_poison(value);
+        options = options.with_poison(value);
     }
     if kernel.superpages {
-        policy = policy.with_host_superpages();
+        options = options.with_host_superpages();
     }
-    policy
+    options
 }
 
 impl<const BULK: bool> Driver for Ours<BULK> {
@@ -95,8 +99,8 @@ impl<const BULK: bool> Driver for Ours<BULK> {
     }
 
     fn bring_up(device: FakeDevice, memory: FakeMemory, kernel: &Kernel) -> Option<Self> {
-        let policy = policy(kernel, BULK);
-        let balloon = FakeBalloon::bring_up(device, memory, &policy, &mut NoDelay).ok()?;
+        let options = options(kernel, BULK);
+        let balloon = FakeBalloon::bring_up(device, memory, &options, &mut NoDelay).ok()?;
         let shared: &'static Shared<16> = Box::leak(Box::default());
         let words = usize::try_from(BitmapLedger::words(kernel.frames.count())).unwrap();
         let mut inner = FakeSource::new(kernel.frames);
@@ -104,13 +108,13 @@ impl<const BULK: bool> Driver for Ours<BULK> {
             inner = inner.scattered();
         }
         inner.floor = kernel.floor;
-        let mut pace = Pace::DEFAULT;
+        let mut policy = Policy::DEFAULT;
         if kernel.superpages {
-            pace.unit = Unit::Adaptive;
+            policy.granularity = Granularity::Adaptive;
         }
         Some(Self {
             balloon,
-            engine: Engine::new(shared, pace),
+            engine: Engine::new(shared, policy),
             shared,
             frames: Frames {
                 inner,
@@ -123,7 +127,7 @@ impl<const BULK: bool> Driver for Ours<BULK> {
             reporting: Reporting::new(ReportPace {
                 order: Order::FRAME,
                 gap: Nanos::from_millis(3),
-                keep: kernel.floor,
+                min_free: kernel.floor,
                 ..ReportPace::DEFAULT
             }),
             now: 0,
@@ -143,10 +147,14 @@ impl<const BULK: bool> Driver for Ours<BULK> {
         let (balloon, frames) = (&mut self.balloon, &mut self.frames);
         self.engine.step(balloon, frames, now, Budget::SMALL);
         // A device may offer none of them, or change too often to be read.
-        let slots = self.shared.slots();
-        let _ = self.statistics.step(balloon, slots, |tag| tag.get().into());
-        let _ = self.hinting.step(balloon, slots, frames, &mut self.hinted);
-        let _ = self.reporting.step(balloon, slots, frames, now);
+        let shared = self.shared;
+        let _ = self
+            .statistics
+            .step(balloon, shared, now, |tag| tag.get().into());
+        let _ = self
+            .hinting
+            .step(balloon, shared, frames, &mut self.hinted, now);
+        let _ = self.reporting.step(balloon, shared, frames, now);
     }
 
     fn allocate(&mut self) -> Option<Pfn> {
@@ -164,8 +172,16 @@ impl<const BULK: bool> Driver for Ours<BULK> {
         let (balloon, frames) = (&mut self.balloon, &mut self.frames);
         let (now, wanted) = (Nanos::from_millis(self.now), FrameCount::new(64));
         self.engine
-            .relieve(balloon, frames, Need::frames(wanted), now);
+            .relieve(balloon, frames, Need::frames(wanted), now)
+            .wake(|| self.shared.signal().used());
         self.hinting.relieve(frames, &mut self.hinted, wanted);
+    }
+
+    fn restart(&mut self) {
+        if self.balloon.lost().is_some() {
+            let (balloon, engine) = (&mut self.balloon, &mut self.engine);
+            balloon.restart(engine, &mut NoDelay).unwrap();
+        }
     }
 
     fn is_waiting(&self) -> bool {

@@ -55,7 +55,7 @@ fn rule_30_31_32_33_r4b_a_round_of_hints() {
 #[test]
 fn rule_34_35_36_hinted_frames_are_kept_until_done() {
     let mut guest = Guest::new(Profile::qemu(Features::FREE_PAGE_HINT), serving());
-    let held = |guest: &Guest| guest.hinted.held(GivePath::Told).get();
+    let held = |guest: &Guest| guest.hinted.held(Via::Inflate).get();
     let run = |guest: &mut Guest| {
         for _ in 0..FRAMES + 50 {
             guest.serve_host();
@@ -78,13 +78,13 @@ fn rule_34_35_36_hinted_frames_are_kept_until_done() {
 #[test]
 fn rule_05_10_40_poison_is_told_first_and_once() {
     let both = Features::PAGE_POISON | Features::PAGE_REPORTING;
-    let policy = serving().with_poison(0x5a5a_5a5a);
-    let mut guest = Guest::new(Profile::qemu(both), policy);
+    let options = serving().with_poison(0x5a5a_5a5a);
+    let mut guest = Guest::new(Profile::qemu(both), options);
     assert!(guest.balloon.negotiated().contains(both));
     assert_eq!(guest.device().poison(), 0x5a5a_5a5a);
     // Who relies on the value does not report to who does not know it.
     let deaf = Profile::qemu(Features::PAGE_REPORTING);
-    let guest = Guest::new(deaf, policy);
+    let guest = Guest::new(deaf, options);
     assert!(
         !guest
             .balloon
@@ -98,7 +98,7 @@ fn rule_28_37_the_legacy_interface_is_not_driven() {
     // Its statistics and command ids have the guest's byte order, unknown to us.
     let all = Features::STATS_VQ | Features::FREE_PAGE_HINT;
     let legacy = Profile::qemu(all).without(Features::VERSION_1);
-    let refused = fake::bring_up::<16>(legacy, &serving()).unwrap_err();
+    let refused = testing::bring_up::<16>(legacy, &serving()).unwrap_err();
     assert_eq!(refused.error, BringUpError::Unsuitable(Features::VERSION_1));
     assert!(
         QUEUES

@@ -6,17 +6,17 @@ use super::*;
 fn features_that_another_party_negotiated_are_respected() {
     // A kernel that accepted whatever was offered, poison included.
     let profile = Profile::qemu(Features::PAGE_REPORTING | Features::PAGE_POISON);
-    let (device, memory) = fake::pair::<16>(profile);
+    let (device, memory) = testing::pair::<16>(profile);
     let offered = profile.offered();
-    let policy = Policy::new();
-    let rings: Rings<_, _, 16> = Rings::attach(device, memory, offered, offered, &policy)
+    let options = DriverOptions::new();
+    let rings: Rings<_, _, 16> = Rings::attach(device, memory, offered, offered, &options)
         .map_err(|e| e.error)
         .unwrap();
     assert!(
         rings.device().history().is_empty(),
         "no status register is touched"
     );
-    let balloon = VirtioBalloon::attach(rings, offered, &policy);
+    let balloon = VirtioBalloon::attach(rings, offered, &options);
     assert_eq!(balloon.capabilities().bulk, None);
 }
 
@@ -26,7 +26,7 @@ fn queues_of_any_size_carry_requests() {
         let profile = Profile::qemu(Features::PAGE_REPORTING)
             .with_size(QueueId::Inflate, size)
             .with_size(QueueId::Reporting, size);
-        let mut rig = Rig::new(profile, Policy::new());
+        let mut rig = Rig::new(profile, DriverOptions::new());
         let limits = rig.balloon.capabilities();
         assert_eq!(limits.inflate.in_flight, usize::from(size.min(16)));
         assert_eq!(rig.device().queue_size(QueueId::Inflate), size.min(16));
@@ -36,9 +36,9 @@ fn queues_of_any_size_carry_requests() {
         // Beyond what fits: refused for now, nothing lost.
         if limits.inflate.in_flight < 16 {
             for _ in 0..limits.inflate.in_flight {
-                rig.send(Kind::Inflate, GivePath::Told, &[run(7, 1)]);
+                rig.send(Kind::Inflate, Via::Inflate, &[run(7, 1)]);
             }
-            let full = rig.submit(Kind::Inflate, GivePath::Told, &[run(8, 1)]);
+            let full = rig.submit(Kind::Inflate, Via::Inflate, &[run(8, 1)]);
             let error = VirtioError::Queue(QueueId::Inflate, QueueError::Full);
             assert_eq!(full.err(), Some(error));
         }
@@ -47,7 +47,8 @@ fn queues_of_any_size_carry_requests() {
 
 #[test]
 fn bring_up_follows_the_book() {
-    let balloon = fake::bring_up::<16>(Profile::qemu(Features::empty()), &Policy::new()).unwrap();
+    let balloon =
+        testing::bring_up::<16>(Profile::qemu(Features::empty()), &DriverOptions::new()).unwrap();
     let (seen, noticed) = (DeviceStatus::ACKNOWLEDGE, DeviceStatus::DRIVER);
     let ready = seen | noticed | DeviceStatus::FEATURES_OK;
     let history = [
@@ -70,7 +71,7 @@ fn failure(
 ) -> BringUpError {
     let mut device = FakeDevice::new(profile, memory.clone());
     spoil(&mut device);
-    let refused = FakeBalloon::<16>::bring_up(device, memory, &Policy::new(), &mut NoDelay)
+    let refused = FakeBalloon::<16>::bring_up(device, memory, &DriverOptions::new(), &mut NoDelay)
         .map(drop)
         .unwrap_err();
     assert_eq!(refused.device.history().last(), Some(&DeviceStatus::FAILED));
@@ -117,7 +118,7 @@ fn unsuitable_devices_are_refused_with_a_reason() {
 #[test]
 fn eight_bytes_of_configuration_are_enough() {
     let profile = Profile::cloud_hypervisor(Features::PAGE_REPORTING).with_config(8);
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let mut balloon = testing::bring_up::<16>(profile, &DriverOptions::new()).unwrap();
     device(&mut balloon).set_target(77);
     assert_eq!(balloon.read_target(), Ok(FrameCount::new(77)));
     balloon.write_actual(FrameCount::new(5)).unwrap();
@@ -127,7 +128,7 @@ fn eight_bytes_of_configuration_are_enough() {
 #[test]
 fn a_restless_configuration_is_an_error_not_a_hang() {
     let profile = Profile::qemu(Features::empty());
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let mut balloon = testing::bring_up::<16>(profile, &DriverOptions::new()).unwrap();
     device(&mut balloon).restless = true;
     assert_eq!(
         balloon.read_target().map_err(|e| e.kind()),
@@ -156,22 +157,22 @@ fn reach(
 #[test]
 fn a_restart_publishes_nothing_then_follows_the_target() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    for policy in [Policy::new(), Policy::new().without_bulk()] {
+    for options in [DriverOptions::new(), DriverOptions::new().without_bulk()] {
         let new_kernel = || -> (&'static Shared<16>, FakeSource) {
             (
                 Box::leak(Box::default()),
                 FakeSource::new(range(0x100, 2048)),
             )
         };
-        let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+        let mut balloon = testing::bring_up::<16>(profile, &options).unwrap();
         let (shared, mut source) = new_kernel();
-        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        let mut engine = Engine::new(shared, Policy::DEFAULT);
         device(&mut balloon).set_target(1000);
         reach(&mut engine, shared, &mut balloon, &mut source, 1000);
 
         // A device reset: the same kernel, whose balloon is void.
         let (device_, memory) = balloon.reset(&mut NoDelay).unwrap();
-        let again = FakeBalloon::<16>::bring_up(device_, memory, &policy, &mut NoDelay);
+        let again = FakeBalloon::<16>::bring_up(device_, memory, &options, &mut NoDelay);
         let mut balloon = again.unwrap();
         engine.resume(Resume::Reset);
         assert_eq!(
@@ -185,10 +186,10 @@ fn a_restart_publishes_nothing_then_follows_the_target() {
 
         // Another kernel, which nobody told of a balloon.
         let (device_, memory) = balloon.into_queues().into_parts();
-        let next = FakeBalloon::<16>::bring_up(device_, memory, &policy, &mut NoDelay);
+        let next = FakeBalloon::<16>::bring_up(device_, memory, &options, &mut NoDelay);
         let mut balloon = next.unwrap();
         let (shared, mut source) = new_kernel();
-        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        let mut engine = Engine::new(shared, Policy::DEFAULT);
         engine.step(&mut balloon, &mut source, Nanos::ZERO, Budget::SMALL);
         assert_eq!(device(&mut balloon).actual(), 0);
         reach(&mut engine, shared, &mut balloon, &mut source, 1000);
@@ -204,7 +205,7 @@ fn memory_is_handed_back_when_the_device_has_let_go_of_it() {
         queues.all(|queue| device.queue_size(queue) == 0)
     };
     let profile = Profile::qemu(Features::empty());
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let mut balloon = testing::bring_up::<16>(profile, &DriverOptions::new()).unwrap();
     slow(device(&mut balloon));
     assert!(!let_go(balloon.queues().device()));
     let (device, memory) = balloon.reset(&mut NoDelay).unwrap();
@@ -217,15 +218,19 @@ fn memory_is_handed_back_when_the_device_has_let_go_of_it() {
         let mut device = FakeDevice::new(profile, memory.clone());
         slow(&mut device);
         spoil(&mut device);
-        let again =
-            FakeBalloon::<16>::bring_up(device, memory.clone(), &Policy::new(), &mut NoDelay);
+        let again = FakeBalloon::<16>::bring_up(
+            device,
+            memory.clone(),
+            &DriverOptions::new(),
+            &mut NoDelay,
+        );
         let refused = again.map(drop).unwrap_err();
         assert!(let_go(&refused.device), "{}", refused.error);
         assert_eq!(refused.device.history().last(), Some(&DeviceStatus::FAILED));
     }
 
     // It never does.
-    let mut balloon = fake::bring_up::<16>(profile, &Policy::new()).unwrap();
+    let mut balloon = testing::bring_up::<16>(profile, &DriverOptions::new()).unwrap();
     balloon.queues_mut().device_mut().stuck = true;
     let refused = balloon.reset(&mut NoDelay).unwrap_err();
     assert_eq!(refused.error, BringUpError::Stuck);
@@ -236,7 +241,7 @@ fn the_size_of_a_queue_is_read_once() {
     let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, 16>::DMA_BYTES);
     let mut device = FakeDevice::new(Profile::qemu(Features::empty()), memory.clone());
     device.forgets_sizes = true;
-    let balloon = FakeBalloon::<16>::bring_up(device, memory, &Policy::new(), &mut NoDelay);
+    let balloon = FakeBalloon::<16>::bring_up(device, memory, &DriverOptions::new(), &mut NoDelay);
     assert_eq!(
         balloon
             .unwrap()
@@ -245,4 +250,35 @@ fn the_size_of_a_queue_is_read_once() {
             .queue_size(QueueId::Inflate),
         16
     );
+}
+
+/// QEMU with `iommu_platform=on`, and hosts of confidential guests.
+#[test]
+fn a_device_that_insists_on_the_platform_gets_what_it_wants() {
+    let all = Features::ACCESS_PLATFORM | Features::PAGE_REPORTING | Features::FREE_PAGE_HINT;
+    let options = DriverOptions::new().with_reporting().with_hints();
+    for translated in [false, true] {
+        let mut memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, 16>::DMA_BYTES);
+        if translated {
+            memory = memory.behind_iommu();
+        }
+        let device = FakeDevice::new(Profile::qemu(all), memory.clone());
+        let balloon = FakeBalloon::<16>::bring_up(device, memory, &options, &mut NoDelay);
+        let mut balloon = balloon.map_err(|refused| refused.error).unwrap();
+        assert!(balloon.negotiated().contains(Features::ACCESS_PLATFORM));
+        let ranges = [
+            balloon.capabilities().bulk,
+            balloon.report_limits(),
+            balloon.hint_limits(),
+        ];
+        assert_eq!(ranges.map(|limits| limits.is_none()), [translated; 3]);
+        check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
+    }
+    // Without it a device has guest-physical addresses, whatever the platform does.
+    let memory = FakeMemory::new(Rings::<FakeDevice, FakeMemory, 16>::DMA_BYTES).behind_iommu();
+    let profile = Profile::qemu(Features::PAGE_REPORTING);
+    let device = FakeDevice::new(profile, memory.clone());
+    let balloon = FakeBalloon::<16>::bring_up(device, memory, &options, &mut NoDelay);
+    let balloon = balloon.map_err(|refused| refused.error).unwrap();
+    assert!(balloon.capabilities().bulk.is_some());
 }

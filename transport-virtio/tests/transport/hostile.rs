@@ -5,10 +5,10 @@ use super::*;
 #[test]
 fn a_device_that_never_answers_keeps_nothing_else_waiting() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut rig = Rig::new(profile, Policy::new());
-    rig.send(Kind::Inflate, GivePath::Told, &[run(1, 256)]);
+    let mut rig = Rig::new(profile, DriverOptions::new());
+    rig.send(Kind::Inflate, Via::Inflate, &[run(1, 256)]);
     let back = rig
-        .submit(Kind::Deflate, GivePath::Told, &[run(999, 1)])
+        .submit(Kind::Deflate, Via::Inflate, &[run(999, 1)])
         .unwrap();
     rig.balloon.kick(1).unwrap();
     rig.device().serve(QueueId::Deflate);
@@ -17,19 +17,20 @@ fn a_device_that_never_answers_keeps_nothing_else_waiting() {
     assert_eq!(rig.balloon.in_flight(QueueId::Inflate), 1);
     // Only a reset ends the wait; it gives everything back.
     let (device, memory) = rig.balloon.reset(&mut NoDelay).unwrap();
-    let again = FakeBalloon::<16>::bring_up(device, memory, &Policy::new(), &mut NoDelay).unwrap();
+    let again =
+        FakeBalloon::<16>::bring_up(device, memory, &DriverOptions::new(), &mut NoDelay).unwrap();
     assert_eq!(again.in_flight(QueueId::Inflate), 0);
 }
 
 #[test]
 fn wrong_and_double_answers_are_counted_and_change_nothing() {
     let profile = Profile::qemu(Features::empty());
-    let mut rig = Rig::new(profile, Policy::new());
+    let mut rig = Rig::new(profile, DriverOptions::new());
     let a = rig
-        .submit(Kind::Inflate, GivePath::Told, &[run(1, 1)])
+        .submit(Kind::Inflate, Via::Inflate, &[run(1, 1)])
         .unwrap();
     let b = rig
-        .submit(Kind::Inflate, GivePath::Told, &[run(2, 1)])
+        .submit(Kind::Inflate, Via::Inflate, &[run(2, 1)])
         .unwrap();
     rig.balloon.kick(1).unwrap();
     let head = u32::from(rig.device().take(QueueId::Inflate).unwrap().head);
@@ -51,10 +52,10 @@ fn wrong_and_double_answers_are_counted_and_change_nothing() {
 #[test]
 fn an_index_that_runs_away_ends_one_queue_not_the_others() {
     let profile = Profile::qemu(Features::empty());
-    let mut rig = Rig::new(profile, Policy::new());
-    rig.send(Kind::Inflate, GivePath::Told, &[run(1, 1)]);
+    let mut rig = Rig::new(profile, DriverOptions::new());
+    rig.send(Kind::Inflate, Via::Inflate, &[run(1, 1)]);
     let back = rig
-        .submit(Kind::Deflate, GivePath::Told, &[run(2, 1)])
+        .submit(Kind::Deflate, Via::Inflate, &[run(2, 1)])
         .unwrap();
     rig.balloon.kick(1).unwrap();
     rig.device().jump(QueueId::Inflate, 17);

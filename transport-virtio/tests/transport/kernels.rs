@@ -9,11 +9,12 @@ use super::*;
 /// All of it in statics: nameable, `Send`, without a lifetime, made at compile
 /// time.
 static SHARED: Shared<64> = Shared::new();
-static ENGINE: Mutex<Engine<64>> = Mutex::new(Engine::new(&SHARED, Pace::DEFAULT));
+static ENGINE: Mutex<Engine<64>> = Mutex::new(Engine::new(&SHARED, Policy::DEFAULT));
 static BALLOON: Mutex<Option<PciBalloon>> = Mutex::new(None);
 
 /// For who negotiates before there is a driver.
-const WANTED: Features = wanted_features(Features::from_bits_retain(u64::MAX), &Policy::new());
+const WANTED: Features =
+    wanted_features(Features::from_bits_retain(u64::MAX), &DriverOptions::new());
 
 #[test]
 fn a_balloon_lives_in_statics_and_features_are_constants() {
@@ -26,16 +27,16 @@ fn a_balloon_lives_in_statics_and_features_are_constants() {
         || SHARED.signal().used(),
     ];
     handlers.iter().for_each(|handler| handler());
-    assert!(SHARED.signal().pending());
+    assert!(SHARED.signal().is_set());
 }
 
 #[test]
 fn no_interrupt_is_needed() {
-    for policy in [Policy::new(), Policy::new().without_bulk()] {
+    for options in [DriverOptions::new(), DriverOptions::new().without_bulk()] {
         let shared: &'static Shared<16> = Box::leak(Box::default());
         let profile = Profile::qemu(Features::PAGE_REPORTING);
-        let mut balloon = fake::bring_up::<16>(profile, &policy.polled()).unwrap();
-        let mut engine = Engine::new(shared, Pace::DEFAULT);
+        let mut balloon = testing::bring_up::<16>(profile, &options.polled()).unwrap();
+        let mut engine = Engine::new(shared, Policy::DEFAULT);
         let mut source = FakeSource::new(range(0x100, 2048));
         let mut now = Nanos::ZERO;
         for target in [1000, 0] {

@@ -6,20 +6,23 @@
 #![cfg(not(any(miri, loom)))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+extern crate alloc;
+
 mod bring_up;
+mod ends;
 mod hostile;
 mod kernels;
 mod paths;
 
 use balloon_core::testing::{FakeSource, check_transport_laws};
 use balloon_core::{
-    Budget, Capabilities, Engine, FrameCount, FrameRange, GivePath, InFlight, Kind, Ledger, Nanos,
-    Order, Pfn, Policy as Pace, Progress, Resume, Run, Shared, Slots, Transport, TransportError,
-    TransportErrorKind,
+    Budget, Capabilities, Engine, FrameCount, FrameRange, InFlight, Kind, Ledger, Nanos, Order,
+    Pfn, Policy, Progress, Resume, Run, Shared, Slots, Transport, TransportError,
+    TransportErrorKind, Via,
 };
-use transport_virtio::fake::{self, FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
+use transport_virtio::testing::{self, FakeBalloon, FakeDevice, FakeMemory, NoDelay, Profile};
 use transport_virtio::{
-    AttachError, BringUpError, DeviceStatus, Features, Policy, QueueError, QueueId, Rings,
+    AttachError, BringUpError, DeviceStatus, DriverOptions, Features, QueueError, QueueId, Rings,
     VirtioBalloon, VirtioError,
 };
 
@@ -74,9 +77,9 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(profile: Profile, policy: Policy) -> Self {
+    fn new(profile: Profile, options: DriverOptions) -> Self {
         Self {
-            balloon: fake::bring_up::<16>(profile, &policy).unwrap(),
+            balloon: testing::bring_up::<16>(profile, &options).unwrap(),
             slots: Box::leak(Box::default()),
         }
     }
@@ -89,11 +92,11 @@ impl Rig {
     fn submit(
         &mut self,
         kind: Kind,
-        path: GivePath,
+        via: Via,
         runs: &[Run],
     ) -> Result<InFlight<'static>, VirtioError> {
         let slot = self.slots.claim(kind).unwrap().launch();
-        let request = slot.request(path, runs);
+        let request = slot.request(via, runs);
         match self.balloon.submit(request, self.slots.completer()) {
             Ok(()) => Ok(slot),
             Err(error) => {
@@ -104,20 +107,23 @@ impl Rig {
     }
 
     /// Submits a request nobody waits for.
-    fn send(&mut self, kind: Kind, path: GivePath, runs: &[Run]) {
-        self.submit(kind, path, runs).map(drop).unwrap();
+    fn send(&mut self, kind: Kind, via: Via, runs: &[Run]) {
+        self.submit(kind, via, runs).map(drop).unwrap();
     }
 
     fn reap(&mut self) -> Result<(), VirtioError> {
-        self.balloon.reap(self.slots.completer())
+        self.balloon.reap(self.slots.completer()).map(drop)
     }
 }
 
 #[test]
 fn the_laws_hold_on_every_device_model() {
     for (name, profile) in profiles() {
-        for policy in [Policy::new(), Policy::new().polled().without_event_idx()] {
-            let mut balloon = fake::bring_up::<16>(profile, &policy).expect(name);
+        for options in [
+            DriverOptions::new(),
+            DriverOptions::new().polled().without_event_idx(),
+        ] {
+            let mut balloon = testing::bring_up::<16>(profile, &options).expect(name);
             assert!(balloon.capabilities().bulk.is_some(), "{name}");
             check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
         }
@@ -127,10 +133,10 @@ fn the_laws_hold_on_every_device_model() {
 #[test]
 fn a_balloon_follows_its_target_on_every_device_model() {
     for (name, profile) in profiles() {
-        for policy in [Policy::new(), Policy::new().without_bulk()] {
+        for options in [DriverOptions::new(), DriverOptions::new().without_bulk()] {
             let shared: &'static Shared<16> = Box::leak(Box::default());
-            let mut balloon = fake::bring_up::<16>(profile, &policy).expect(name);
-            let mut engine = Engine::new(shared, Pace::DEFAULT);
+            let mut balloon = testing::bring_up::<16>(profile, &options).expect(name);
+            let mut engine = Engine::new(shared, Policy::DEFAULT);
             let mut source = FakeSource::new(range(0x100, 2048)).scattered();
             let mut now = 0;
             for target in [1500, 100, 1024, 0] {
@@ -156,7 +162,7 @@ fn a_balloon_follows_its_target_on_every_device_model() {
                 assert!(reached, "{name} at {target}: {:?}", engine.status(&source));
                 source.check(FrameCount::ZERO);
             }
-            assert_eq!(source.held(GivePath::Bulk), FrameCount::ZERO);
+            assert_eq!(source.held(Via::Bulk), FrameCount::ZERO);
         }
     }
 }

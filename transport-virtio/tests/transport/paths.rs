@@ -4,10 +4,10 @@ use super::*;
 
 #[test]
 fn many_requests_take_one_notification() {
-    let mut rig = Rig::new(Profile::qemu(Features::empty()), Policy::new());
+    let mut rig = Rig::new(Profile::qemu(Features::empty()), DriverOptions::new());
     for index in 0..16 {
         let runs = [run(index * 1000, 255), run(index * 1000 + 500, 1)];
-        rig.send(Kind::Inflate, GivePath::Told, &runs);
+        rig.send(Kind::Inflate, Via::Inflate, &runs);
     }
     assert_eq!(rig.balloon.kick(8), Ok(false));
     assert_eq!(rig.balloon.kick(8), Ok(false));
@@ -36,15 +36,15 @@ fn many_requests_take_one_notification() {
 
 #[test]
 fn a_device_that_is_awake_is_not_notified() {
-    let policy = Policy::new().without_event_idx();
-    let mut rig = Rig::new(Profile::qemu(Features::empty()), policy);
+    let options = DriverOptions::new().without_event_idx();
+    let mut rig = Rig::new(Profile::qemu(Features::empty()), options);
     rig.device().silence(QueueId::Inflate, true);
-    rig.send(Kind::Inflate, GivePath::Told, &[run(1, 1)]);
+    rig.send(Kind::Inflate, Via::Inflate, &[run(1, 1)]);
     rig.balloon.kick(1).unwrap();
     assert_eq!(rig.device().notified(QueueId::Inflate), 0);
     assert_eq!(rig.balloon.counters().queues.kicks_saved, 1);
     rig.device().silence(QueueId::Inflate, false);
-    rig.send(Kind::Inflate, GivePath::Told, &[run(2, 1)]);
+    rig.send(Kind::Inflate, Via::Inflate, &[run(2, 1)]);
     rig.balloon.kick(1).unwrap();
     assert_eq!(rig.device().notified(QueueId::Inflate), 1);
 }
@@ -52,12 +52,12 @@ fn a_device_that_is_awake_is_not_notified() {
 #[test]
 fn ranges_go_out_as_writable_descriptors_below_4_gib() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut rig = Rig::new(profile, Policy::new());
+    let mut rig = Rig::new(profile, DriverOptions::new());
     let limits = rig.balloon.capabilities().bulk.unwrap();
     // A queue of sixteen, tables of as many; also above 16 TiB.
     assert_eq!((limits.runs, limits.in_flight), (16, 16));
     let runs = [run(0x200, 512), run(1 << 32, limits.run.get() - 512)];
-    rig.send(Kind::Inflate, GivePath::Bulk, &runs);
+    rig.send(Kind::Inflate, Via::Bulk, &runs);
     rig.balloon.kick(1).unwrap();
     let chains = rig.device().serve(QueueId::Reporting);
     let [first, second] = chains[0].descriptors[..] else {
@@ -70,23 +70,21 @@ fn ranges_go_out_as_writable_descriptors_below_4_gib() {
     assert_eq!((second.address, second.len), (1 << 44, 0xffc0_0000));
     // No chain is longer than 4 GiB in all.
     let too_many = [run(0x200, 512), run(1 << 32, limits.run.get())];
-    let refused = rig.submit(Kind::Inflate, GivePath::Bulk, &too_many);
+    let refused = rig.submit(Kind::Inflate, Via::Bulk, &too_many);
     assert_eq!(refused.err(), Some(VirtioError::TooLarge));
     let too_long = [run(0x200, limits.run.get() + 1)];
-    let refused = rig.submit(Kind::Inflate, GivePath::Bulk, &too_long);
+    let refused = rig.submit(Kind::Inflate, Via::Bulk, &too_long);
     assert_eq!(refused.err(), Some(VirtioError::TooLarge));
 }
 
 #[test]
 fn bulk_and_plain_are_separate_queues() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut rig = Rig::new(profile, Policy::new());
+    let mut rig = Rig::new(profile, DriverOptions::new());
     let told = rig
-        .submit(Kind::Inflate, GivePath::Told, &[run(1, 1)])
+        .submit(Kind::Inflate, Via::Inflate, &[run(1, 1)])
         .unwrap();
-    let bulk = rig
-        .submit(Kind::Inflate, GivePath::Bulk, &[run(2, 1)])
-        .unwrap();
+    let bulk = rig.submit(Kind::Inflate, Via::Bulk, &[run(2, 1)]).unwrap();
     rig.balloon.kick(1).unwrap();
     rig.device().serve(QueueId::Reporting);
     rig.reap().unwrap();
@@ -97,9 +95,9 @@ fn bulk_and_plain_are_separate_queues() {
 #[test]
 fn frames_above_16_tib_are_refused_by_the_plain_path() {
     let profile = Profile::qemu(Features::empty());
-    let mut rig = Rig::new(profile, Policy::new());
+    let mut rig = Rig::new(profile, DriverOptions::new());
     for kind in [Kind::Inflate, Kind::Deflate] {
-        let refused = rig.submit(kind, GivePath::Told, &[run(1 << 32, 1)]);
+        let refused = rig.submit(kind, Via::Inflate, &[run(1 << 32, 1)]);
         assert_eq!(
             refused.err().map(|e| e.kind()),
             Some(TransportErrorKind::TooLarge)
@@ -112,23 +110,23 @@ fn frames_above_16_tib_are_refused_by_the_plain_path() {
 #[test]
 fn no_bulk_path_where_its_preconditions_fail() {
     let tell = Features::MUST_TELL_HOST | Features::PAGE_REPORTING;
-    let policy = Policy::new();
+    let options = DriverOptions::new();
     let cases = [
-        (Profile::qemu(tell), policy),
+        (Profile::qemu(tell), options),
         (
             Profile::qemu(Features::PAGE_REPORTING),
-            policy.without_bulk(),
+            options.without_bulk(),
         ),
-        (Profile::qemu(Features::empty()), policy),
+        (Profile::qemu(Features::empty()), options),
         (
             Profile::specification(Features::PAGE_REPORTING).with_size(QueueId::Reporting, 0),
-            policy,
+            options,
         ),
     ];
-    for (profile, policy) in cases {
-        let mut rig = Rig::new(profile, policy);
+    for (profile, options) in cases {
+        let mut rig = Rig::new(profile, options);
         assert_eq!(rig.balloon.capabilities().bulk, None);
-        let refused = rig.submit(Kind::Inflate, GivePath::Bulk, &[run(1, 1)]);
+        let refused = rig.submit(Kind::Inflate, Via::Bulk, &[run(1, 1)]);
         assert_eq!(refused.err(), Some(VirtioError::Unsupported));
     }
 }
@@ -136,8 +134,8 @@ fn no_bulk_path_where_its_preconditions_fail() {
 #[test]
 fn without_tables_two_requests_share_the_descriptors() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let policy = Policy::new().without_indirect();
-    let mut balloon = fake::bring_up::<16>(profile, &policy).unwrap();
+    let options = DriverOptions::new().without_indirect();
+    let mut balloon = testing::bring_up::<16>(profile, &options).unwrap();
     let limits = balloon.capabilities().bulk.unwrap();
     assert_eq!((limits.runs, limits.in_flight), (8, 2));
     check_transport_laws(&mut balloon, range(0x1000, 4096), serve);
@@ -146,12 +144,12 @@ fn without_tables_two_requests_share_the_descriptors() {
 #[test]
 fn a_full_ring_of_full_tables_goes_through_and_comes_back() {
     let profile = Profile::qemu(Features::PAGE_REPORTING);
-    let mut rig = Rig::new(profile, Policy::new());
+    let mut rig = Rig::new(profile, DriverOptions::new());
     for round in 0..3 {
         rig.slots = Box::leak(Box::default());
         let runs: Vec<Run> = (0..16).map(|i| run(0x1000 + 2 * i, 1)).collect();
         for _ in 0..16 {
-            rig.send(Kind::Inflate, GivePath::Bulk, &runs);
+            rig.send(Kind::Inflate, Via::Bulk, &runs);
         }
         rig.balloon.kick(1).unwrap();
         let chains = rig.device().serve(QueueId::Reporting);
@@ -167,16 +165,16 @@ fn a_full_ring_of_full_tables_goes_through_and_comes_back() {
 
 #[test]
 fn a_host_page_of_2_mib_takes_two_descriptors_of_256_page_numbers() {
-    let policy = Policy::new().with_host_superpages();
-    let mut rig = Rig::new(Profile::qemu(Features::empty()), policy);
+    let options = DriverOptions::new().with_host_superpages();
+    let mut rig = Rig::new(Profile::qemu(Features::empty()), options);
     let Capabilities { inflate, unit, .. } = rig.balloon.capabilities();
     // A queue of sixteen.
     assert_eq!((inflate.in_flight, unit), (8, Order::SUPERPAGE));
     for block in 1..=8 {
         let runs = [run(block * 512, 512)];
-        rig.send(Kind::Inflate, GivePath::Told, &runs);
+        rig.send(Kind::Inflate, Via::Inflate, &runs);
     }
-    let ninth = rig.submit(Kind::Inflate, GivePath::Told, &[run(1, 1)]);
+    let ninth = rig.submit(Kind::Inflate, Via::Inflate, &[run(1, 1)]);
     assert_eq!(
         ninth.err(),
         Some(VirtioError::Queue(QueueId::Inflate, QueueError::Full))
@@ -192,26 +190,26 @@ fn a_host_page_of_2_mib_takes_two_descriptors_of_256_page_numbers() {
     assert_eq!(chains.len(), 8);
     // Less than half a page goes in one.
     rig.reap().unwrap();
-    rig.send(Kind::Deflate, GivePath::Told, &[run(512, 256)]);
+    rig.send(Kind::Deflate, Via::Inflate, &[run(512, 256)]);
     let chains = rig.device().serve(QueueId::Deflate);
     assert_eq!(chains[0].descriptors.len(), 1);
     let too_long = [run(1024, 512), run(2000, 1)];
-    let refused = rig.submit(Kind::Inflate, GivePath::Told, &too_long);
+    let refused = rig.submit(Kind::Inflate, Via::Inflate, &too_long);
     assert_eq!(refused.err(), Some(VirtioError::TooLarge));
 }
 
 #[test]
 fn a_queue_of_one_descriptor_carries_what_a_host_page_of_2_mib_does_not_need() {
-    let policy = Policy::new().with_host_superpages();
+    let options = DriverOptions::new().with_host_superpages();
     let profile = Profile::qemu(Features::empty()).with_size(QueueId::Deflate, 1);
-    let mut rig = Rig::new(profile, policy);
+    let mut rig = Rig::new(profile, options);
     let Capabilities {
         inflate, deflate, ..
     } = rig.balloon.capabilities();
     assert_eq!((inflate.runs, inflate.in_flight), (512, 8));
     // What is given can be taken back, if slowly.
     assert_eq!((deflate.runs, deflate.in_flight), (256, 1));
-    let (kind, path) = (Kind::Deflate, GivePath::Told);
-    rig.send(kind, path, &[run(512, 256)]);
+    let (kind, via) = (Kind::Deflate, Via::Inflate);
+    rig.send(kind, via, &[run(512, 256)]);
     assert_eq!(rig.device().serve(QueueId::Deflate).len(), 1);
 }

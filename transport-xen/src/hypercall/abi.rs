@@ -49,6 +49,7 @@ pub(super) const SHUTDOWN: usize = 2;
 /// Operations of `HVM_OP`.
 pub(super) const SET_PARAM: usize = 0;
 pub(super) const GET_PARAM: usize = 1;
+pub(super) const GET_MEM_TYPE: usize = 15;
 pub(super) const SET_UPCALL_VECTOR: usize = 23;
 
 /// Operation of `MMUEXT_OP`.
@@ -68,6 +69,9 @@ pub(super) const MODE_64: u32 = 1;
 pub(super) const KERNEL_CODE: u16 = 0xe033;
 /// Exceptions there are.
 pub(super) const TRAPS: usize = 32;
+
+/// What `GET_MEM_TYPE` says of a frame with nothing behind it (`HVMMEM_mmio_dm`).
+pub(super) const MEM_TYPE_HOLE: u16 = 2;
 
 pub(super) const PARAM_CALLBACK_IRQ: u32 = 0;
 pub(super) const PARAM_STORE_PFN: u32 = 1;
@@ -127,6 +131,14 @@ pub(super) struct HvmParam {
     pub(super) domain: u16,
     pub(super) index: u32,
     pub(super) value: u64,
+}
+
+#[repr(C)]
+pub(super) struct MemType {
+    pub(super) domain: u16,
+    pub(super) kind: u16,
+    pub(super) padding: [u16; 2],
+    pub(super) pfn: u64,
 }
 
 #[repr(C)]
@@ -205,6 +217,8 @@ const _: () = {
     assert!(size_of::<E820>() == 20);
     assert!(size_of::<HvmParam>() == 16);
     assert!(offset_of!(HvmParam, value) == 8);
+    assert!(size_of::<MemType>() == 16);
+    assert!(offset_of!(MemType, pfn) == 8);
     assert!(size_of::<UpcallVector>() == 8);
     assert!(size_of::<BindVirq>() == 12);
     assert!(size_of::<BindIpi>() == 8);

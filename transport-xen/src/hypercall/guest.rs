@@ -1,22 +1,19 @@
 //! The typed calls over a gate: arguments into Xen's layouts, returns out.
 
-mod paravirtual;
-mod vcpu;
+pub(crate) mod paravirtual;
+pub(crate) mod vcpu;
 
 use core::ptr::{from_mut, null_mut, without_provenance_mut};
 
 use balloon_core::{FrameCount, FrameRange, Order, Pfn};
 
 use super::abi;
-use super::gate::Gate;
-use super::{
+use super::calls::{
     Domain, Events, Exchanged, MapEntry, Memory, Param, ShutdownReason, Version, Virq, Woken,
 };
+use super::gate::Gate;
 use crate::errno::Errno;
 use crate::units::{Gmfn, InfoSlot, Port, Vcpu, Vector};
-
-pub use paravirtual::{EntryUpdate, TrapGate};
-pub use vcpu::VcpuStart;
 
 /// This domain, seen from inside.
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +134,17 @@ impl<G: Gate> Memory for Guest<G> {
             rest = tail;
         }
         Ok(())
+    }
+
+    fn is_hole(&mut self, pfn: Pfn) -> Result<bool, Errno> {
+        let mut argument = abi::MemType {
+            domain: abi::DOMID_SELF,
+            kind: 0,
+            padding: [0; 2],
+            pfn: pfn.get(),
+        };
+        self.call(abi::HVM_OP, abi::GET_MEM_TYPE, &mut argument)?;
+        Ok(argument.kind == abi::MEM_TYPE_HOLE)
     }
 
     fn map_shared_info(&mut self, at: Pfn) -> Result<(), Errno> {

@@ -26,13 +26,12 @@ pub(super) fn starts(range: FrameRange, order: Order) -> impl Iterator<Item = Pf
     (0..range.count().get() / size).map(move |n| Pfn::new(start + n * size))
 }
 
-/// The first extent of a range, at most of order `largest`, and what is left.
-pub(super) fn next_extent(range: FrameRange, largest: Order) -> (Order, Option<FrameRange>) {
-    let order = if largest == Order::FRAME {
-        Order::FRAME
-    } else if is_whole(range) {
+/// The first extent of a range, and what is left; extents up to order `singly` go
+/// frame by frame.
+pub(super) fn next_extent(range: FrameRange, singly: Order) -> (Order, Option<FrameRange>) {
+    let order = if is_whole(range) && singly < Order::SUPERPAGE {
         Order::SUPERPAGE
-    } else if fits(range, MEDIUM) && range.count() >= FrameCount::new(WORTH) {
+    } else if singly < MEDIUM && fits(range, MEDIUM) && range.count() >= FrameCount::new(WORTH) {
         MEDIUM
     } else {
         Order::FRAME
@@ -53,7 +52,7 @@ mod tests {
             let mut rest = FrameRange::new(Pfn::new(start), FrameCount::new(count));
             let (mut at, mut superpages) = (start, 0);
             while let Some(range) = rest {
-                let (order, next) = next_extent(range, Order::SUPERPAGE);
+                let (order, next) = next_extent(range, Order::FRAME);
                 prop_assert_eq!(range.start().get(), at);
                 prop_assert!(range.start().is_aligned(order));
                 superpages += u64::from(order == Order::SUPERPAGE);

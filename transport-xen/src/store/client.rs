@@ -1,9 +1,12 @@
 //! Requests and answers, matched by id.
 
+mod takeover;
+
 use crate::page::SharedPage;
 
 use super::ring::{Ring, RingError};
 use super::wire::{self, HEADER, Header, Operation, PAYLOAD, Refusal, Transaction};
+use takeover::Takeover;
 
 /// The longest request: header, paths, value.
 const REQUEST: usize = 512;
@@ -60,6 +63,10 @@ pub enum Incoming<'a> {
     /// The server has started the connection anew: every request in flight and
     /// every watch is gone.
     Reconnected,
+    /// The connection of an earlier kernel can be used, after all that was on its
+    /// way there: that one's watches and transactions stand, until
+    /// [`Operation::ResetWatches`].
+    TakenOver,
 }
 
 /// What the connection has seen; wraps.
@@ -78,8 +85,10 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Connected,
-    /// The server was asked to start anew.
+    /// The server was asked to start anew, by this side or before.
     Reconnecting,
+    /// An earlier kernel used the connection, and nobody knows where it stopped.
+    TakingOver(Takeover),
     Broken,
 }
 
@@ -108,13 +117,31 @@ pub struct Client<P> {
 }
 
 impl<P: SharedPage> Client<P> {
-    /// A client on a page that the toolstack has connected.
+    /// A client on a page that the toolstack has connected, or is about to.
+    ///
+    /// An earlier kernel may have used it, and have stopped anywhere, as before
+    /// kexec or in a crash: the server is asked to start the connection anew
+    /// ([`Incoming::Reconnected`]), or, where it cannot, the end of what is on its
+    /// way there is looked for ([`Incoming::TakenOver`]). Until then requests are
+    /// [`ClientError::Busy`].
     #[must_use]
     pub fn new(page: P) -> Self {
+        let mut ring = Ring::new(page);
+        let used = ring.is_used();
+        let state = if !ring.is_connected() || (used && ring.ask_reconnect()) {
+            State::Reconnecting
+        } else if used {
+            State::TakingOver(Takeover::new())
+        } else {
+            State::Connected
+        };
         Self {
-            ring: Ring::new(page),
-            state: State::Connected,
-            next: 0,
+            // Above those of an earlier kernel of this kind: each of its requests
+            // took more bytes than one.
+            next: ring.sent(),
+            notify: state != State::Connected,
+            ring,
+            state,
             asked: [None; IN_FLIGHT],
             outgoing: [0; REQUEST],
             outgoing_length: 0,
@@ -122,7 +149,6 @@ impl<P: SharedPage> Client<P> {
             header: [0; HEADER],
             payload: [0; PAYLOAD],
             received: 0,
-            notify: false,
             counters: Counters::default(),
         }
     }
@@ -139,7 +165,7 @@ impl<P: SharedPage> Client<P> {
     ) -> Result<RequestId, ClientError> {
         match self.state {
             State::Connected => {}
-            State::Reconnecting => return Err(ClientError::Busy),
+            State::Reconnecting | State::TakingOver(_) => return Err(ClientError::Busy),
             State::Broken => return Err(ClientError::Broken),
         }
         let payload = operation.payload();
@@ -198,6 +224,10 @@ impl<P: SharedPage> Client<P> {
             State::Reconnecting => {
                 self.restart();
                 return Ok(Some(Incoming::Reconnected));
+            }
+            State::TakingOver(_) => {
+                let came = self.take_over();
+                return self.check(came);
             }
         }
         self.flush()?;

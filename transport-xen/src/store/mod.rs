@@ -1,7 +1,7 @@
 //! xenstore: the toolstack's small tree of strings, over one shared page.
 //!
 //! ```text
-//!  desk    what a balloon wants from the store: target, static-max, shutdown
+//!  nodes   what a balloon wants from the store: target, static-max, shutdown
 //!  client  requests and answers by id, watches, transactions, reconnect
 //!  wire    message header, operations, error names
 //!  ring    two byte streams in the page, with indices nobody can be trusted on
@@ -12,11 +12,12 @@
 //! are dropped and counted, never believed.
 
 mod client;
-mod desk;
+mod nodes;
 mod ring;
 mod wire;
 
 pub use client::{Client, ClientError, Counters as ClientCounters, Incoming, RequestId};
-pub use desk::{Desk, DeskError, DeskPolicy, Notice};
+pub use nodes::event::StoreEvent;
+pub use nodes::{BalloonNodes, NodesConfig, NodesError};
 pub use ring::RingError;
 pub use wire::{Operation, Refusal, Transaction};

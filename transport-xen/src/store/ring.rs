@@ -40,7 +40,7 @@ pub(crate) struct Ring<P> {
 }
 
 impl<P: SharedPage> Ring<P> {
-    /// Takes over the page as it is: firmware may have used it before.
+    /// Goes on where the page's last user stopped: firmware, or a kernel.
     pub(crate) fn new(page: P) -> Self {
         let (sent, received) = (page.load(REQUEST_PRODUCER), page.load(RESPONSE_CONSUMER));
         Self {
@@ -95,6 +95,17 @@ impl<P: SharedPage> Ring<P> {
         Ok(wanted)
     }
 
+    /// Whether anything has gone either way yet.
+    pub(crate) fn is_used(&self) -> bool {
+        let received = self.page.load(RESPONSE_PRODUCER);
+        (self.sent, self.received, received) != (0, 0, 0)
+    }
+
+    /// Whether the server has taken all that was sent.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.page.load(REQUEST_CONSUMER) == self.sent
+    }
+
     /// Asks the server to start the connection anew; false if it cannot.
     pub(crate) fn ask_reconnect(&mut self) -> bool {
         let able = self.page.load(SERVER_FEATURES) & FEATURE_RECONNECT != 0;
@@ -109,7 +120,7 @@ impl<P: SharedPage> Ring<P> {
         self.page.load(CONNECTION) == CONNECTED
     }
 
-    #[cfg(test)]
+    /// Bytes ever sent; wraps.
     pub(crate) const fn sent(&self) -> u32 {
         self.sent
     }

@@ -66,6 +66,11 @@ pub enum Operation<'a> {
         /// Comes back with each event.
         token: &'a str,
     },
+    /// Drops every watch of the connection and every transaction. A store of old
+    /// may end the connection instead: `control/platform-feature-xs_reset_watches`
+    /// says 1 where it does not.
+    #[doc(alias = "XS_RESET_WATCHES")]
+    ResetWatches,
     /// Starts a transaction; the answer is its [`Transaction`].
     Begin,
     /// Ends the transaction the request belongs to.
@@ -86,6 +91,7 @@ impl<'a> Operation<'a> {
             Self::Begin => 6,
             Self::End { .. } => 7,
             Self::Write { .. } => 11,
+            Self::ResetWatches => 21,
         }
     }
 
@@ -96,7 +102,7 @@ impl<'a> Operation<'a> {
             Self::Read { path } => [path.as_bytes(), END, b"", b""],
             Self::Write { path, value } => [path.as_bytes(), END, value, b""],
             Self::Watch { path, token } => [path.as_bytes(), END, token.as_bytes(), END],
-            Self::Begin => [END, b"", b"", b""],
+            Self::Begin | Self::ResetWatches => [END, b"", b"", b""],
             Self::End { commit: true } => [b"T", END, b"", b""],
             Self::End { commit: false } => [b"F", END, b"", b""],
         }
@@ -107,7 +113,7 @@ impl<'a> Operation<'a> {
         let (first, second) = match self {
             Self::Read { path } | Self::Write { path, .. } => (path, ""),
             Self::Watch { path, token } => (path, token),
-            Self::Begin | Self::End { .. } => ("", ""),
+            Self::ResetWatches | Self::Begin | Self::End { .. } => ("", ""),
         };
         first.contains('\0') || second.contains('\0')
     }

@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use transport_xen::Errno;
-use transport_xen::testing::{Fault, Manners};
+use transport_xen::testing::{Behaviour, Fault};
 
 use crate::world::{FRAMES, MAX_KIB};
 
@@ -17,7 +17,7 @@ pub(crate) enum Action {
     /// What a restore may change, and the guest must not follow: `static-max` and
     /// `videoram`.
     Sizes(Vec<u8>, Vec<u8>),
-    Manners(Manners),
+    Behaviour(Behaviour),
     /// Somebody writes to the ring's page.
     Scribble(u16, u32),
     /// What happens to the next hypercalls.
@@ -46,16 +46,16 @@ fn number() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-fn manners() -> impl Strategy<Value = Manners> {
+fn behaviour() -> impl Strategy<Value = Behaviour> {
     prop_oneof![
-        Just(Manners::Good),
-        Just(Manners::Silent),
-        Just(Manners::Gone),
-        Just(Manners::Late),
-        Just(Manners::Backwards),
-        Just(Manners::Babbling),
-        Just(Manners::Confused),
-        Just(Manners::Refusing),
+        Just(Behaviour::Good),
+        Just(Behaviour::Silent),
+        Just(Behaviour::Gone),
+        Just(Behaviour::Late),
+        Just(Behaviour::Backwards),
+        Just(Behaviour::Babbling),
+        Just(Behaviour::Confused),
+        Just(Behaviour::Refusing),
     ]
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn action() -> impl Strategy<Value = Action> {
         5 => number().prop_map(Action::Target),
         2 => vec(number(), 2..20).prop_map(Action::Storm),
         1 => (number(), number()).prop_map(|(max, video)| Action::Sizes(max, video)),
-        2 => manners().prop_map(Action::Manners),
+        2 => behaviour().prop_map(Action::Behaviour),
         1 => (prop_oneof![INDICES, any::<u16>()], any::<u32>())
             .prop_map(|(at, word)| Action::Scribble(at, word)),
         3 => vec(fault(), 1..8).prop_map(Action::Faults),

@@ -2,13 +2,13 @@
 
 use balloon_core::testing::FakeSource;
 use balloon_core::{
-    Budget, Bytes, Compactor, Engine, FrameCount, FrameRange, FrameSource as _, Nanos, Order, Pfn,
-    Policy, Progress, Resume, Shared, Unit,
+    Budget, Bytes, Compactor, Engine, FrameCount, FrameRange, FrameSource as _, Granularity, Nanos,
+    Order, Pfn, Policy, Progress, Resume, Shared,
 };
 use transport_xen::hypercall::Woken;
-use transport_xen::store::{Client, Desk, DeskPolicy, Notice};
-use transport_xen::suspend::{Duty, Suspension};
-use transport_xen::testing::{FakePage, FakeStore, FakeXen, Fault, Manners};
+use transport_xen::store::{BalloonNodes, Client, NodesConfig, StoreEvent};
+use transport_xen::suspend::{SuspendAction, Suspension};
+use transport_xen::testing::{Behaviour, FakeClear, FakePage, FakeStore, FakeXen, Fault};
 use transport_xen::{FrameMap, Reservation, SharedPage as _, Target, XenBalloon};
 
 use crate::action::Action;
@@ -42,11 +42,11 @@ pub(crate) struct World<F> {
     engine: Engine<2>,
     shared: &'static Shared<2>,
     compactor: Compactor<Vec<u32>>,
-    pub(crate) balloon: XenBalloon<FakeXen, F>,
+    pub(crate) balloon: XenBalloon<FakeXen, F, FakeClear>,
     source: FakeSource,
     used: Vec<Pfn>,
     /// None where there is no store, as in the first domain.
-    desk: Option<Desk<FakePage>>,
+    nodes: Option<BalloonNodes<FakePage>>,
     suspension: Suspension,
     saving: bool,
     /// Times the domain was saved, or nearly.
@@ -62,10 +62,10 @@ pub(crate) struct World<F> {
 }
 
 impl<F: FrameMap> World<F> {
-    fn new(xen: FakeXen, map: F, start: Start) -> Self {
+    fn new(mut xen: FakeXen, map: F, start: Start) -> Self {
         let shared: &'static Shared<2> = Box::leak(Box::new(Shared::new()));
         let mut policy = Policy::DEFAULT;
-        policy.unit = Unit::Adaptive;
+        policy.granularity = Granularity::Adaptive;
         let page = FakePage::new();
         let mut store = FakeStore::new(page.clone());
         store.set("memory/target", MAX_KIB.to_string().as_bytes());
@@ -73,18 +73,20 @@ impl<F: FrameMap> World<F> {
         if start.scattered {
             source = source.scattered();
         }
-        let used = (0..FRAMES / 5).filter_map(|_| source.allocate()).collect();
+        let used: Vec<Pfn> = (0..FRAMES / 5).filter_map(|_| source.allocate()).collect();
+        used.iter().for_each(|&pfn| xen.write(pfn));
         let target = Target::new(memory().count());
+        let clear = FakeClear::of(&xen);
         Self {
             engine: Engine::new(shared, policy),
             shared,
             compactor: Compactor::new(vec![0; 2048], memory()).unwrap(),
-            balloon: XenBalloon::new(Reservation::new(xen, map), target),
+            balloon: XenBalloon::new(Reservation::new(xen, map, clear), target),
             source,
             used,
-            desk: start
+            nodes: start
                 .has_store
-                .then(|| Desk::new(Client::new(page.clone()), DeskPolicy::DEFAULT)),
+                .then(|| BalloonNodes::new(Client::new(page.clone()), NodesConfig::DEFAULT)),
             suspension: Suspension::new(),
             saving: false,
             saves: 0,
@@ -128,44 +130,44 @@ impl<F: FrameMap> World<F> {
         if self.saving && self.engine.is_drained() && self.compactor.is_drained() {
             self.save();
         }
-        talk || compacted.more || stepped.more || self.shared.signal().pending()
+        talk || compacted.more || stepped.more || self.shared.signal().take()
     }
 
     /// Whether the store had something to say, or may have more.
     fn talk(&mut self) -> bool {
-        let Some(desk) = &mut self.desk else {
+        let Some(nodes) = &mut self.nodes else {
             return false;
         };
-        let notice = match desk.step(self.now) {
-            Ok(Some(notice)) => notice,
-            Ok(None) => return desk.wake_at().is_some_and(|at| at <= self.now),
+        let event = match nodes.step(self.now) {
+            Ok(Some(event)) => event,
+            Ok(None) => return nodes.wake_at().is_some_and(|at| at <= self.now),
             // Gone for good until a restore: the kernel goes on without.
             Err(_) => {
-                assert_eq!(desk.wake_at(), None);
+                assert_eq!(nodes.wake_at(), None);
                 self.torn = true;
                 return false;
             }
         };
-        if self.balloon.hear(notice) {
+        if self.balloon.handle_event(event) {
             self.shared.signal().config_changed();
         }
-        let duty = match notice {
-            Notice::Shutdown(_) => self.suspension.asked(),
-            Notice::Acknowledged(request) => self.suspension.acknowledged(request),
-            Notice::Withdrawn => {
+        let action = match event {
+            StoreEvent::Shutdown(_) => self.suspension.asked(),
+            StoreEvent::Acknowledged(request) => self.suspension.acknowledged(request),
+            StoreEvent::Withdrawn => {
                 self.suspension.withdrawn();
                 None
             }
             _ => None,
         };
-        match duty {
-            Some(Duty::Acknowledge) => desk.acknowledge(),
-            Some(Duty::Suspend) => {
+        match action {
+            Some(SuspendAction::Acknowledge) => nodes.acknowledge(),
+            Some(SuspendAction::Suspend) => {
                 self.engine.quiesce();
                 self.saving = true;
             }
             // This kernel has its own mind there.
-            Some(Duty::Stop(_)) | None => {}
+            Some(SuspendAction::Stop(_)) | None => {}
         }
         true
     }
@@ -176,9 +178,9 @@ impl<F: FrameMap> World<F> {
         // Where Xen refuses, the domain goes on.
         let woken = self.suspension.suspend(xen);
         self.saves += u32::from(woken.is_ok());
-        match (&mut self.desk, woken) {
+        match (&mut self.nodes, woken) {
             (_, Ok(Woken::Restored)) => self.restored(),
-            (Some(desk), _) => desk.reread(),
+            (Some(nodes), _) => nodes.reread(),
             (None, _) => {}
         }
         self.engine.resume(Resume::Kept);
@@ -187,10 +189,10 @@ impl<F: FrameMap> World<F> {
     /// In a new domain, with a new store.
     fn restored(&mut self) {
         self.balloon.restored();
-        if let Some(desk) = &mut self.desk {
+        if let Some(nodes) = &mut self.nodes {
             self.store.reset();
             self.store.set("control/shutdown", b"");
-            desk.restored();
+            nodes.restored();
         }
     }
 
@@ -204,7 +206,7 @@ impl<F: FrameMap> World<F> {
         for pfn in memory().frames() {
             let (given, there) = (source.ballooned(pfn).is_some(), xen.is_populated(pfn));
             if !given && !there {
-                // In a trade that Xen would neither finish nor show.
+                // In a migration that Xen would neither finish nor show.
                 let free = FrameRange::single(pfn).and_then(|at| source.next_free(at));
                 assert!(free.is_none(), "{pfn:?} is a hole and can be used");
             }
@@ -218,7 +220,7 @@ impl<F: FrameMap> World<F> {
     }
 
     fn aim(&mut self, text: &[u8]) {
-        if self.desk.is_some() {
+        if self.nodes.is_some() {
             self.store.set("memory/target", text);
         } else if let Some(kib) = core::str::from_utf8(text).ok().and_then(|t| t.parse().ok()) {
             let bytes = Bytes::new(u64::saturating_mul(kib, 1024));
@@ -241,7 +243,7 @@ impl<F: FrameMap> World<F> {
                 self.store.set("memory/static-max", max);
                 self.store.set("memory/videoram", video);
             }
-            Action::Manners(manners) => self.store.manners = *manners,
+            Action::Behaviour(behaviour) => self.store.behaviour = *behaviour,
             Action::Scribble(at, word) => {
                 self.page.store(usize::from(*at) % 4096, *word);
                 self.torn = true;
@@ -274,7 +276,11 @@ impl<F: FrameMap> World<F> {
             Action::Use(frames) => {
                 let room = MOST_USED.saturating_sub(self.used.len());
                 for _ in 0..room.min(usize::from(*frames)) {
-                    self.used.extend(self.source.allocate());
+                    if let Some(pfn) = self.source.allocate() {
+                        self.used.push(pfn);
+                        // Nobody else is ever to read it.
+                        self.xen().write(pfn);
+                    }
                 }
             }
             Action::Free(frames) => {
@@ -297,7 +303,7 @@ impl<F: FrameMap> World<F> {
         (xen.largest, xen.heap) = (Order::SUPERPAGE, u64::MAX);
         xen.limit = FrameCount::new(FRAMES + 256);
         xen.woken = Woken::Restored;
-        self.store.manners = Manners::Good;
+        self.store.behaviour = Behaviour::Good;
         if self.torn {
             self.restored();
         }
@@ -307,7 +313,7 @@ impl<F: FrameMap> World<F> {
             let status = world.engine.status(&world.source);
             (status.progress, status.size) == (Progress::Reached, wanted)
         });
-        if self.desk.is_some() {
+        if self.nodes.is_some() {
             // No request before has left anything behind that is in its way.
             let saves = self.saves;
             self.store.set("control/shutdown", b"suspend");

@@ -13,17 +13,17 @@ use core::cell::UnsafeCell;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
 
-use balloon_core::{Budget, Engine, Nanos, Policy, Shared};
+use balloon_core::{Balloon, Budget, Engine, Nanos, Policy, Shared};
 use buddy_alloc::{Backing, Config, Frame, FrameCount, FrameRange, Zone};
 use embedded_hal::delay::DelayNs;
 use transport_virtio::pci::{BarRegion, PciLayout};
-use transport_virtio::{DmaRegion, MappedPci, MmioWindow, PciBalloon, Rings};
+use transport_virtio::{DmaRegion, MmioWindow, PciBalloon};
 
 /// One GiB from the second MiB on.
 const SPAN: FrameRange = FrameRange::new(Frame::new(0x200), FrameCount::new(1 << 18));
 const CONFIG: Config = Config::new();
 const METADATA_WORDS: usize = CONFIG.metadata_words(SPAN);
-const DMA_BYTES: usize = Rings::<MappedPci, DmaRegion>::DMA_BYTES;
+const DMA_BYTES: usize = <PciBalloon>::DMA_BYTES;
 /// Where firmware left the function's configuration space and its BARs.
 const CONFIG_SPACE: usize = 0xe000_0000;
 const BARS: usize = 0xfe00_0000;
@@ -37,6 +37,17 @@ unsafe impl Sync for Dma {}
 
 static DMA: Dma = Dma(UnsafeCell::new([0; DMA_BYTES]));
 static SHARED: Shared<64> = Shared::new();
+
+/// The lock of a kernel with one CPU, which polls: nobody else is there.
+struct Only<T>(UnsafeCell<T>);
+
+// SAFETY: there is one CPU, and no interrupt handler.
+unsafe impl<T> Sync for Only<T> {}
+
+/// All zeros until it is started, as all that a kernel's image is not to hold.
+static BALLOON: Only<Balloon<PciBalloon, Zone<'static>, 64>> =
+    Only(UnsafeCell::new(Balloon::new()));
+static METADATA: Only<[u64; METADATA_WORDS]> = Only(UnsafeCell::new([0; METADATA_WORDS]));
 
 /// Waits by the clock of the CPU.
 struct Clock;
@@ -75,15 +86,19 @@ fn device() -> Option<PciBalloon> {
     let base = NonNull::new(DMA.0.get().cast::<u8>())?;
     // SAFETY: the memory is a static of ours, and mapped one to one.
     let memory = unsafe { DmaRegion::new(base, base.addr().get() as u64, DMA_BYTES) };
-    let policy = transport_virtio::Policy::new().polled();
+    let policy = transport_virtio::DriverOptions::new().polled();
     PciBalloon::bring_up(device, memory, &policy, &mut Clock).ok()
 }
 
-fn run(metadata: &mut [u64], engine: &mut Engine<64>) -> Option<()> {
+fn run(
+    metadata: &'static mut [u64],
+    balloon: &mut Balloon<PciBalloon, Zone<'static>, 64>,
+) -> Option<()> {
     let mut zone = Zone::new(SPAN, CONFIG, metadata).ok()?;
-    zone.add_range(SPAN, Backing::Untouched).ok()?;
+    zone.add_range(SPAN, Backing::Unpopulated).ok()?;
     let managed = zone.stats().managed.get();
     if let Some(mut domain) = xen::Domain::find(balloon_core::FrameCount::new(managed)) {
+        let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
         loop {
             if domain.read_store(now())? {
                 SHARED.signal().config_changed();
@@ -91,19 +106,23 @@ fn run(metadata: &mut [u64], engine: &mut Engine<64>) -> Option<()> {
             engine.step(domain.transport(), &mut zone, now(), Budget::SMALL);
         }
     }
-    let mut device = device()?;
+    balloon
+        .start(&SHARED, Policy::DEFAULT, device()?, zone)
+        .ok()?;
     loop {
-        engine.step(&mut device, &mut zone, now(), Budget::SMALL);
+        balloon.step(now(), Budget::SMALL);
     }
 }
 
 /// Entry point of the kernel.
 #[unsafe(no_mangle)]
 pub extern "C" fn _start() -> ! {
-    let mut metadata = [0; METADATA_WORDS];
-    let mut engine = Engine::new(&SHARED, Policy::DEFAULT);
     if vmm::boot() == Some(true) {
-        let _ = run(&mut metadata, &mut engine);
+        // SAFETY: nobody else is there, and this runs once.
+        let metadata = unsafe { &mut *METADATA.0.get() };
+        // SAFETY: as above.
+        let balloon = unsafe { &mut *BALLOON.0.get() };
+        let _ = run(metadata, balloon);
     }
     halt()
 }

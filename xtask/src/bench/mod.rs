@@ -9,6 +9,7 @@
 mod alloc;
 mod chunk;
 mod pod;
+mod step;
 mod virtio;
 mod xen;
 
@@ -43,6 +44,11 @@ const BENCHES: &[Bench] = &[
         name: "pod",
         about: "pod-core: zero scan, operations, superpage yield, worst sweep, metadata",
         run: pod::run,
+    },
+    Bench {
+        name: "step",
+        about: "instructions of the longest step with the smallest budget, on each path",
+        run: step::run,
     },
     Bench {
         name: "virtio",

@@ -16,9 +16,12 @@ use crate::xen;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench xen")]
 struct Args {
-    /// How often each.
-    #[arg(long, default_value_t = 3)]
+    /// How often each; bars hold medians.
+    #[arg(long, default_value_t = 5)]
     repeat: u32,
+    /// The Xen it runs on.
+    #[arg(long, default_value = "4.17")]
+    xen: xen::Xen,
 }
 
 /// Runs it.
@@ -29,7 +32,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let bar = ui::spinner("Xen");
     let log = workspace.output("log/bench-xen.log")?;
     let mut runner = Runner::new(log, bar.clone(), Duration::from_secs(3600))?;
-    let outcome = xen::bench(workspace, &mut runner, args.repeat);
+    let outcome = xen::bench(workspace, &mut runner, args.xen, args.repeat);
     ui::finish(&bar, "Xen: done");
     outcome
 }

@@ -14,7 +14,6 @@ const FILL: Duration = Duration::from_secs(300);
 const RESIZE: Duration = Duration::from_secs(120);
 const VERIFY: Duration = Duration::from_secs(120);
 const LEAD: Duration = Duration::from_millis(500);
-const ANSWER: Duration = Duration::from_secs(10);
 /// Time between two questions to the monitor.
 const PERIOD: Duration = Duration::from_millis(4);
 /// Bytes of a frame, the unit of the guest's counts.
@@ -92,7 +91,7 @@ pub(crate) fn measure(vm: &mut Vm, plan: &Plan) -> Result<Cycle> {
     // A plot shows a little of what was before.
     std::thread::sleep(LEAD);
 
-    let before = stats(vm)?;
+    let before = vm.console.ask("stats")?;
     let rss_before = resident(pid)?;
     let kicks = vm.kicks()?;
     sampler.watch_for(rss_before.saturating_sub(asked / 100 * 99));
@@ -117,7 +116,7 @@ pub(crate) fn measure(vm: &mut Vm, plan: &Plan) -> Result<Cycle> {
     let rss_deflated = resident(pid)?;
     vm.console.send("verify")?;
     vm.console.wait("verify", VERIFY)?;
-    let last = stats(vm)?;
+    let last = vm.console.ask("stats")?;
     ensure!(
         last.number("lost")? == 0,
         "the guest lost frames: {}",
@@ -244,7 +243,7 @@ struct Rested {
 
 /// Leaves the guest alone.
 fn rest(vm: &mut Vm, plan: &Plan, inflated: Instant) -> Result<Rested> {
-    let before = stats(vm)?;
+    let before = vm.console.ask("stats")?;
     let bar = ui::bar(
         &format!("{}: guest at rest", plan.path.name()),
         plan.idle.as_secs(),
@@ -263,7 +262,7 @@ fn rest(vm: &mut Vm, plan: &Plan, inflated: Instant) -> Result<Rested> {
     let elapsed = start.elapsed();
     let cpu = Usage::read(vm.pid())?.since(cpu);
     bar.finish_and_clear();
-    let after = stats(vm)?;
+    let after = vm.console.ask("stats")?;
     Ok(Rested {
         wakeups: after
             .number("balloon_wakeups")?
@@ -276,18 +275,6 @@ fn rest(vm: &mut Vm, plan: &Plan, inflated: Instant) -> Result<Rested> {
         rss_30s: rss_30s.map_or_else(|| resident(vm.pid()), Ok)?,
         before,
     })
-}
-
-/// Asks the guest for its counters.
-pub(crate) fn stats(vm: &mut Vm) -> Result<Event> {
-    ask(vm, "stats")
-}
-
-/// Asks the guest for what it answers to this command with an event of the same name.
-pub(crate) fn ask(vm: &mut Vm, command: &str) -> Result<Event> {
-    vm.console.drain()?;
-    vm.console.send(command)?;
-    vm.console.wait(command, ANSWER)
 }
 
 fn sleep_until(when: Instant) {

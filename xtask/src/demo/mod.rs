@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-pub(crate) use cycle::{Cycle, Path, Plan, ask, measure, stats};
+pub(crate) use cycle::{Cycle, Path, Plan, measure};
 pub(crate) use sampler::{Sample, Sampler};
 
 use crate::arguments::{parse_mib, parse_svg};
@@ -192,6 +192,7 @@ impl Plan {
     pub(crate) fn machine(&self, board: Board, elf: &std::path::Path) -> Machine {
         let machine = Machine::new(board, self.mem_mib, elf)
             .append("fill=all")
+            .append("floor=none")
             .append("keep=5");
         match self.path {
             Path::Reporting => machine.reporting(true).append("path=auto"),

@@ -3,12 +3,13 @@
 use anyhow::{Context as _, Result, bail};
 use xshell::{Shell, cmd};
 
+use super::apt;
 use crate::exec::Runner;
 use crate::workspace::Workspace;
 
 /// Backports in a file of its own, so that nobody's settings are edited.
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/balloon-backports.list";
-const BACKPORTS_LINE: &str = "deb http://deb.debian.org/debian bookworm-backports main";
+const BACKPORTS: &str = "bookworm-backports";
 
 /// Where packages are to come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,13 +57,9 @@ pub(super) fn packages(
     }
     runner.say(&format!("apt-get: installing {}", missing.join(", ")))?;
     if enable {
-        enable_backports(runner)?;
+        enable_backports(&shell, runner)?;
     }
-    let from: &[&str] = if backports {
-        &["-t", "bookworm-backports"]
-    } else {
-        &[]
-    };
+    let from: &[&str] = if backports { &["-t", BACKPORTS] } else { &[] };
     shell.set_var("DEBIAN_FRONTEND", "noninteractive");
     runner.run(cmd!(shell, "apt-get update"))?;
     runner.run(cmd!(
@@ -84,22 +81,45 @@ pub(crate) fn backports(
     if !has_backports(&shell) {
         if !rustix::process::geteuid().is_root() {
             bail!(
-                "apt does not know bookworm-backports. Type this, then try again:\n  sudo sh -c \"echo \
-                 '{BACKPORTS_LINE}' > {BACKPORTS_FILE} && apt-get update\""
+                "apt does not know {BACKPORTS}. Type this, then try again:\n  sudo sh -c \"{} && \
+                 apt-get update\"",
+                enabling()
             );
         }
-        enable_backports(runner)?;
+        enable_backports(&shell, runner)?;
         runner.run(cmd!(shell, "apt-get update"))?;
     }
-    Ok(Some("bookworm-backports"))
+    Ok(Some(BACKPORTS))
 }
 
-fn enable_backports(runner: &mut Runner) -> Result<()> {
+/// Makes sure that libvirt is there: its daemon and its shell, without what would start them with the machine.
+pub(crate) fn libvirt(workspace: &Workspace, runner: &mut Runner) -> Result<()> {
+    let names = [
+        "libvirt-daemon",
+        "libvirt-daemon-driver-qemu",
+        "libvirt-clients",
+    ];
+    packages(workspace, runner, Suite::Default, &names)
+}
+
+fn enable_backports(shell: &Shell, runner: &mut Runner) -> Result<()> {
     runner.say(&format!(
-        "apt-get: enabling bookworm-backports in {BACKPORTS_FILE}"
+        "apt-get: enabling {BACKPORTS} in {BACKPORTS_FILE}"
     ))?;
-    std::fs::write(BACKPORTS_FILE, format!("{BACKPORTS_LINE}\n"))
+    let mirror = apt::mirror(shell, runner)?;
+    std::fs::write(BACKPORTS_FILE, format!("deb {mirror} {BACKPORTS} main\n"))
         .with_context(|| format!("writing {BACKPORTS_FILE}"))
+}
+
+/// The command that does the same: backports lie where the release itself does.
+fn enabling() -> String {
+    let archive = format!("$({} | sed -n 's/ [a-z]*$//p' | head -n 1)", apt::ARCHIVES);
+    format!("echo deb {archive} {BACKPORTS} main > {BACKPORTS_FILE}")
+}
+
+/// Makes sure that there is valgrind, whose callgrind counts instructions.
+pub(crate) fn valgrind(workspace: &Workspace, runner: &mut Runner) -> Result<()> {
+    packages(workspace, runner, Suite::Default, &["valgrind"])
 }
 
 /// Makes sure that there is a C++ compiler, which libFuzzer is built with.
@@ -119,14 +139,14 @@ pub(crate) fn cxx(workspace: &Workspace, runner: &mut Runner) -> Result<()> {
 /// The one command that does by hand what [`packages`] does as root.
 fn command_for(missing: &[&str], backports: bool, enable: bool) -> String {
     let enabling = if enable {
-        format!("echo '{BACKPORTS_LINE}' > {BACKPORTS_FILE} && ")
+        format!("{} && ", enabling())
     } else {
         String::new()
     };
     let from = if backports {
-        "-t bookworm-backports "
+        format!("-t {BACKPORTS} ")
     } else {
-        ""
+        String::new()
     };
     let names = missing.join(" ");
     format!(
@@ -152,7 +172,7 @@ fn has_backports(shell: &Shell) -> bool {
     cmd!(shell, "apt-cache policy")
         .quiet()
         .read()
-        .is_ok_and(|text| text.contains("bookworm-backports"))
+        .is_ok_and(|text| text.contains(BACKPORTS))
 }
 
 #[cfg(test)]
@@ -177,10 +197,18 @@ mod tests {
             command_for(&["g++"], false, false),
             "sudo sh -c \"apt-get update && apt-get install -y --no-install-recommends g++\""
         );
+        let command = command_for(&["qemu-system-x86"], true, true);
+        let (enabling, rest) = command.split_once(" && ").unwrap();
+        assert!(
+            enabling.starts_with("sudo sh -c \"echo deb $(apt-get indextargets ")
+                && enabling.ends_with(
+                    ") bookworm-backports main > /etc/apt/sources.list.d/balloon-backports.list"
+                ),
+            "{enabling}"
+        );
         assert_eq!(
-            command_for(&["qemu-system-x86"], true, true),
-            "sudo sh -c \"echo 'deb http://deb.debian.org/debian bookworm-backports main' > \
-             /etc/apt/sources.list.d/balloon-backports.list && apt-get update && \
+            rest,
+            "apt-get update && \
              apt-get install -y --no-install-recommends -t bookworm-backports qemu-system-x86\""
         );
     }

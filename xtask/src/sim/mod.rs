@@ -57,6 +57,6 @@ pub(crate) fn stage(workspace: &Workspace, runner: &mut Runner) -> Result<String
     );
     let found = mutants::sample(workspace, runner)?;
     Ok(format!(
-        "1000 seeds on 4 kinds of host, nothing found; {found} planted bugs found"
+        "1000 seeds on 5 kinds of host, nothing found; {found} planted bugs found"
     ))
 }

@@ -37,26 +37,26 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a partial answer is taken for a whole one",
         file: "balloon-core/src/slots.rs",
-        from: "Self::Partial(done) if done.get() < asked.get() => done,",
-        to: "Self::Partial(done) if done.get() > asked.get() => done,",
+        from: "Self::Partial(done) | Self::Torn(done) if done.get() < asked.get() => done,",
+        to: "Self::Partial(done) | Self::Torn(done) if done.get() > asked.get() => done,",
     },
     Mutant {
         name: "frames told by number return without a word",
-        file: "balloon-core/src/engine/take_back.rs",
-        from: "let told = path == GivePath::Told && !self.mode.is_forgetting();",
+        file: "balloon-core/src/engine/deflate.rs",
+        from: "let told = via == Via::Inflate && !self.mode.is_resetting();",
         to: "let told = false;",
     },
     Mutant {
         name: "a frame used early is given again at once",
-        file: "balloon-core/src/engine/give.rs",
+        file: "balloon-core/src/engine/inflate.rs",
         from: "self.deflating.has_early()",
         to: "false",
     },
     Mutant {
         name: "the ledger forgets the give path",
         file: "buddy-alloc/src/balloon.rs",
-        from: "core_::GivePath::Told => GivePath::Told,",
-        to: "core_::GivePath::Told => GivePath::Bulk,",
+        from: "core_::Via::Inflate => Via::Inflate,",
+        to: "core_::Via::Inflate => Via::Bulk,",
     },
     Mutant {
         name: "a slot is free while its request is in flight",
@@ -85,7 +85,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a kick that failed is not made again",
         file: "balloon-core/src/engine/host.rs",
-        from: "self.unseen = kicked.is_err();",
+        from: "self.unseen |= kicked.is_err();",
         to: "",
     },
     Mutant {
@@ -103,26 +103,26 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a dead host is asked again",
         file: "balloon-core/src/engine/host.rs",
-        from: "if error == TransportErrorKind::Broken {",
-        to: "if error == TransportErrorKind::Unsupported {",
+        from: "if let Some(reason) = error.end() {",
+        to: "if let Some(reason) = error.end().filter(|_| false) {",
     },
     Mutant {
         name: "a device that comes back is thought to remember the balloon",
         file: "balloon-core/src/engine/lifecycle.rs",
-        from: "self.mode.forgetting = true;",
+        from: "self.mode.resetting = true;",
         to: "",
     },
     Mutant {
         name: "a dead host's half of a migration is waited for",
         file: "balloon-core/src/compact/mod.rs",
-        from: "                    lane.void();",
+        from: "                    batch.void();",
         to: "",
     },
     Mutant {
         name: "what freezes for a suspend goes on giving",
         file: "balloon-core/src/engine/mod.rs",
-        from: "if self.mode.is_quiesced() || self.broken || self.host.is_waiting(io.now) {",
-        to: "if self.broken || self.host.is_waiting(io.now) {",
+        from: "if self.mode.is_quiesced() || failed || self.host.is_waiting(io.now) {",
+        to: "if failed || self.host.is_waiting(io.now) {",
     },
     Mutant {
         name: "a balloon counts as drained with requests in flight",
@@ -133,20 +133,50 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "migrations take what is set aside",
         file: "balloon-core/src/compact/mod.rs",
-        from: "Some(free) => free.saturating_sub(keep),",
+        from: "Some(free) => free.saturating_sub(min_free),",
         to: "Some(free) => free,",
     },
     Mutant {
         name: "nobody wakes the engine once the old balloon is forgotten",
         file: "balloon-core/src/engine/lifecycle.rs",
-        from: "self.shared.signal().used();",
-        to: "",
+        from: "may start.\n            self.wake();",
+        to: "may start.",
     },
     Mutant {
         name: "the allocator frees what is being reported",
         file: "buddy-alloc/src/zone/report.rs",
         from: "self.mark_range(start, stop, Kind::Isolated);",
         to: "",
+    },
+    Mutant {
+        name: "relief says so to nobody who steps",
+        file: "balloon-core/src/engine/relief.rs",
+        from: "        if step_soon {\n            self.wake();",
+        to: "        if false {\n            self.wake();",
+    },
+    Mutant {
+        name: "answers that are taken up use up the wish for an interrupt",
+        file: "transport-virtio/src/balloon.rs",
+        from: "let wishes = most < before && left > 0;",
+        to: "let wishes = false;",
+    },
+    Mutant {
+        name: "a silent host is not told once more",
+        file: "balloon-core/src/engine/host.rs",
+        from: "            self.unseen = true;\n            // Whoever",
+        to: "            // Whoever",
+    },
+    Mutant {
+        name: "a silent device is not told once more of a service's requests",
+        file: "transport-virtio/src/balloon.rs",
+        from: "            self.queues.notify(queue);\n            signal.config_changed();",
+        to: "            signal.config_changed();",
+    },
+    Mutant {
+        name: "a range across the border of two zones goes to the first",
+        file: "buddy-alloc/src/zones.rs",
+        from: "if zone.span().covers(range) {",
+        to: "if zone.span().contains(range.start()) {",
     },
 ];
 

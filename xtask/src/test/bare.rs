@@ -43,7 +43,7 @@ pub(super) fn powerset(workspace: &Workspace, runner: &mut Runner) -> Result<Str
     let folder = workspace.target().join("powerset");
     let output = runner.run(cmd!(
         shell,
-        "cargo hack check --feature-powerset {libraries...} --lib --target {GUEST_TARGET} --target-dir {folder}"
+        "cargo hack check --feature-powerset --exclude-features loom {libraries...} --lib --target {GUEST_TARGET} --target-dir {folder}"
     ))?;
     let checks = output
         .lines()

@@ -2,7 +2,7 @@
 //!
 //! Stages run one after the other, so that no guest ever runs beside a compile. Each sets up what it
 //! needs; one that cannot fails with the reason. The budgets are for two cores and a cold start, tools
-//! included; their sum is under 45 minutes.
+//! included; their sum is under 50 minutes.
 
 mod bare;
 mod counts;
@@ -39,6 +39,7 @@ counts stages.
   cargo xtask test qemu --case storm
   cargo xtask test qemu --all-rows --case microvm
   cargo xtask test qemu --case 'huge pages'
+  cargo xtask test qemu --case libvirt
   cargo xtask test xen --case save")]
 pub(crate) struct Args {
     /// Stages to run, in this order.
@@ -115,7 +116,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "bare",
-        budget: minutes(1),
+        budget: minutes(2),
         about: "libraries for three bare-metal targets",
         run: Run::Whole(bare::targets),
     },
@@ -151,14 +152,14 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "qemu",
-        budget: minutes(5),
+        budget: minutes(7),
         about: "guests on two QEMUs and five boards of two architectures",
         run: Run::Rows(guest::boot),
     },
     Stage {
         name: "xen",
-        budget: minutes(4),
-        about: "guests as domains of a real Xen with its real tools",
+        budget: minutes(6),
+        about: "guests as domains of two real Xens with their real tools",
         run: Run::Cases(xen::stage),
     },
     Stage {
@@ -290,7 +291,7 @@ mod tests {
     #[test]
     fn budgets_fit_the_promise() {
         let sum: Duration = STAGES.iter().map(|stage| stage.budget).sum();
-        assert!(sum < minutes(45), "{sum:?}");
+        assert!(sum < minutes(50), "{sum:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::exec::Runner;
 use crate::setup;
 use crate::workspace::{NIGHTLY, Workspace};
 
-/// The loom models of every package that has a `cfg(loom)` dependency on loom.
+/// The loom models of every package that has a feature `loom`.
 ///
 /// Models are the tests with `loom` in their path: under `cfg(loom)` other tests would use loom's types
 /// outside of a model and fail.
@@ -23,7 +23,7 @@ pub(super) fn loom(workspace: &Workspace, runner: &mut Runner) -> Result<String>
         let spec = package.spec();
         let output = runner.run(cmd!(
             shell,
-            "cargo test --profile loom --package {spec} --lib --tests --target-dir {folder} -- loom"
+            "cargo test --profile loom --package {spec} --features loom --lib --tests --target-dir {folder} -- loom"
         ))?;
         let found = passed(&output);
         ensure!(

@@ -12,6 +12,8 @@ use anyhow::{Context as _, Result, bail};
 
 /// How many lines a failure shows.
 const TAIL: usize = 20;
+/// A guest answers as soon as it has done the work it has begun.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// One `@` line of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +106,13 @@ impl Console {
     pub(crate) fn send(&mut self, command: &str) -> Result<()> {
         writeln!(self.stream, "{command}")
             .with_context(|| format!("sending `{command}` to the guest"))
+    }
+
+    /// Asks the guest for what it answers to this command with an event of the same name.
+    pub(crate) fn ask(&mut self, command: &str) -> Result<Event> {
+        self.drain()?;
+        self.send(command)?;
+        self.wait(command, ANSWER)
     }
 
     /// Waits for the next event called `name`; events of other names before it are dropped.

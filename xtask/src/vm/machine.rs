@@ -33,6 +33,10 @@ pub(crate) struct Machine {
     cpu: &'static str,
     mem_mib: u64,
     kernel: PathBuf,
+    /// Devices that the balloon hangs at.
+    devices: Vec<&'static str>,
+    /// Properties of devices that the board brings.
+    globals: Vec<&'static str>,
     /// Options of the balloon device; `None` for a machine without one.
     balloon: Option<Vec<&'static str>>,
     objects: Vec<String>,
@@ -58,6 +62,8 @@ impl Machine {
             cpu: board.cpu(),
             mem_mib,
             kernel: kernel.to_path_buf(),
+            devices: Vec::new(),
+            globals: Vec::new(),
             balloon: Some(Vec::new()),
             objects: Vec::new(),
             memory: None,
@@ -72,6 +78,18 @@ impl Machine {
     /// With this option of the board, whatever its own are.
     pub(crate) fn board_option(mut self, option: &'static str) -> Self {
         self.board_options.push(option);
+        self
+    }
+
+    /// With this device, which is there before the balloon.
+    pub(crate) fn device(mut self, device: &'static str) -> Self {
+        self.devices.push(device);
+        self
+    }
+
+    /// With this property, `DRIVER.PROPERTY=VALUE`, of a device that the board brings.
+    pub(crate) fn global(mut self, property: &'static str) -> Self {
+        self.globals.push(property);
         self
     }
 
@@ -108,6 +126,16 @@ impl Machine {
         let size = self.mem_mib;
         self.objects.push(format!(
             "memory-backend-memfd,id=memory,size={size}M,hugetlb=on,hugetlbsize=2M"
+        ));
+        self
+    }
+
+    /// With all of its memory in use from the start, whether the guest touches it or not.
+    pub(crate) fn populated(mut self) -> Self {
+        self.memory = Some("memory");
+        let size = self.mem_mib;
+        self.objects.push(format!(
+            "memory-backend-ram,id=memory,size={size}M,prealloc=on"
         ));
         self
     }
@@ -189,6 +217,12 @@ impl Machine {
         }
         for object in &self.objects {
             option("object", object);
+        }
+        for property in &self.globals {
+            option("global", property);
+        }
+        for device in &self.devices {
+            option("device", device);
         }
         if let Some(options) = &self.balloon {
             let device = [&[self.board.balloon(), "id=balloon"], &options[..]].concat();

@@ -12,7 +12,7 @@ mod qmp;
 mod usage;
 
 pub(crate) use board::{Architecture, Board};
-pub(crate) use console::Event;
+pub(crate) use console::{Console, Event};
 pub(crate) use machine::{Accelerator, Machine};
-pub(crate) use process::{Failure, Vm};
+pub(crate) use process::{Failure, SocketFolder, Vm};
 pub(crate) use usage::{Usage, resident};

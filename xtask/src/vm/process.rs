@@ -309,12 +309,13 @@ fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream> {
     bail!("it did not connect in {} s", START.as_secs())
 }
 
-/// A folder for sockets that goes when they are connected.
+/// A folder for sockets, whose names are to be short. It goes with this.
 #[derive(Debug)]
-struct SocketFolder(PathBuf);
+pub(crate) struct SocketFolder(PathBuf);
 
 impl SocketFolder {
-    fn create() -> Result<Self> {
+    /// Creates one that nobody else has.
+    pub(crate) fn create() -> Result<Self> {
         static STARTS: AtomicU32 = AtomicU32::new(0);
         let start = STARTS.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("balloon-{:x}-{start}", std::process::id()));
@@ -324,7 +325,8 @@ impl SocketFolder {
         Ok(Self(folder))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Where something of this name is, or is to be.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }

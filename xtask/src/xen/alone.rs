@@ -14,7 +14,7 @@ pub(super) const PVH: &str = "dom0=pvh dom0-iommu=none";
 /// As a PV guest, which is what Xen makes of it unasked.
 pub(super) const PV: &str = "dom0=pv";
 
-/// Boots it in `mode`; it gives half of its memory, trades, takes all back, and
+/// Boots it in `mode`; it gives half of its memory, migrations, takes all back, and
 /// leaves. No store is no error.
 pub(super) fn run(bench: &Bench, name: &str, mode: &str) -> Result<()> {
     let size = Size {

@@ -10,7 +10,7 @@ use xshell::cmd;
 use super::fdt;
 use super::host::{FIRST, Host};
 use crate::exec::Runner;
-use crate::setup;
+use crate::setup::{self, Apt, Release};
 use crate::workspace::Workspace;
 
 const TARGET: &str = "aarch64-unknown-none";
@@ -58,42 +58,23 @@ pub(super) fn run(workspace: &Workspace, runner: &mut Runner) -> Result<String> 
     Ok(said.join("; "))
 }
 
-/// Debian's Xen for arm64, from lists of packages of its own: the machine's stay
-/// as they are.
+/// Debian's Xen for arm64.
 fn hypervisor(workspace: &Workspace, runner: &mut Runner) -> Result<PathBuf> {
     let folder = workspace.output("xen-arm64")?;
     let image = folder.join("root/boot/xen-4.17-arm64");
     if image.is_file() {
         return Ok(image);
     }
-    let shell = workspace.shell()?;
-    for sub in ["lists/partial", "cache/archives/partial"] {
-        std::fs::create_dir_all(folder.join(sub))?;
-    }
-    shell.change_dir(&folder);
-    let at = |name: &str| folder.join(name).display().to_string();
-    let options = [
-        "APT::Architecture=arm64".to_owned(),
-        "APT::Architectures::=arm64".to_owned(),
-        "Dir::State::status=/dev/null".to_owned(),
-        format!("Dir::State::lists={}", at("lists")),
-        format!("Dir::Cache={}", at("cache")),
-    ]
-    .map(|option| ["-o".to_owned(), option])
-    .concat();
-    let options = &options;
+    let release = Release {
+        codename: "bookworm",
+        architecture: "arm64",
+    };
+    let apt = Apt::of(workspace, runner, release)?;
     runner.say(&format!(
         "apt-get: unpacking {PACKAGE} under {}",
         folder.display()
     ))?;
-    runner.run(cmd!(shell, "apt-get {options...} update"))?;
-    runner.run(cmd!(shell, "apt-get {options...} download {PACKAGE}:arm64"))?;
-    let package = shell
-        .read_dir(".")?
-        .into_iter()
-        .find(|file| file.extension().is_some_and(|end| end == "deb"))
-        .context("apt-get downloaded no package")?;
-    runner.run(cmd!(shell, "dpkg-deb -x {package} root"))?;
+    apt.unpack(runner, &[PACKAGE], &folder.join("root"))?;
     ensure!(image.is_file(), "{PACKAGE} holds no {}", image.display());
     Ok(image)
 }

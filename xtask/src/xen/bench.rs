@@ -1,6 +1,6 @@
 //! One GiB out and back in: Linux, our guest, and the same hypercalls without any
-//! driver, one after the other on one booted machine. A figure that misses its bar
-//! is an error.
+//! driver, one after the other on one booted machine; each of them clears what it
+//! gives, and each once more does not. A figure that misses its bar is an error.
 
 mod bars;
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use super::guest::LINUX;
+use super::guest::{self, LINUX};
 use super::host::{Host, Size, number};
 use super::leaves::{Leaves, NestedTables};
 use super::{Bench, Domain};
@@ -27,6 +27,11 @@ const WALK_FROM: u64 = 0x8000;
 const WALK_BLOCKS: u64 = 512;
 /// Our guest as a PV domain.
 const PV: &str = "ours-pv";
+/// Linux and ours that give memory as it is.
+const LINUX_UNCLEARED: &str = "linux-uncleared";
+const UNCLEARED: &str = "ours-uncleared";
+/// The bare hypercalls after the frames were cleared.
+const CLEARING: &str = "bare-clearing";
 const OPS: [(&str, u64); 2] = [("give", LOW_MIB), ("take", MEMORY_MIB)];
 
 #[derive(Debug, Default, Serialize)]
@@ -117,7 +122,7 @@ impl Machine {
         self.host.must(&format!("say {name} stats"), LIMIT)?;
         let (_, stats) = self.host.event(name, "stats", LIMIT, |_| true)?;
         ensure!(number(&stats, "lost")? == 0, "frames are lost: {stats}");
-        let extents = ["given", "taken"].into_iter().flat_map(|way| {
+        let extents = ["inflated", "deflated"].into_iter().flat_map(|way| {
             ["2m", "64k", "4k"].map(|size| number(&stats, &format!("{way}_{size}")))
         });
         let extents: Result<Vec<u64>> = extents.collect();
@@ -133,15 +138,17 @@ impl Machine {
 
 /// Runs it `repeat` times and writes `json`.
 pub(super) fn run(bench: &Bench, runner: &mut Runner, repeat: u32, json: &Path) -> Result<()> {
-    let linux = Domain {
+    let linux = |name| Domain {
         kernel: LINUX,
-        ramdisk: Some(super::guest::LINUX_INIT),
+        ramdisk: Some(guest::LINUX_INIT),
         arguments: "console=hvc0 quiet".to_owned(),
-        ..Domain::pvh("linux", MEMORY_MIB)
+        ..Domain::pvh(name, MEMORY_MIB)
     };
     let domains = [
-        linux,
+        linux("linux"),
+        linux(LINUX_UNCLEARED).with(guest::UNCLEARED),
         Domain::pvh("ours", MEMORY_MIB),
+        Domain::pvh(UNCLEARED, MEMORY_MIB).with(guest::UNCLEARED),
         Domain::pv(PV, MEMORY_MIB),
         Domain::pvh("bare", MEMORY_MIB),
     ];
@@ -152,12 +159,18 @@ pub(super) fn run(bench: &Bench, runner: &mut Runner, repeat: u32, json: &Path) 
     };
     let mut machine = Machine::boot(bench, "bench", size, &domains)?;
     let mut rows = Vec::new();
-    runner.bar().set_message("Linux".to_owned());
-    measure_linux(&mut machine, repeat, &mut rows)?;
-    runner.bar().set_message("ours".to_owned());
+    for name in ["linux", LINUX_UNCLEARED] {
+        runner.bar().set_message(name);
+        measure_linux(&mut machine, name, repeat, &mut rows)?;
+    }
+    runner.bar().set_message("ours");
     measure_ours(&mut machine, repeat, &mut rows)?;
-    runner.bar().set_message("ours, PV".to_owned());
-    measure_pv(&mut machine, repeat, &mut rows)?;
+    for name in [UNCLEARED, PV] {
+        runner.bar().set_message(name);
+        machine.start(name)?;
+        cycles(&mut machine, name, repeat, &mut rows)?;
+        machine.say(name, "quit", "done")?;
+    }
     runner.bar().set_message("the bare loop".to_owned());
     measure_bare(&mut machine, repeat, &mut rows)?;
     print(&rows);
@@ -174,14 +187,19 @@ pub(super) fn run(bench: &Bench, runner: &mut Runner, repeat: u32, json: &Path) 
     Ok(())
 }
 
-fn measure_linux(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
-    machine.create("linux")?;
-    machine.host.event("linux", "balloon", LIMIT, |_| true)?;
+fn measure_linux(
+    machine: &mut Machine,
+    guest: &'static str,
+    repeat: u32,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    machine.create(guest)?;
+    machine.host.event(guest, "balloon", LIMIT, |_| true)?;
     for _ in 0..repeat {
         for (op, mib) in OPS {
-            let (wall_s, _) = machine.aim("linux", mib, |_| true)?;
+            let (wall_s, _) = machine.aim(guest, mib, |_| true)?;
             rows.push(Row {
-                guest: "linux",
+                guest,
                 op,
                 wall_s,
                 leaves_2m: Some(machine.superpages()?),
@@ -189,7 +207,7 @@ fn measure_linux(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Res
             });
         }
     }
-    machine.host.must("xl destroy linux", LIMIT)?;
+    machine.host.must(&format!("xl destroy {guest}"), LIMIT)?;
     Ok(())
 }
 
@@ -224,17 +242,20 @@ fn measure_ours(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Resu
     Ok(())
 }
 
-/// Down and up again; `guest` is the domain's name, too. A PV domain has no
-/// nested page tables.
+/// Down and up again; `guest` is the domain's name, too. All memory was written to
+/// before each time it is given. Only the domain whose page tables are known is
+/// looked into.
 fn cycles(
     machine: &mut Machine,
     guest: &'static str,
     repeat: u32,
     rows: &mut Vec<Row>,
 ) -> Result<()> {
-    let mut counted = machine.stats(guest)?;
     for _ in 0..repeat {
         for (op, mib) in OPS {
+            machine.say(guest, "fill", "filled")?;
+            machine.say(guest, "free", "freed")?;
+            let counted = machine.stats(guest)?;
             let wanted = (MEMORY_MIB - mib) * 256;
             let (wall_s, text) = machine.aim(guest, mib, |text| {
                 number(text, "actual").is_ok_and(|actual| actual == wanted)
@@ -248,20 +269,12 @@ fn cycles(
                 hypercalls: Some(now.0 - counted.0),
                 extents: Some(now.1 - counted.1),
                 leaves_2m: match guest {
-                    PV => None,
-                    _ => Some(machine.superpages()?),
+                    "ours" => Some(machine.superpages()?),
+                    _ => None,
                 },
             });
-            counted = now;
         }
     }
-    Ok(())
-}
-
-fn measure_pv(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
-    machine.start(PV)?;
-    cycles(machine, PV, repeat, rows)?;
-    machine.say(PV, "quit", "done")?;
     Ok(())
 }
 
@@ -305,11 +318,12 @@ fn verified(machine: &mut Machine) -> Result<()> {
 
 fn measure_bare(machine: &mut Machine, repeat: u32, rows: &mut Vec<Row>) -> Result<()> {
     machine.create("bare")?;
-    for _ in 0..repeat {
-        for (op, _) in OPS {
-            let text = machine.say("bare", &format!("bare {op}"), "bare")?;
+    let loops = [("bare-order9", "bare decrease"), (CLEARING, "bare scrub")];
+    for (guest, give) in (0..repeat).flat_map(|_| loops) {
+        for (op, command) in [("give", give), ("take", "bare populate")] {
+            let text = machine.say("bare", command, "bare")?;
             rows.push(Row {
-                guest: "bare-order9",
+                guest,
                 op,
                 wall_s: seconds(&text)?,
                 guest_s: Some(seconds(&text)?),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::bench::Machine;
 use super::host::{Size, number};
 use super::leaves::{self, Leaves, NestedTables};
-use super::{Bench, Domain};
+use super::{Bench, Domain, Xen};
 use crate::arguments::{parse_mib, parse_svg};
 use crate::svg::{self, PANEL_HEIGHT, PANEL_WIDTH, Panel};
 use crate::ui::{self, Table};
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// What it is asked to shrink to.
     #[arg(long, default_value = "512M", value_parser = parse_mib, value_name = "SIZE")]
     target: u64,
+    /// The Xen it runs on.
+    #[arg(long, default_value = "4.17")]
+    pub(super) xen: Xen,
     /// Draw the domain's memory over time.
     #[arg(long, value_parser = parse_svg, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -72,9 +75,10 @@ pub(super) fn run(bench: &Bench, args: &Args, json: &Path) -> Result<()> {
     ui::finish(
         &bar,
         &format!(
-            "domU   {} MiB full of data, ready {:.1} s after power-on (Xen 4.17, QEMU {})",
+            "domU   {} MiB full of data, ready {:.1} s after power-on (Xen {}, QEMU {})",
             args.mem,
             begun.elapsed().as_secs_f64(),
+            args.xen,
             bench.qemu.version()
         ),
     );
@@ -82,7 +86,10 @@ pub(super) fn run(bench: &Bench, args: &Args, json: &Path) -> Result<()> {
     let mut rows = Vec::new();
     let mut samples = Vec::new();
     let mut aims = Vec::new();
-    for (op, way, target) in [("give", "given", args.target), ("take", "taken", args.mem)] {
+    for (op, way, target) in [
+        ("give", "inflated", args.target),
+        ("take", "deflated", args.mem),
+    ] {
         let before = machine.leaves(0, args.mem / 2)?;
         let watcher = Watcher::start(machine.tables()?.clone(), op, args.mem, target);
         let wanted = (args.mem - target) * 256;

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first domain's init: Xen's tools, then commands from the console.
 /bin/busybox --install -s /bin
-export PATH=/usr/lib/xen-4.17/bin:/bin:/sbin LD_LIBRARY_PATH=/lib/x86_64-linux-gnu
+export PATH=$(echo /usr/lib/xen-*/bin):/bin:/sbin LD_LIBRARY_PATH=/lib/x86_64-linux-gnu
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -19,9 +19,11 @@ exec 3<>/run/never
 nap() {
     read -r -t 0.02 -u 3 _
 }
-# Shows what a guest says, line by line, until it is done: `follow NAME`.
+# Shows what a guest says, line by line, until it is done or its log is removed:
+# `follow NAME`. One that comes by a migration has another name at first, and its
+# log for good: `follow NAME FIRST_NAME`.
 follow() {
-    log="/var/log/xen/console/guest-$1.log"
+    log="/var/log/xen/console/guest-${2:-$1}.log"
     while [ ! -e "$log" ]; do nap; done
     begun=
     # Lines begin with brackets: no file is meant.
@@ -34,6 +36,7 @@ follow() {
             begun=
         else
             begun="$begun$line"
+            [ -e "$log" ] || return
             nap
         fi
     done < "$log"
@@ -93,8 +96,17 @@ late() {
 
 stty -echo -onlcr < /dev/hvc0
 echo "@@ready"
-while read -r line; do
-    (eval "$line")
-    echo "@@done $?"
+# Commands: `LENGTH NUMBER COMMAND`, the length that of what follows it. Part of a line is
+# none. One that comes again, as its answer got lost, is answered again and not run.
+last=
+while read -r length line; do
+    [ "${#line}" = "$length" ] || continue
+    number="${line%% *}"
+    if [ "$number" != "$last" ]; then
+        last="$number"
+        (eval "${line#* }")
+        code=$?
+    fi
+    echo "@@done $number $code"
 done < /dev/hvc0
 poweroff -f

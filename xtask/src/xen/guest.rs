@@ -25,6 +25,9 @@ pub(super) const KERNEL: &str = "/guests/xen-guest";
 pub(super) const SHIPPED: &[u8] = include_bytes!("../../../examples/xen-guest/xen-guest.cfg");
 pub(super) const SHIPPED_NAME: &str = "balloon";
 
+/// Tells a guest, ours and Linux, to give memory as it is.
+pub(super) const UNCLEARED: &str = "xen_scrub_pages=0";
+
 /// Linux as a domain, and what it starts.
 pub(super) const LINUX: &str = "/guests/linux";
 pub(super) const LINUX_INIT: &str = "/guests/linux.cpio";

@@ -1,7 +1,9 @@
 //! Xen with its first domain, on QEMU's software CPU, driven over its console.
 //!
-//! Commands go to the shell of the first domain, whose answer ends with
-//! `@@done CODE`. What guests say comes in between, each line with its name.
+//! Commands go to the shell of the first domain as `LENGTH NUMBER COMMAND`; its answer
+//! ends with `@@done NUMBER CODE`. Either may get lost on the way, so a command is sent
+//! again until it is answered, and the shell runs no number twice. What guests say comes
+//! in between, each line with its name.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -24,8 +26,12 @@ const XEN: &str = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all nore
                    no-real-mode edid=no edd=off spec-ctrl=no cpuidle=0";
 /// QEMU's name of the machine's memory.
 const MEMORY: &str = "ram";
-/// Bytes of a command.
-const LINE: usize = 120;
+/// Bytes of a command's line: Xen's buffer for its console's input has 128.
+const LINE: usize = 126;
+/// A command without an answer is sent again after so long.
+const AGAIN: Duration = Duration::from_secs(5);
+/// What Xen's own lines begin with.
+const XENS: &str = "(XEN)";
 /// Lines a failure shows.
 const TAIL: usize = 40;
 /// From the start to the first prompt; it takes 5 s alone on a machine.
@@ -49,6 +55,10 @@ pub(super) struct Host {
     pub(super) log: Vec<String>,
     recent: VecDeque<String>,
     aimed: Option<Instant>,
+    /// Commands so far.
+    commands: u32,
+    /// The beginning of a line that Xen's own words have cut in two.
+    cut: String,
 }
 
 /// What a command of the first domain said.
@@ -101,6 +111,20 @@ pub(super) fn number(text: &str, key: &str) -> Result<u64> {
         .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
         .and_then(|value| value.parse().ok())
         .with_context(|| format!("`{text}` has no number `{key}=`"))
+}
+
+/// The line with its beginning, where Xen's own words have cut it in two; of a line that
+/// they cut, those.
+fn whole(mut line: String, cut: &mut String) -> String {
+    match line.find(XENS) {
+        Some(0) => line,
+        Some(at) => {
+            let xens = line.split_off(at);
+            cut.push_str(&line);
+            xens
+        }
+        None => std::mem::take(cut) + &line,
+    }
 }
 
 /// What a guest's line is to whoever waits for an event.
@@ -218,27 +242,49 @@ impl Host {
             log: Vec::new(),
             recent: VecDeque::new(),
             aimed: None,
+            commands: 0,
+            cut: String::new(),
         })
     }
 
     /// Runs a command in the first domain.
     pub(super) fn run(&mut self, command: &str, limit: Duration) -> Result<Answer> {
-        // Xen's buffer for its console's input is that short.
-        ensure!(command.len() < LINE, "`{command}` is too long a line");
-        writeln!(self.input, "{command}")?;
+        // Blanks at its ends do not get there.
+        let command = command.trim();
+        self.commands += 1;
+        let number = self.commands.to_string();
+        let sent = format!("{number} {command}");
+        let sent = format!("{} {sent}", sent.len());
+        ensure!(sent.len() <= LINE, "`{command}` is too long a line");
+        writeln!(self.input, "{sent}")?;
         self.input.flush()?;
         let mut lines = Vec::new();
         let deadline = Instant::now() + limit;
+        let mut again = Instant::now() + AGAIN;
         loop {
-            let (_, line) = self
-                .next(deadline)
-                .with_context(|| format!("running `{command}`"))?;
-            if let Some(code) = line.strip_prefix("@@done ") {
-                let code = code.trim().parse().unwrap_or(-1);
-                return Ok(Answer { code, lines });
+            let Some((_, line)) = self.hear(again.min(deadline))? else {
+                let now = Instant::now();
+                if now >= deadline {
+                    bail!("running `{command}`: {}", self.time_is_up());
+                }
+                // What came of the line before ends here.
+                writeln!(self.input, "\n{sent}")?;
+                self.input.flush()?;
+                again = now + AGAIN;
+                continue;
+            };
+            if let Some(done) = line.strip_prefix("@@done ") {
+                match done.split_once(' ') {
+                    Some((done, code)) if done == number => {
+                        let code = code.trim().parse().unwrap_or(-1);
+                        return Ok(Answer { code, lines });
+                    }
+                    // One that was answered twice.
+                    _ => continue,
+                }
             }
             // Xen's own words belong to no command.
-            if line.starts_with("(XEN)") {
+            if line.starts_with(XENS) {
                 self.log.push(line);
             } else if !line.is_empty() {
                 lines.push(line);
@@ -335,17 +381,28 @@ impl Host {
         lines.join("\n")
     }
 
-    /// The next line that no guest said; guests' lines are put aside, and reported
-    /// as an empty line so that whoever waits for one looks again.
+    fn time_is_up(&self) -> String {
+        format!("time is up; the console says\n{}", self.tail())
+    }
+
+    /// The next line that no guest said, by then; guests' lines are put aside, and
+    /// reported as an empty line so that whoever waits for one looks again.
     fn next(&mut self, deadline: Instant) -> Result<(Instant, String)> {
+        match self.hear(deadline)? {
+            Some(heard) => Ok(heard),
+            None => bail!(self.time_is_up()),
+        }
+    }
+
+    /// The same, or nothing if there is none by then.
+    fn hear(&mut self, deadline: Instant) -> Result<Option<(Instant, String)>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let (at, line) = match self.lines.recv_timeout(left) {
             Ok(received) => received,
-            Err(RecvTimeoutError::Timeout) => {
-                bail!("time is up; the console says\n{}", self.tail())
-            }
+            Err(RecvTimeoutError::Timeout) => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => bail!("QEMU is gone\n{}", self.tail()),
         };
+        let line = whole(line, &mut self.cut);
         if line.contains("Hardware Dom0 crashed") || line.contains("Panic on CPU") {
             bail!("the host is dead: {line}\n{}", self.tail());
         }
@@ -360,12 +417,12 @@ impl Host {
         };
         if line == "@@aim" {
             self.aimed = Some(at);
-            return Ok((at, String::new()));
+            return Ok(Some((at, String::new())));
         }
         if line.starts_with('@') && !line.starts_with("@@") {
             let words = self.guests.entry(FIRST.to_owned()).or_default();
             words.push_back((at, line));
-            return Ok((at, String::new()));
+            return Ok(Some((at, String::new())));
         }
         let said = line
             .strip_prefix('[')
@@ -373,9 +430,9 @@ impl Host {
             .map(|(guest, text)| (guest.to_owned(), text.to_owned()));
         if let Some((guest, text)) = said {
             self.guests.entry(guest).or_default().push_back((at, text));
-            return Ok((at, String::new()));
+            return Ok(Some((at, String::new())));
         }
-        Ok((at, line))
+        Ok(Some((at, line)))
     }
 }
 
@@ -404,6 +461,72 @@ mod tests {
                 assert_eq!(hear(line, name, any), Heard::Bad, "{line}");
             }
         }
+    }
+
+    /// What the first domain's shell says to that.
+    fn answers(typed: &str) -> String {
+        let (_, shell) = include_str!("dom0-init.sh")
+            .split_once("\"@@ready\"\n")
+            .unwrap();
+        let (shell, _) = shell.split_once("poweroff").unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", &shell.replace("/dev/hvc0", "/dev/stdin")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(typed.as_bytes()).unwrap();
+        drop(input);
+        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+    }
+
+    #[test]
+    fn a_command_that_is_sent_again_runs_once() {
+        let sent = "9 17 echo a";
+        for from in 0..sent.len() {
+            for to in from..sent.len() {
+                let (head, tail) = (sent.split_at(from).0, sent.split_at(to).1);
+                let typed = format!("{head}{tail}\n\n{sent}\n");
+                let said = answers(&typed);
+                let twice = "a\n@@done 17 0\n@@done 17 0\n";
+                let expected = if from == to {
+                    twice
+                } else {
+                    "a\n@@done 17 0\n"
+                };
+                assert_eq!(said, expected, "{typed}");
+            }
+        }
+        assert_eq!(
+            answers(&format!("{sent}{sent}\n\n{sent}\n")),
+            "a\n@@done 17 0\n"
+        );
+        assert_eq!(
+            answers("9 18 exit 4\n8 19 false\n"),
+            "@@done 18 4\n@@done 19 1\n"
+        );
+    }
+
+    #[test]
+    fn a_line_that_xen_cuts_is_made_whole() {
+        let mut cut = String::new();
+        let heard = [
+            "[a] @ver(XEN) one",
+            "(XEN) two",
+            "ify o(XEN) three",
+            "k",
+            "[a] @done",
+        ]
+        .map(|line| whole(line.to_owned(), &mut cut));
+        let lines = [
+            "(XEN) one",
+            "(XEN) two",
+            "(XEN) three",
+            "[a] @verify ok",
+            "[a] @done",
+        ];
+        assert_eq!(heard, lines);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! and the guests are appended for each run.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use xshell::cmd;
@@ -12,6 +12,7 @@ use xshell::cmd;
 use super::packages::Lab;
 use crate::archive::Archive;
 use crate::exec::Runner;
+use crate::setup::LOADER;
 use crate::workspace::Workspace;
 
 /// What of the tools goes in.
@@ -56,32 +57,26 @@ pub(super) fn toolstack(workspace: &Workspace, runner: &mut Runner, lab: &Lab) -
     archive.link("var/run", "../run");
     archive.file("bin/busybox", true, &busybox(lab)?);
 
-    let libraries = lab.root.join("usr").join(LIBRARIES);
-    shell.set_var("LD_LIBRARY_PATH", &libraries);
-    let mut needed = BTreeSet::new();
-    let tools = lab.root.join("usr/lib/xen-4.17/bin");
+    let root = &lab.tools.root;
+    let tools = lab.tools_path();
     let programs = TOOLS
-        .map(|name| (tools.join(name), format!("usr/lib/xen-4.17/bin/{name}")))
+        .map(|name| (root.join(&tools).join(name), format!("{tools}/{name}")))
         .into_iter()
-        .chain(CLIENTS.map(|name| (lab.root.join("usr/bin").join(name), format!("bin/{name}"))));
+        .chain(CLIENTS.map(|name| (root.join("usr/bin").join(name), format!("bin/{name}"))));
+    // Loaded by name when a thread is cancelled: no list of needs has it.
+    let cancel = lab.tools.library("libgcc_s.so.1")?;
+    let mut needed = BTreeSet::from([cancel]);
     for (from, to) in programs {
         archive.file(&to, true, &read(&from)?);
-        let list = cmd!(shell, "ldd {from}").quiet().ignore_stderr().read()?;
-        let paths = list.split_whitespace().filter(|word| word.starts_with('/'));
-        needed.extend(paths.map(PathBuf::from));
+        needed.extend(lab.tools.linked_to(&shell, &from)?);
     }
-    // Loaded by name when a thread is cancelled: no `ldd` knows.
-    needed.insert(PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"));
     for library in needed {
         let name = library.file_name().context("a library has a name")?;
         let name = name.to_string_lossy();
-        let folder = if name.starts_with("ld-linux") {
-            "lib64"
-        } else {
-            LIBRARIES
-        };
-        archive.file(&format!("{folder}/{name}"), true, &read(&library)?);
+        archive.file(&format!("{LIBRARIES}/{name}"), true, &read(&library)?);
     }
+    let loader = lab.tools.library(LOADER)?;
+    archive.file(&format!("lib64/{LOADER}"), true, &read(&loader)?);
     let modules = lab.kernel.join("lib/modules");
     let version = shell.read_dir(&modules)?.into_iter().next();
     let drivers = version
@@ -110,7 +105,7 @@ pub(super) fn linux(lab: &Lab) -> Result<Vec<u8>> {
 }
 
 fn busybox(lab: &Lab) -> Result<Vec<u8>> {
-    let places = ["bin/busybox", "usr/bin/busybox"].map(|path| lab.root.join(path));
+    let places = ["bin/busybox", "usr/bin/busybox"].map(|path| lab.tools.root.join(path));
     let place = places.into_iter().find(|path| path.is_file());
     read(&place.context("busybox-static holds no busybox")?)
 }

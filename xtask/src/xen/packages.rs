@@ -1,42 +1,64 @@
 //! Debian's packages for the lab: downloaded and unpacked, never installed.
 
+use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
 use xshell::{Shell, cmd};
 
 use crate::exec::Runner;
+use crate::setup::{Apt, Release, Unpacked};
 use crate::workspace::Workspace;
 
-/// Xen, its tools, and the libraries they need beyond the machine's own.
-const PACKAGES: [&str; 15] = [
-    "xen-hypervisor-4.17-amd64",
-    "xen-utils-4.17",
-    "xenstore-utils",
-    "libxencall1",
-    "libxendevicemodel1",
-    "libxenevtchn1",
-    "libxenforeignmemory1",
-    "libxengnttab1",
-    "libxenhypfs1",
-    "libxenmisc4.17",
-    "libxenstore4",
-    "libxentoolcore1",
-    "libxentoollog1",
-    "libyajl2",
-    "busybox-static",
-];
-/// Only where the machine lacks it.
-const UUID: &str = "libuuid1";
-/// Names the kernel of the release.
+/// A Xen that the cases run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Xen {
+    /// Of Debian 12.
+    #[value(name = "4.17")]
+    V4_17,
+    /// Of Debian 13.
+    #[value(name = "4.20")]
+    V4_20,
+}
+
+impl Xen {
+    pub(super) const ALL: [Self; 2] = [Self::V4_17, Self::V4_20];
+
+    const fn release(self) -> &'static str {
+        match self {
+            Self::V4_17 => "4.17",
+            Self::V4_20 => "4.20",
+        }
+    }
+
+    /// The Debian release that has it.
+    const fn debian(self) -> &'static str {
+        match self {
+            Self::V4_17 => BOOKWORM,
+            Self::V4_20 => "trixie",
+        }
+    }
+}
+
+impl fmt::Display for Xen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.release())
+    }
+}
+
+const BOOKWORM: &str = "bookworm";
+/// Names the kernel of the release. That of the first domain and of Linux domains is
+/// the same on every Xen.
 const KERNEL: &str = "linux-image-amd64";
 
 /// What was unpacked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Lab {
-    /// The packages' files.
-    pub(super) root: PathBuf,
+    pub(super) version: Xen,
+    /// Xen's tools and their libraries.
+    pub(super) tools: Unpacked,
     /// The kernel package's files.
     pub(super) kernel: PathBuf,
     /// Xen as an ELF that QEMU's multiboot loader takes.
@@ -45,59 +67,80 @@ pub(super) struct Lab {
     pub(super) vmlinux: PathBuf,
 }
 
-/// Makes the lab ready under `target/xtask/xen`.
-pub(super) fn lab(workspace: &Workspace, runner: &mut Runner) -> Result<Lab> {
-    let folder = workspace.output("xen")?;
-    let lab = Lab {
-        root: folder.join("root"),
-        kernel: folder.join("kernel"),
-        xen: folder.join("xen.elf"),
-        vmlinux: folder.join("vmlinux"),
-    };
-    let ready = folder.join("ready");
-    if !ready.exists() {
-        download(workspace, runner, &folder, &lab)?;
-        unpack_images(workspace, &lab)?;
-        std::fs::write(&ready, "")?;
+impl Lab {
+    /// Where the tools expect each other.
+    pub(super) fn tools_path(&self) -> String {
+        format!("usr/lib/xen-{}/bin", self.version)
     }
+}
+
+/// Makes the lab ready under `target/xtask/xen`.
+pub(super) fn lab(workspace: &Workspace, runner: &mut Runner, version: Xen) -> Result<Lab> {
+    let folder = workspace.output(&format!("xen/{version}"))?;
+    let linux = workspace.output("xen/linux")?;
+    let lab = Lab {
+        version,
+        tools: Unpacked {
+            root: folder.join("root"),
+        },
+        kernel: linux.join("root"),
+        xen: folder.join("xen.elf"),
+        vmlinux: linux.join("vmlinux"),
+    };
+    once(&folder, || {
+        let apt = apt(workspace, runner, version.debian())?;
+        runner.say(&format!(
+            "apt-get: unpacking Xen {version} under {}",
+            folder.display()
+        ))?;
+        let xen = format!("xen-hypervisor-{version}-amd64");
+        let tools = format!("xen-utils-{version}");
+        let names = [&*xen, &tools, "xenstore-utils", "busybox-static"];
+        apt.unpack_whole(runner, &names, &lab.tools.root)?;
+        unpack_xen(workspace, &lab)
+    })?;
+    once(&linux, || {
+        let apt = apt(workspace, runner, BOOKWORM)?;
+        runner.say(&format!(
+            "apt-get: unpacking Linux under {}",
+            linux.display()
+        ))?;
+        let image = apt.first_need(KERNEL)?;
+        apt.unpack(runner, &[&image], &lab.kernel)?;
+        unpack_linux(workspace, &lab)
+    })?;
     Ok(lab)
 }
 
-fn download(workspace: &Workspace, runner: &mut Runner, folder: &Path, lab: &Lab) -> Result<()> {
-    let shell = workspace.shell()?;
-    if rustix::process::geteuid().is_root() {
-        runner.run(cmd!(shell, "apt-get update"))?;
-    }
-    runner.say(&format!(
-        "apt-get: unpacking Xen 4.17 and Linux under {}",
-        folder.display()
-    ))?;
-    let depends = cmd!(shell, "apt-cache depends {KERNEL}").quiet().read()?;
-    let image = depends
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .filter(|name| name.starts_with("linux-image-"))
-        .with_context(|| format!("apt knows no {KERNEL}: `apt-get update`, on Debian 12"))?;
-    for (sub, names, to) in [
-        ("debs", [&PACKAGES[..], &[UUID]].concat(), &lab.root),
-        ("debs-kernel", vec![image], &lab.kernel),
-    ] {
-        let debs = folder.join(sub);
-        std::fs::create_dir_all(&debs)?;
-        shell.change_dir(&debs);
-        runner.run(cmd!(shell, "apt-get download {names...}"))?;
-        for file in shell.read_dir(".")? {
-            runner.run(cmd!(shell, "dpkg-deb -x {file} {to}"))?;
-        }
+/// Fills a folder unless that was done before.
+fn once(folder: &Path, fill: impl FnOnce() -> Result<()>) -> Result<()> {
+    let ready = folder.join("ready");
+    if !ready.exists() {
+        fill()?;
+        std::fs::write(&ready, "")?;
     }
     Ok(())
 }
 
-fn unpack_images(workspace: &Workspace, lab: &Lab) -> Result<()> {
+fn apt(workspace: &Workspace, runner: &mut Runner, codename: &'static str) -> Result<Apt> {
+    let release = Release {
+        codename,
+        architecture: "amd64",
+    };
+    Apt::of(workspace, runner, release)
+}
+
+fn unpack_xen(workspace: &Workspace, lab: &Lab) -> Result<()> {
     let shell = workspace.shell()?;
-    let packed = lab.root.join("boot/xen-4.17-amd64.gz");
+    let packed = format!("boot/xen-{}-amd64.gz", lab.version);
+    let packed = lab.tools.root.join(packed);
     let plain = cmd!(shell, "gzip -dc {packed}").quiet().output()?.stdout;
     std::fs::write(&lab.xen, plain)?;
+    Ok(())
+}
+
+fn unpack_linux(workspace: &Workspace, lab: &Lab) -> Result<()> {
+    let shell = workspace.shell()?;
     let image = only_file(&shell, &lab.kernel.join("boot"), "vmlinuz-")?;
     let image = std::fs::read(&image).with_context(|| format!("reading {}", image.display()))?;
     // The payload of a bzImage is one XZ stream somewhere behind the loader.

@@ -29,6 +29,7 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Fault::Refuse(TransportErrorKind::Refused)),
         Just(Fault::Refuse(TransportErrorKind::Full)),
         (0..300u64).prop_map(|n| Fault::Partly(FrameCount::new(n))),
+        (0..300u64).prop_map(|n| Fault::Torn(FrameCount::new(n))),
     ];
     prop_oneof![
         2 => (0..1600u64).prop_map(Event::Target),
@@ -72,7 +73,7 @@ impl Program {
             }
             Event::Stop => rig.compactor.stop(),
             Event::Isolate(at) => {
-                if let Some(old) = self.pick(at % FRAMES, At::Ballooned(GivePath::Told)) {
+                if let Some(old) = self.pick(at % FRAMES, At::Ballooned(Via::Inflate)) {
                     let isolated = self.rig.isolate(old).unwrap();
                     self.isolated.push(isolated);
                 }
@@ -140,7 +141,6 @@ impl Program {
                 Migrated::Done => usable.push(old),
                 Migrated::Unchanged => usable.push(new),
                 Migrated::BothHoles => {}
-                Migrated::BothUsable => usable.extend([old, new]),
             }
             for frame in usable {
                 assert!(!self.rig.host.owns(frame), "{frame:?} is said to be usable");

@@ -63,7 +63,7 @@ proptest! {
             match way {
                 // The heap has no part in it, or has just got a page.
                 Migration::Move => prop_assert_eq!(heap, 0),
-                Migration::GiveFirst if !greedy_neighbours => prop_assert_eq!(heap, 0),
+                Migration::InflateFirst if !greedy_neighbours => prop_assert_eq!(heap, 0),
                 _ => prop_assert!(heap <= 1),
             }
         }

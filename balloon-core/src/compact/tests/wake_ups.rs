@@ -7,7 +7,7 @@ use crate::testing::Fault;
 impl Rig {
     /// Goes on if somebody has called for it.
     pub(super) fn settle_if_woken(&mut self) {
-        if self.shared.signal().pending() {
+        if self.shared.signal().is_set() {
             self.settle();
         }
     }
@@ -72,7 +72,7 @@ fn a_frame_migrated_is_taken_back_at_once() {
 }
 
 #[test]
-fn forgetting_ends_with_the_last_frame_put_back() {
+fn a_reset_ends_with_the_last_frame_put_back() {
     let mut rig = Rig::scattered(Migration::Exchange, 4 * BLOCK, BLOCK, 5);
     let old = rig.zone.next_held(rig.zone.all).unwrap().0.start();
     let isolated = rig.isolate(old).unwrap();
@@ -83,9 +83,11 @@ fn forgetting_ends_with_the_last_frame_put_back() {
         rig.engine
             .step(&mut rig.host, &mut rig.zone, rig.now, Budget::LARGE);
     }
-    assert!(rig.engine.is_forgetting() && !rig.shared.signal().pending());
+    assert!(
+        rig.engine.is_resetting() && rig.shared.signal().take() && !rig.shared.signal().is_set()
+    );
     rig.put_back(isolated).unwrap();
-    while rig.shared.signal().pending() {
+    while rig.shared.signal().take() {
         rig.engine
             .step(&mut rig.host, &mut rig.zone, rig.now, Budget::LARGE);
     }
@@ -135,23 +137,21 @@ fn a_transport_that_stays_full_costs_few_wake_ups_and_ends_the_round() {
 
 #[test]
 fn a_device_that_answers_nothing_costs_few_wake_ups_and_ends_the_round() {
-    for way in [Migration::GiveFirst, Migration::TakeFirst] {
-        let mut rig = Rig::scattered(way, 16 * BLOCK, BLOCK, 5);
-        // What the host keeps is in the first blocks, the others can be cleared.
-        rig.zone.order.clear();
-        rig.host
-            .faults
-            .extend(core::iter::repeat_n(Fault::Silence, SLOTS));
-        rig.now = rig.now.saturating_add(Nanos::from_secs(1));
-        rig.set_target(8 * BLOCK);
-        rig.step(Budget::LARGE);
-        assert!(rig.host.faults.is_empty(), "no slot is left");
-        rig.compactor.start();
-        let wakes = rig.wake_ups_of_an_hour();
-        assert!(wakes <= 120, "{wakes} wake-ups, {way:?}");
-        assert!(!rig.compactor.is_running() && rig.compactor.is_drained());
-        assert!(!rig.compactor.report().fewest_moves.is_zero(), "no plan");
-    }
+    let mut rig = Rig::scattered(Migration::InflateFirst, 16 * BLOCK, BLOCK, 5);
+    // What the host keeps is in the first blocks, the others can be cleared.
+    rig.zone.order.clear();
+    rig.host
+        .faults
+        .extend(core::iter::repeat_n(Fault::Silence, SLOTS));
+    rig.now = rig.now.saturating_add(Nanos::from_secs(1));
+    rig.set_target(8 * BLOCK);
+    rig.step(Budget::LARGE);
+    assert!(rig.host.faults.is_empty(), "no slot is left");
+    rig.compactor.start();
+    let wakes = rig.wake_ups_of_an_hour();
+    assert!(wakes <= 120, "{wakes} wake-ups");
+    assert!(!rig.compactor.is_running() && rig.compactor.is_drained());
+    assert!(!rig.compactor.report().fewest_moves.is_zero(), "no plan");
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn a_kick_that_got_lost_is_made_again_once_the_host_is_silent() {
 #[test]
 fn a_unit_that_could_not_be_announced_is_announced_later() {
     let policy = Policy {
-        unit: Unit::Adaptive,
+        granularity: Granularity::Adaptive,
         ..POLICY
     };
     let mut rig = Faulty::new(policy);
@@ -114,7 +114,7 @@ fn a_broken_device_is_not_asked_for_relief() {
         Need::run(FrameCount::new(4), Order::FRAME),
     ] {
         let (host, source) = (&mut rig.host, &mut rig.source);
-        let relieved = rig.engine.relieve(host, source, need, rig.now);
+        let relieved = rig.engine.relieve(host, source, need, rig.now).wake(|| {});
         assert_eq!(relieved.usable, FrameCount::ZERO);
     }
     assert_eq!(rig.engine.status(&rig.source), before);

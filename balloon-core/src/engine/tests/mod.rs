@@ -4,14 +4,19 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Unit, page_table_reserve};
+use crate::policy::{Granularity, page_table_reserve};
 use crate::testing::{Answers, FakeHost, FakeSource};
 use crate::transport::TransportErrorKind;
 use crate::units::{FrameRange, Pfn};
+use crate::{Need, Relieved, Resume};
 
+mod clocks;
+mod corners;
+mod ends;
 mod faults;
 mod pressure;
 mod rest;
+mod silence;
 mod units;
 mod wake_ups;
 
@@ -55,15 +60,13 @@ impl Rig {
         let step = self
             .engine
             .step(&mut self.host, &mut self.source, self.now, budget);
-        self.source.check(self.used);
+        let reserved = self.shared.emergency_frames();
+        self.source.check(self.used.saturating_add(reserved));
         assert!(self.host.breaches.is_empty(), "{:?}", self.host.breaches);
         assert_eq!(self.host.oversized, 0, "a request beyond the limits");
         let status = self.status();
         let moving = status.inflating.saturating_add(status.deflating);
-        assert_eq!(
-            self.source.in_hand(),
-            moving.saturating_add(self.shared.reserved())
-        );
+        assert_eq!(self.source.in_hand(), moving);
         step
     }
 
@@ -146,12 +149,12 @@ fn reaches_every_target_exactly_and_rests() {
 fn ranges_go_in_bulk_and_scattered_frames_do_not() {
     let mut rig = Rig::new(FakeHost::bulk(), 4096);
     rig.inflate_to(2048);
-    assert_eq!(rig.source.held(GivePath::Bulk).get(), 2048);
+    assert_eq!(rig.source.held(Via::Bulk).get(), 2048);
     assert_eq!(rig.host.requests(), 1);
     let mut rig = Rig::new(FakeHost::bulk(), 4096);
     rig.source = rig.source.scattered();
     rig.inflate_to(2048);
-    assert_eq!(rig.source.held(GivePath::Told).get(), 2048);
+    assert_eq!(rig.source.held(Via::Inflate).get(), 2048);
     assert_eq!(
         rig.host.requests(),
         8,
@@ -166,16 +169,42 @@ fn frames_beyond_a_pfn_array_go_in_bulk_however_scattered() {
     rig.source = FakeSource::new(all).scattered();
     rig.inflate_to(100);
     rig.assert_reached(100);
-    assert_eq!(rig.source.held(GivePath::Bulk).get(), 100);
+    assert_eq!(rig.source.held(Via::Bulk).get(), 100);
     // The plain path alone cannot name them: told so, and nothing is lost.
     let mut rig = Rig::new(FakeHost::plain(), 0x1000);
     rig.source = FakeSource::new(all);
     rig.inflate_to(100);
     assert_eq!(
         rig.status().progress,
-        Progress::Blocked(Blocked::Fragmented)
+        Progress::Blocked(Blocked::OutOfReach)
     );
     assert_eq!(rig.size(), 0);
+}
+
+#[test]
+fn memory_that_comes_at_run_time_raises_the_clamp() {
+    let boot = FrameCount::new(1 << 15);
+    let mut rig = Rig::with_policy(FakeHost::plain(), 1 << 17, Policy::for_memory(boot));
+    rig.source.floor = FrameCount::ZERO;
+    rig.inflate_to(40_000);
+    let clamped = rig.size();
+    assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Floor));
+    let policy = Policy {
+        max_size: Policy::for_memory(FrameCount::new(1 << 17)).max_size,
+        ..*rig.engine.policy()
+    };
+    rig.engine.set_policy(policy);
+    assert!(rig.shared.signal().is_set(), "whoever sleeps steps");
+    rig.run();
+    assert!(clamped < 40_000);
+    rig.assert_reached(40_000);
+    // And the other way: what is above the new clamp comes back.
+    rig.engine.set_policy(Policy {
+        max_size: FrameCount::new(100),
+        ..policy
+    });
+    rig.run();
+    assert_eq!(rig.size(), 100);
 }
 
 #[test]
@@ -200,14 +229,14 @@ fn what_the_kernel_keeps_is_left_and_named() {
         (100, |_, _| {}, Blocked::Reserve),
         (0, |source, frames| source.pinned = frames, Blocked::Pinned),
     ];
-    for (keep, put, reason) in cases {
-        let keep = FrameCount::new(keep);
-        let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, Policy { keep, ..POLICY });
+    for (min_free, put, reason) in cases {
+        let min_free = FrameCount::new(min_free);
+        let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, Policy { min_free, ..POLICY });
         put(&mut rig.source, FrameCount::new(100));
         rig.inflate_to(1000);
         assert_eq!(rig.status().progress, Progress::Blocked(reason));
         assert_eq!(rig.size(), 900);
-        if keep.is_zero() {
+        if min_free.is_zero() {
             // Lifted: the next due retry finishes.
             put(&mut rig.source, FrameCount::ZERO);
             rig.now = rig.run().wake_at.unwrap();
@@ -291,7 +320,8 @@ fn a_silent_device_is_named_and_may_come_back() {
         rig.status().progress,
         Progress::Blocked(Blocked::DeviceSilent)
     );
-    assert_eq!(step.wake_at, None, "silence is not polled");
+    let later = rig.now.saturating_add(POLICY.silent_after);
+    assert_eq!(step.wake_at, Some(later), "after twice as long");
     assert_eq!(
         rig.source.free().get(),
         500,

@@ -1,15 +1,15 @@
 //! Relief, cool-down, reserve; quiesce and reset.
 
 use super::*;
+use crate::backing::Backing;
 use crate::events::Event;
-use crate::policy::OomRule;
-use crate::source::Backing;
 
 impl Rig {
-    fn relieve(&mut self, need: Need) -> Relieved {
+    pub(super) fn relieve(&mut self, need: Need) -> Relieved {
         let relieved = self
             .engine
-            .relieve(&mut self.host, &mut self.source, need, self.now);
+            .relieve(&mut self.host, &mut self.source, need, self.now)
+            .wake(|| {});
         self.source.check(self.used);
         assert!(self.host.breaches.is_empty(), "{:?}", self.host.breaches);
         relieved
@@ -46,9 +46,43 @@ fn relief_returns_frames_at_once_and_inflation_pauses() {
 }
 
 #[test]
+fn freed_memory_is_looked_at_after_the_first_delay_and_wakes_once() {
+    let mut rig = Rig::new(FakeHost::plain(), 1000);
+    let taken = FrameRange::new(Pfn::new(0x100), FrameCount::new(100)).expect("frames");
+    rig.source.take_at(taken).expect("free");
+    rig.set_target(1000);
+    while rig
+        .engine
+        .step(&mut rig.host, &mut rig.source, rig.now, Budget::LARGE)
+        .more
+    {}
+    let first = Policy::DEFAULT.retry.first;
+    // The delay has grown by now.
+    for _ in 0..4 {
+        rig.now = rig.now.saturating_add(Nanos::from_secs(5));
+        rig.engine
+            .step(&mut rig.host, &mut rig.source, rig.now, Budget::LARGE);
+    }
+    let failed = rig.now;
+    assert!(rig.shared.signal().take());
+    rig.source.put(taken, Backing::Populated).expect("taken");
+    rig.shared.memory_freed();
+    assert!(rig.shared.signal().take(), "whoever steps is woken");
+    rig.shared.memory_freed();
+    assert!(!rig.shared.signal().take(), "once");
+    let step = rig.step(Budget::LARGE);
+    assert_eq!(step.wake_at, Some(failed.saturating_add(first)));
+    rig.now = failed.saturating_add(first);
+    rig.run();
+    rig.assert_reached(1000);
+    rig.shared.memory_freed();
+    assert!(!rig.shared.signal().take(), "no frame is waited for");
+}
+
+#[test]
 fn a_cool_down_ends_before_the_first_target_too() {
     let policy = Policy {
-        reserve: FrameCount::new(2),
+        emergency_pool: FrameCount::new(2),
         ..POLICY
     };
     let mut rig = Rig::with_policy(oom_host(FakeHost::plain()), 1000, policy);
@@ -56,14 +90,18 @@ fn a_cool_down_ends_before_the_first_target_too() {
     rig.relieve(Need::frames(FrameCount::ONE));
     rig.run();
     assert_eq!(rig.status().target, None);
-    assert_eq!(rig.shared.reserved(), FrameCount::ZERO);
+    assert_eq!(rig.shared.emergency_frames(), FrameCount::ZERO);
     rig.now = Nanos::from_secs(6);
     rig.run();
     assert_eq!(
         rig.status().progress,
         Progress::Blocked(Blocked::HostRefused)
     );
-    assert_eq!(rig.shared.reserved(), FrameCount::new(2), "refilled");
+    assert_eq!(
+        rig.shared.emergency_frames(),
+        FrameCount::new(2),
+        "refilled"
+    );
 }
 
 #[test]
@@ -160,18 +198,10 @@ fn a_frame_used_early_is_not_given_again_before_the_host_answered() {
 
 #[test]
 fn without_the_feature_only_surplus_returns() {
-    for (rule, target, expected) in [
-        (OomRule::Surplus, 900, 100),
-        (OomRule::Surplus, 1000, 0),
-        (OomRule::Literal, 900, 0),
-    ] {
-        let policy = Policy {
-            oom_rule: rule,
-            ..POLICY
-        };
+    for (target, expected) in [(900, 100), (1000, 0)] {
         let mut host = FakeHost::bulk();
         host.capabilities.must_tell_host = false;
-        let mut rig = Rig::with_policy(host, 1000, policy);
+        let mut rig = Rig::with_policy(host, 1000, POLICY);
         rig.inflate_to(1000);
         // The host lowers its target; memory runs short before the step.
         rig.set_target(target);
@@ -181,7 +211,7 @@ fn without_the_feature_only_surplus_returns() {
         let relieved = rig.relieve(Need::frames(FrameCount::new(500)));
         let deflating = rig.status().deflating;
         let allowed = expected - u64::min(expected, deflating.get());
-        assert_eq!(relieved.usable.get(), allowed, "{rule:?} at {target}");
+        assert_eq!(relieved.usable.get(), allowed, "at {target}");
     }
 }
 
@@ -213,34 +243,84 @@ fn relief_asked_for_behind_the_engines_back_is_honoured_by_the_next_step() {
     let mut rig = Rig::new(oom_host(FakeHost::bulk()), 1000);
     rig.inflate_to(1000);
     rig.shared.request_relief(FrameCount::new(30));
-    assert!(rig.shared.signal().pending(), "whoever waits steps");
+    assert!(rig.shared.signal().is_set(), "whoever waits steps");
     rig.step(Budget::SMALL);
     assert_eq!(rig.source.free().get(), 30);
     assert_eq!(rig.status().counters.relieved.get(), 30);
 }
 
 #[test]
+fn relief_asked_for_costs_a_step_no_more_than_its_budget() {
+    for answers in [Answers::Promptly, Answers::AtOnce] {
+        let mut host = oom_host(FakeHost::plain());
+        host.answers = answers;
+        let mut rig = Rig::new(host, 4096);
+        rig.inflate_to(4096);
+        rig.shared.request_relief(FrameCount::new(3000));
+        let (mut steps, mut before) = (0, 0);
+        while before < 3000 {
+            let requests = rig.host.requests();
+            assert!(rig.shared.signal().take(), "{before} after {steps} steps");
+            let step = rig.step(Budget::SMALL);
+            let free = rig.source.free().get();
+            let came = free - before;
+            assert!((1..=256).contains(&came), "{came} in one step");
+            assert!(rig.host.requests() - requests <= 1);
+            assert!(free >= 3000 || step.more);
+            (steps, before) = (steps + 1, free);
+        }
+        assert_eq!(before, 3000);
+    }
+}
+
+/// Between the look for room and the frame's arrival another may have filled it.
+#[test]
+fn a_frame_that_was_taken_for_the_reserve_is_not_lost() {
+    let policy = Policy {
+        emergency_pool: FrameCount::new(1),
+        ..POLICY
+    };
+    // A source that does not give it away, and then does not take it back.
+    let mut rig = Rig::with_policy(FakeHost::plain(), 10, policy);
+    rig.source.keeps = true;
+    rig.source.refuses = true;
+    for _ in 0..3 {
+        let step = rig.step(Budget::LARGE);
+        assert!(step.more || step.wake_at.is_some(), "it is asked again");
+        assert_eq!(rig.shared.emergency_frames(), FrameCount::ZERO);
+        rig.source.check(FrameCount::ZERO);
+        assert_eq!(rig.source.in_hand(), rig.status().inflating);
+        rig.now = rig.now.saturating_add(Nanos::from_secs(100));
+    }
+    rig.source.refuses = false;
+    rig.run();
+    assert_eq!(rig.source.free().get(), 10);
+    rig.source.keeps = false;
+    rig.run();
+    assert_eq!(rig.shared.emergency_frames(), FrameCount::ONE);
+}
+
+#[test]
 fn the_reserve_is_had_without_the_engine_and_refilled() {
     let policy = Policy {
-        reserve: FrameCount::new(5),
+        emergency_pool: FrameCount::new(5),
         ..POLICY
     };
     let mut rig = Rig::with_policy(FakeHost::bulk(), 1000, policy);
     rig.run();
-    assert_eq!(rig.shared.reserved().get(), 5);
-    let frame = rig.shared.take_reserve().expect("a reserved frame");
-    rig.source
-        .put(frame, Backing::Populated)
-        .expect("it is the taker's");
+    assert_eq!(rig.shared.emergency_frames().get(), 5);
+    let frame = rig.shared.take_emergency().expect("a reserved frame");
+    // The taker's, as any frame it allocated.
+    rig.source.free_allocated(frame.start());
     rig.run();
-    assert_eq!(rig.shared.reserved().get(), 5);
+    assert_eq!(rig.shared.emergency_frames().get(), 5);
     rig.inflate_to(1000);
     assert_eq!(rig.size(), 995, "reserved frames are not given");
     for _ in 0..5 {
-        let frame = rig.shared.take_reserve().unwrap();
-        rig.source.put(frame, Backing::Populated).unwrap();
+        let frame = rig.shared.take_emergency().unwrap();
+        rig.source.free_allocated(frame.start());
     }
-    assert_eq!(rig.shared.take_reserve(), None);
+    assert_eq!(rig.shared.take_emergency(), None);
 }
 
 #[test]
@@ -337,7 +417,7 @@ fn answered_requests_with_nothing_left_in_them_end_no_step() {
     for _ in 0..2 {
         let need = Need::frames(FrameCount::new(5));
         let (host, source) = (&mut rig.host, &mut rig.source);
-        rig.engine.relieve(host, source, need, rig.now);
+        rig.engine.relieve(host, source, need, rig.now).wake(|| {});
     }
     assert!(!rig.engine.is_drained(), "the host has not answered");
     rig.host = FakeHost::plain();
@@ -355,7 +435,7 @@ fn an_answer_with_nothing_left_in_it_ends_no_step() {
     rig.host.answers = Answers::WhenTold;
     let need = Need::frames(FrameCount::new(5));
     let (host, source) = (&mut rig.host, &mut rig.source);
-    rig.engine.relieve(host, source, need, rig.now);
+    rig.engine.relieve(host, source, need, rig.now).wake(|| {});
     rig.step(Budget::SMALL);
     rig.now = POLICY.cool_down;
     rig.host.answer(1, rig.shared.slots().completer());
@@ -398,8 +478,33 @@ fn a_reset_mends_a_broken_device() {
 fn events_tell_the_story() {
     let mut rig = Rig::new(FakeHost::bulk(), 1000);
     rig.inflate_to(100);
-    let mut events = Vec::new();
-    rig.engine.drain_events(|event| events.push(event));
-    assert_eq!(events.first(), Some(&Event::Target(FrameCount::new(100))));
-    assert_eq!(events.last(), Some(&Event::Progress(Progress::Reached)));
+    let events: Vec<_> = rig.engine.take_events().iter().collect();
+    let target = Event::Target(FrameCount::new(100));
+    assert_eq!(events.first(), Some(&(target, 1)));
+    assert_eq!(
+        events.last(),
+        Some(&(Event::Progress(Progress::Reached), 1))
+    );
+    assert!(rig.engine.take_events().is_empty());
+}
+
+#[test]
+fn a_target_out_of_reach_leaves_what_a_kernel_cannot_do_without() {
+    // 128 MiB, of which programs have two thirds.
+    let total = FrameCount::new(1 << 15);
+    for host in [FakeHost::plain(), FakeHost::bulk()] {
+        let policy = Policy {
+            min_read_interval: Nanos::ZERO,
+            ..Policy::for_memory(total)
+        };
+        let mut rig = Rig::with_policy(host, total.get(), policy);
+        for _ in 0..22_000 {
+            rig.source.allocate().expect("a frame");
+            rig.used = rig.used.saturating_add(FrameCount::ONE);
+        }
+        rig.inflate_to(u64::from(u32::MAX));
+        let left = rig.source.free();
+        assert!(left >= crate::low_watermark(total), "{left:?} are free");
+        assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Reserve));
+    }
 }

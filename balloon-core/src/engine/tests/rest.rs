@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::slots::Completer;
-use crate::transport::{Limits, Request};
+use crate::slots::Request;
+use crate::transport::Limits;
 
 impl Rig {
     /// Steps with the smallest budget until nothing is to be done now.
@@ -62,8 +63,15 @@ fn a_transport_that_moves_nothing_does_not_keep_the_engine_busy() {
         |limits| limits.in_flight = 0,
     ];
     for cripple in cripples {
-        for unit in [Unit::Frames, Unit::Adaptive, Unit::Whole(Order::SUPERPAGE)] {
-            let policy = Policy { unit, ..POLICY };
+        for unit in [
+            Granularity::Frames,
+            Granularity::Adaptive,
+            Granularity::Whole(Order::SUPERPAGE),
+        ] {
+            let policy = Policy {
+                granularity: unit,
+                ..POLICY
+            };
             let mut rig = Rig::with_policy(FakeHost::bulk(), 3000, policy);
             rig.host.capabilities.unit = Order::SUPERPAGE;
             let bulk = rig.host.capabilities.bulk.as_mut().expect("a bulk host");
@@ -98,7 +106,7 @@ impl Rig {
 #[test]
 fn blocks_larger_than_a_request_are_named() {
     let policy = Policy {
-        unit: Unit::Whole(Order::SUPERPAGE),
+        granularity: Granularity::Whole(Order::SUPERPAGE),
         ..POLICY
     };
     let mut rig = Rig::with_policy(FakeHost::plain(), 3000, policy);
@@ -144,7 +152,11 @@ impl Transport for Crowded {
         self.0.kick(wake_after)
     }
 
-    fn reap(&mut self, done: Completer<'_>) -> Result<(), TransportErrorKind> {
+    fn notify(&mut self) -> Result<(), TransportErrorKind> {
+        self.0.notify()
+    }
+
+    fn reap(&mut self, done: Completer<'_>) -> Result<usize, TransportErrorKind> {
         self.0.reap(done)
     }
 }
@@ -155,7 +167,7 @@ fn a_full_host_that_never_answers_is_not_asked_without_end() {
     rig.host.answers = Answers::WhenTold;
     rig.set_target(4000);
     let mut host = Crowded(core::mem::replace(&mut rig.host, FakeHost::plain()), 2);
-    for answered in 0..40 {
+    for answered in 0..80 {
         let rested = (0..100).any(|_| {
             let Rig {
                 engine,
@@ -185,7 +197,9 @@ fn relief_counts_only_what_the_source_took() {
         now,
         ..
     } = &mut rig;
-    let relieved = engine.relieve(host, source, Need::frames(FrameCount::new(10)), *now);
+    let relieved = engine
+        .relieve(host, source, Need::frames(FrameCount::new(10)), *now)
+        .wake(|| unreachable!());
     assert_eq!(relieved, Relieved::default());
     assert_eq!(rig.status().counters.relieved, FrameCount::ZERO);
 }

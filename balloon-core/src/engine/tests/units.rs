@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::events::Event;
-use crate::source::Stop;
+use crate::source::Shortage;
 use crate::transport::Limits;
 
 fn superpage_host() -> FakeHost {
@@ -12,7 +12,7 @@ fn superpage_host() -> FakeHost {
 }
 
 const ADAPTIVE: Policy = Policy {
-    unit: Unit::Adaptive,
+    granularity: Granularity::Adaptive,
     ..POLICY
 };
 
@@ -45,12 +45,12 @@ fn blocks_are_given_whole_until_there_are_none_then_a_downgrade_is_announced() {
     assert_eq!((status.counters.downgrades, status.unit), (1, Order::FRAME));
     assert_eq!(rig.host.units, [Order::FRAME], "the host is told");
     let mut downgrades = Vec::new();
-    rig.engine.drain_events(|event| {
+    for (event, _) in rig.engine.take_events().iter() {
         if let Event::Downgraded { from, reason } = event {
             downgrades.push((from, reason));
         }
-    });
-    assert_eq!(downgrades, [(Order::SUPERPAGE, Stop::Fragmented)]);
+    }
+    assert_eq!(downgrades, [(Order::SUPERPAGE, Shortage::Fragmented)]);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn the_unit_returns_once_all_given_blocks_are_whole_again() {
 #[test]
 fn a_strict_unit_leaves_what_is_no_block() {
     let policy = Policy {
-        unit: Unit::Whole(Order::SUPERPAGE),
+        granularity: Granularity::Whole(Order::SUPERPAGE),
         ..POLICY
     };
     let mut rig = Rig::with_policy(superpage_host(), 1, policy);
@@ -91,7 +91,7 @@ fn a_strict_unit_leaves_what_is_no_block() {
 fn targets_are_rounded_where_the_policy_says() {
     let policy = Policy {
         round_to: Order::SUPERPAGE,
-        unit: Unit::Adaptive,
+        granularity: Granularity::Adaptive,
         ..POLICY
     };
     let mut rig = Rig::with_policy(superpage_host(), 4096, policy);
@@ -122,15 +122,15 @@ fn a_target_is_clamped_and_the_clamp_is_named() {
 #[test]
 fn frames_kept_for_page_tables_are_never_given() {
     // The kernel maps far more than it has here: 32 GiB of devices, say.
-    let keep = page_table_reserve(FrameCount::new(40 * 512));
-    assert_eq!(keep.get(), 40);
+    let min_free = page_table_reserve(FrameCount::new(40 * 512));
+    assert_eq!(min_free.get(), 40);
     for host in [FakeHost::plain, FakeHost::bulk, superpage_host] {
-        let block = Unit::Whole(Order::new(3).unwrap());
-        for unit in [Unit::Frames, Unit::Adaptive, block] {
+        let block = Granularity::Whole(Order::new(3).unwrap());
+        for unit in [Granularity::Frames, Granularity::Adaptive, block] {
             let policy = Policy {
-                keep,
-                unit,
-                reserve: FrameCount::new(7),
+                min_free,
+                granularity: unit,
+                emergency_pool: FrameCount::new(7),
                 ..POLICY
             };
             let mut rig = Rig::with_policy(host(), 1000, policy);
@@ -138,11 +138,11 @@ fn frames_kept_for_page_tables_are_never_given() {
                 rig.set_target(target);
                 for _ in 0..20 {
                     rig.step(Budget::SMALL);
-                    assert!(rig.source.free() >= keep, "{unit:?} at {target}");
+                    assert!(rig.source.free() >= min_free, "{unit:?} at {target}");
                     rig.now = rig.now.saturating_add(Nanos::from_secs(1));
                 }
             }
-            let left = rig.source.free().saturating_sub(keep).get();
+            let left = rig.source.free().saturating_sub(min_free).get();
             assert!(left < 8, "{unit:?}: {left} more are left");
             assert_eq!(rig.status().progress, Progress::Blocked(Blocked::Reserve));
         }
@@ -289,7 +289,8 @@ fn relief_breaks_no_block_for_a_few_frames_and_takes_whole_ones_for_many() {
         let need = Need::frames(FrameCount::new(frames));
         let relieved = rig
             .engine
-            .relieve(&mut rig.host, &mut rig.source, need, rig.now);
+            .relieve(&mut rig.host, &mut rig.source, need, rig.now)
+            .wake(|| {});
         assert_eq!(relieved.usable.get(), frames);
         assert_eq!(whole_cut_and_scattered(&rig.source), left);
     }

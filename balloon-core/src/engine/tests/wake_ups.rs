@@ -99,16 +99,16 @@ proptest! {
         tolerance in 0u64..4,
     ) {
         let unit = match obstacle {
-            Obstacle::NoBlocks => Unit::Whole(Order::SUPERPAGE),
-            _ if adaptive => Unit::Adaptive,
-            _ => Unit::Frames,
+            Obstacle::NoBlocks => Granularity::Whole(Order::SUPERPAGE),
+            _ if adaptive => Granularity::Adaptive,
+            _ => Granularity::Frames,
         };
         let max_size = match obstacle {
             Obstacle::Clamped => FrameCount::new(FRAMES / 2),
             _ => FrameCount::MAX,
         };
         let tolerance = FrameCount::new(tolerance);
-        let policy = Policy { unit, max_size, tolerance, ..POLICY };
+        let policy = Policy { granularity: unit, max_size, tolerance, ..POLICY };
         let host = if bulk && !matches!(obstacle, Obstacle::NoPath) {
             FakeHost::bulk()
         } else {

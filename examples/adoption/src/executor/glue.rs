@@ -19,30 +19,36 @@ type Balloon = (Engine, Device, BitmapLedger<Vec<u64>>);
 /// Locked by the task while it steps.
 pub static BALLOON: Lock<Option<Balloon>> = Lock::new(None);
 
-/// The locked heap; single frames are for the reserve.
+/// The locked heap.
 #[derive(Debug)]
 pub struct Chunks<'a>(pub &'a mut Heap);
 impl FrameSource for Chunks<'_> {
-    fn take(&mut self, ask: Ask, out: &mut RangeSink<'_>) -> Stop {
+    fn take(&mut self, ask: TakeRequest, out: &mut RangeSink<'_>) -> Shortage {
         let size = ask.order.frames();
         while out.wanted() >= size && !out.is_full() {
-            if (self.0.left() as u64) < size.get().saturating_add(ask.keep.get()) {
-                return Stop::Floor;
+            if (self.0.left() as u64) < size.get().saturating_add(ask.min_free.get()) {
+                return Shortage::Floor;
             }
-            let start = self.0.allocate_quietly(size.get() as usize, size.get());
+            let start = self.0.allocate_quietly(size.to_usize(), size.get());
             let chunk = start.and_then(|at| FrameRange::new(Pfn::containing(at), size));
             let Some(chunk) = chunk else {
-                return Stop::Fragmented;
+                return Shortage::Fragmented;
             };
             if chunk.end() > ask.below || out.push(chunk, Backing::Unknown).is_err() {
                 let _ = self.put(chunk, Backing::Unknown);
-                return Stop::Fragmented;
+                return Shortage::Fragmented;
             }
         }
-        Stop::Enough
+        Shortage::None
     }
     fn put(&mut self, range: FrameRange, _: Backing) -> Result<(), FrameRange> {
-        let size = range.count().min(CHUNK.frames()).get() as usize;
+        // The heap frees what it allocated: chunks, or single frames if those were asked for.
+        let (count, chunk) = (range.count().to_usize(), CHUNK.frames().to_usize());
+        let size = if count.is_multiple_of(chunk) {
+            chunk
+        } else {
+            1
+        };
         for first in range.frames().step_by(size) {
             self.0.deallocate(first.address(), size);
         }
@@ -52,18 +58,18 @@ impl FrameSource for Chunks<'_> {
 
 /// Called by the PCI scan; both handlers may share a vector.
 pub fn probe(device: Registers, memory: DmaMemory) -> Option<()> {
-    let how = transport_virtio::Policy::new();
+    let how = transport_virtio::DriverOptions::new();
     let device = VirtioBalloon::bring_up(device, memory, &how, &mut NoDelay).ok()?;
     let ram = HEAP.lock().memory();
     let words = vec![0; BitmapLedger::words(ram.count()) as usize];
     let ledger = BitmapLedger::new(words, &[ram]).ok()?;
     let mut policy = Policy::DEFAULT;
-    (policy.unit, policy.reserve) = (Unit::Whole(CHUNK), FrameCount::new(4));
+    (policy.granularity, policy.emergency_pool) = (Granularity::Whole(CHUNK), CHUNK.frames());
     *BALLOON.lock() = Some((Engine::new(&SHARED, policy), device, ledger));
     HEAP.lock().on_out_of_memory(relieve);
     kernel::spawn(poll_fn(|cx| {
         kernel::register_waker(cx.waker());
-        if step().is_some_and(|step| step.more) {
+        if step().is_some_and(|step| step.more) | SHARED.signal().take() {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -97,7 +103,7 @@ fn relieve(heap: &mut Heap) -> Option<()> {
     let Some(mut balloon) = BALLOON.try_lock() else {
         SHARED.request_relief(CHUNK.frames());
         return Chunks(heap)
-            .put(SHARED.take_reserve()?, Backing::Unknown)
+            .put(SHARED.take_emergency()?, Backing::Unknown)
             .ok();
     };
     let (engine, device, ledger) = balloon.as_mut()?;
@@ -105,5 +111,6 @@ fn relieve(heap: &mut Heap) -> Option<()> {
     let mut frames = Ledgered { source, ledger };
     let need = Need::run(CHUNK.frames(), CHUNK);
     let relieved = engine.relieve(device, &mut frames, need, kernel::now());
+    let relieved = relieved.wake(kernel::wake); // allocates nothing
     (!relieved.usable.is_zero()).then_some(())
 }

@@ -14,7 +14,7 @@ use crate::machine::{Lock, PageBits};
 /// Ready registers: in a kernel, those that `PciLayout::connect` maps.
 pub use crate::machine::Registers;
 /// Memory shared with devices.
-pub use transport_virtio::fake::FakeMemory as DmaMemory;
+pub use transport_virtio::testing::FakeMemory as DmaMemory;
 
 const PAGES: usize = 4096;
 const FIRST: u64 = 0x1000;

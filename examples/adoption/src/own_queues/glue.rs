@@ -2,8 +2,8 @@
 
 use core::alloc::Layout;
 
-use balloon_core::{Policy as Pace, *};
-use transport_virtio::{Policy, protocol::POISON_VALUE, *};
+use balloon_core::*;
+use transport_virtio::{protocol::POISON_VALUE, *};
 
 use super::kernel::{self, FRAME_ALLOCATOR, SLOTS, VirtQueue, VirtioDevice};
 
@@ -18,16 +18,16 @@ pub struct BalloonDevice {
 }
 
 /// Called by the component for a balloon device it has negotiated with.
-pub fn probe(mut device: VirtioDevice, agreed: Features, policy: &Policy) -> Option<BalloonDevice> {
-    let map = discover(device.features(), agreed, |i| device.has_queue(i.get())).ok()?;
-    let mut line = |index: QueueIndex| Line(device.queue(index.get()), [None; SLOTS]);
+pub fn probe(mut dev: VirtioDevice, bits: Features, how: &DriverOptions) -> Option<BalloonDevice> {
+    let map = discover(dev.features(), bits, |i| dev.has_queue(i.get())).ok()?;
+    let mut line = |index: QueueIndex| Line(dev.queue(index.get()), [None; SLOTS]);
     let lines = QueueId::ALL.map(|queue| map.index(queue).map(&mut line));
     // What free frames hold: the device has to know before it runs.
-    if agreed.contains(Features::PAGE_POISON) {
-        device.write_config(POISON_VALUE, policy.poison().unwrap_or(0));
+    if bits.contains(Features::PAGE_POISON) {
+        dev.write_config(POISON_VALUE, how.poison().unwrap_or(0));
     }
-    device.finish_init();
-    Some(BalloonDevice { device, lines })
+    dev.finish_init();
+    Some(BalloonDevice { device: dev, lines })
 }
 
 impl Queues for BalloonDevice {
@@ -77,9 +77,6 @@ impl ConfigIo for BalloonDevice {
     fn write_config(&mut self, offset: u16, value: u32) {
         self.device.write_config(offset, value);
     }
-    fn generation(&mut self) -> u32 {
-        self.device.generation()
-    }
 }
 
 // In the memory component: frames from the static allocator.
@@ -89,14 +86,14 @@ pub struct GlobalFrames;
 impl PageAllocator for GlobalFrames {
     fn allocate(&mut self, count: FrameCount, align: Order) -> Option<Pfn> {
         let (size, align) = (count.bytes(), align.frames().bytes());
-        let layout = Layout::from_size_align(size.get() as usize, align.get() as usize);
+        let layout = Layout::from_size_align(size.to_usize(), align.to_usize());
         FRAME_ALLOCATOR.alloc(layout.ok()?).map(Pfn::containing)
     }
     fn free(&mut self, range: FrameRange) {
         FRAME_ALLOCATOR.dealloc(range.start().address(), range.count().bytes().get());
     }
     fn available(&mut self) -> FrameCount {
-        FrameCount::new(FRAME_ALLOCATOR.left() as u64)
+        FrameCount::from_usize(FRAME_ALLOCATOR.left())
     }
 }
 
@@ -113,10 +110,10 @@ pub fn run(mut balloon: VirtioBalloon<BalloonDevice>) -> Option<()> {
     let words = vec![0; BitmapLedger::words(ram.count()) as usize];
     let ledger = BitmapLedger::new(words, &[ram]).ok()?;
     let mut frames = Ledgered { source, ledger };
-    let mut engine = Engine::new(&SHARED, Pace::DEFAULT);
+    let mut engine = Engine::new(&SHARED, Policy::for_memory(ram.count()));
     loop {
         let step = engine.step(&mut balloon, &mut frames, kernel::now(), Budget::LARGE);
-        let pending = || step.more || SHARED.signal().pending();
-        kernel::WAIT_QUEUE.wait_until_or_timeout(pending, step.wake_at)?;
+        let woken = || step.more || SHARED.signal().take();
+        kernel::WAIT_QUEUE.wait_until_or_timeout(woken, step.wake_at)?;
     }
 }

@@ -4,13 +4,13 @@
 use core::alloc::Layout;
 
 use balloon_core::{FrameRange, Nanos};
-use transport_virtio::fake::FakeMemory;
+use transport_virtio::testing::FakeMemory;
 use transport_virtio::{ConfigIo, Device, Dma, Handshake, QueueIndex, RingAddresses};
 use transport_virtio::{DeviceStatus, Features};
 
 use crate::machine::{Lock, PageBits, Registers};
 
-const PAGES: usize = 2048;
+const PAGES: usize = 1 << 15;
 const FIRST: u64 = 0x10_0000;
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 16;

@@ -1,15 +1,15 @@
 //! All that this kernel adds for its balloon.
 
-use balloon_core::{Policy as Pace, *};
-use transport_virtio::{Policy, *};
+use balloon_core::*;
+use transport_virtio::*;
 
 use super::kernel::{self, DmaMemory, VirtioTransport};
 use crate::machine::Lock;
 
 type Frames = Ledgered<Paged<Pages>, BitmapLedger<Vec<u64>>>;
-type Balloon = VirtioBalloon<Rings<Bus, DmaMemory, 16>>;
+type Virtio = VirtioBalloon<Rings<Bus, DmaMemory, 16>>;
 static SHARED: Shared = Shared::new();
-static BALLOON: Lock<Option<(Engine, Balloon, Frames)>> = Lock::new(None);
+static BALLOON: Lock<Balloon<Virtio, Frames>> = Lock::new(Balloon::new());
 const POLL: Nanos = Nanos::from_millis(100);
 
 /// The page allocator.
@@ -17,15 +17,15 @@ const POLL: Nanos = Nanos::from_millis(100);
 pub struct Pages;
 impl PageAllocator for Pages {
     fn allocate(&mut self, count: FrameCount, align: Order) -> Option<Pfn> {
-        let at = kernel::alloc_pages(count.get() as usize, align.frames().get())?;
+        let at = kernel::alloc_pages(count.to_usize(), align.frames().get())?;
         Some(Pfn::containing(kernel::virt_to_phys(at)))
     }
     fn free(&mut self, range: FrameRange) {
         let at = kernel::phys_to_virt(range.start().address());
-        kernel::dealloc_pages(at, range.count().get() as usize);
+        kernel::dealloc_pages(at, range.count().to_usize());
     }
     fn available(&mut self) -> FrameCount {
-        FrameCount::new(kernel::free_pages() as u64)
+        FrameCount::from_usize(kernel::free_pages())
     }
 }
 
@@ -61,7 +61,7 @@ impl Device for Bus {
 
 /// Called by the bus for a balloon device.
 pub fn probe(mut bus: VirtioTransport, memory: DmaMemory) -> Option<()> {
-    let how = Policy::new().polled();
+    let how = DriverOptions::new().polled();
     let offered = Features::from_bits_retain(bus.read_device_features());
     let agreed = bus.begin_init(wanted_features(offered, &how).bits());
     let agreed = Features::from_bits_retain(agreed);
@@ -71,10 +71,13 @@ pub fn probe(mut bus: VirtioTransport, memory: DmaMemory) -> Option<()> {
     let ram = kernel::memory();
     let words = vec![0; BitmapLedger::words(ram.count()) as usize];
     let ledger = BitmapLedger::new(words, &[ram]).ok()?;
-    let engine = Engine::new(&SHARED, Pace::DEFAULT);
     let source = Paged(Pages);
     let frames = Ledgered { source, ledger };
-    *BALLOON.lock() = Some((engine, balloon, frames));
+    let mut running = BALLOON.lock();
+    running.stop(); // a device that was there before
+    running
+        .start(&SHARED, Policy::DEFAULT, balloon, frames)
+        .ok()?;
     kernel::on_out_of_pages(relieve);
     Some(())
 }
@@ -82,15 +85,14 @@ pub fn probe(mut bus: VirtioTransport, memory: DmaMemory) -> Option<()> {
 /// A task, or the body of the timer tick; when it is to be called next.
 pub fn work() -> Option<Nanos> {
     let (now, mut balloon) = (kernel::now(), BALLOON.lock());
-    let (engine, balloon, frames) = balloon.as_mut()?;
-    while engine.step(balloon, frames, now, Budget::SMALL).more {}
-    Some(now.saturating_add(POLL))
+    while balloon.step(now, Budget::SMALL).more {}
+    balloon.status().map(|_| now.saturating_add(POLL))
 }
 
 fn relieve(pages: usize) -> Option<()> {
-    let mut balloon = BALLOON.try_lock()?;
-    let (engine, balloon, frames) = balloon.as_mut()?;
-    let need = Need::run(FrameCount::new(pages as u64), Order::FRAME);
-    let relieved = engine.relieve(balloon, frames, need, kernel::now());
+    let (inside, mut balloon) = SHARED.enter().zip(BALLOON.try_lock())?;
+    let need = Need::run(FrameCount::from_usize(pages), Order::FRAME);
+    let relieved = balloon.relieve(inside, need, kernel::now());
+    let relieved = relieved.wake(|| {}); // the next poll is soon
     (relieved.usable >= need.frames).then_some(())
 }

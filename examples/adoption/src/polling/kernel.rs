@@ -2,7 +2,7 @@
 //! layer every driver of it uses, a heap that grows by contiguous pages.
 
 use balloon_core::{FrameRange, Nanos};
-use transport_virtio::fake::FakeMemory;
+use transport_virtio::testing::FakeMemory;
 use transport_virtio::{
     ConfigIo, Device, DeviceStatus, Features, Handshake, QueueIndex, RingAddresses,
 };

@@ -22,7 +22,7 @@ use balloon_device::ram::{Backing, Ram};
 use balloon_device::worker::Worker;
 use clap::Parser;
 use serde_json::json;
-use transport_virtio::Policy;
+use transport_virtio::DriverOptions;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -36,18 +36,18 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let plain = Policy::new().without_bulk();
+    let plain = DriverOptions::new().without_bulk();
     // A queue of one: one request at a time, and a discard for each page: as drivers and devices had it.
     measure::<2, 1>(&args, "old", plain, false)?;
     measure::<64, 64>(&args, "pipelined", plain, true)?;
     measure::<64, 64>(&args, "v8-chunks", plain.with_chunk_transfer(), true)?;
-    measure::<64, 64>(&args, "ranges", Policy::new(), true)
+    measure::<64, 64>(&args, "ranges", DriverOptions::new(), true)
 }
 
 fn measure<const N: usize, const S: usize>(
     args: &Args,
     mode: &str,
-    policy: Policy,
+    policy: DriverOptions,
     merge: bool,
 ) -> Result<()> {
     let options = Options {

@@ -1,9 +1,13 @@
-//! PCI configuration space: devices of bus 0, their BARs and capabilities.
+//! PCI configuration space: devices of bus 0 and behind its bridges, their BARs
+//! and capabilities.
 //!
-//! Firmware has placed the BARs and routed the interrupt lines; this module
-//! reads what it did and turns the device on. Where there is no firmware, the
-//! architecture's boot code does its part first: [`Bus::place`].
+//! Firmware has numbered the buses, placed the BARs and routed the interrupt
+//! lines; this module reads what it did and turns the device on. Where there is
+//! no firmware, the architecture's boot code does its part first:
+//! [`Hierarchy::place`]. What is plugged into a port later nobody has placed:
+//! [`Hierarchy::place_plugged`].
 
+mod bridge;
 mod msix;
 mod place;
 
@@ -12,9 +16,10 @@ use crate::memory::{PhysAddr, PhysRange};
 pub use msix::{Message, Msix, MsixError};
 pub use place::Pin;
 
-/// Place of a device function on bus 0.
+/// Place of a device function: bus, device, function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
+    bus: u8,
     device: u8,
     function: u8,
 }
@@ -22,17 +27,33 @@ pub struct Slot {
 impl Slot {
     /// `None` unless `device` is below 32 and `function` below 8.
     #[must_use]
-    pub const fn new(device: u8, function: u8) -> Option<Self> {
+    pub const fn new(bus: u8, device: u8, function: u8) -> Option<Self> {
         if device < 32 && function < 8 {
-            Some(Self { device, function })
+            Some(Self {
+                bus,
+                device,
+                function,
+            })
         } else {
             None
         }
     }
 
-    /// Every place there is.
-    fn all() -> impl Iterator<Item = Self> {
-        (0..32).flat_map(|device| (0..8).map(move |function| Self { device, function }))
+    /// Every place of a bus.
+    fn on(bus: u8) -> impl Iterator<Item = Self> {
+        (0..32).flat_map(move |device| {
+            (0..8).map(move |function| Self {
+                bus,
+                device,
+                function,
+            })
+        })
+    }
+
+    /// Number of the bus, 0 for those that hang at no bridge.
+    #[must_use]
+    pub const fn bus(self) -> u8 {
+        self.bus
     }
 
     /// Device number, 0 to 31.
@@ -48,7 +69,8 @@ impl Slot {
     }
 }
 
-/// Access to the 256 bytes of configuration space, in aligned words.
+/// Access to the 256 bytes of configuration space that each function has, in
+/// aligned words.
 ///
 /// `offset` is a byte offset; its two low bits are ignored.
 pub trait ConfigSpace {
@@ -125,34 +147,36 @@ const COMMAND_NO_INTX: u32 = 1 << 10;
 const STATUS_CAPABILITIES: u32 = 1 << 20;
 const HEADER_MULTIFUNCTION: u32 = 1 << 23;
 
-/// A PCI bus behind some configuration space.
+/// Bus 0 and the buses behind its bridges, as seen through some configuration
+/// space.
 #[derive(Clone, Copy, Debug)]
-pub struct Bus<C> {
+pub struct Hierarchy<C> {
     config: C,
 }
 
-impl<C: ConfigSpace> Bus<C> {
-    /// Bus 0 as seen through `config`.
+impl<C: ConfigSpace> Hierarchy<C> {
+    /// What hangs at the host bridge that `config` is the space of.
     #[must_use]
     pub const fn new(config: C) -> Self {
         Self { config }
     }
 
-    /// The first function on bus 0 for which `wanted` holds.
+    /// The first function for which `wanted` holds, in the order of bus numbers.
     pub fn find(&mut self, mut wanted: impl FnMut(DeviceId) -> bool) -> Option<Slot> {
-        Slot::all().find(|&slot| self.is_decoded(slot) && self.id(slot).is_some_and(&mut wanted))
+        self.walk(|this, slot| this.id(slot).is_some_and(&mut wanted).then_some(slot))
     }
 
-    /// Whether a function may be there: one with a single function may answer
-    /// for all eight.
-    fn is_decoded(&mut self, slot: Slot) -> bool {
+    /// Whether a function is there: a device with a single one may answer for all
+    /// eight.
+    fn is_present(&mut self, slot: Slot) -> bool {
         let first = Slot {
             function: 0,
             ..slot
         };
-        slot.function == 0
+        let answers = slot.function == 0
             || (self.id(first).is_some()
-                && self.config.read(first, HEADER) & HEADER_MULTIFUNCTION != 0)
+                && self.config.read(first, HEADER) & HEADER_MULTIFUNCTION != 0);
+        answers && self.id(slot).is_some()
     }
 
     /// Who is in `slot`.
@@ -245,7 +269,7 @@ impl<C: ConfigSpace> Bus<C> {
         let has = self.config.read(slot, COMMAND) & STATUS_CAPABILITIES != 0;
         let [first, ..] = self.config.read(slot, CAPABILITIES).to_le_bytes();
         Capabilities {
-            bus: self,
+            hierarchy: self,
             slot,
             next: if has { first & !3 } else { 0 },
             // As many as fit behind the 64 bytes of the header.
@@ -263,10 +287,10 @@ struct MemoryBar {
     wide: bool,
 }
 
-/// Iterator of [`Bus::capabilities`].
+/// Iterator of [`Hierarchy::capabilities`].
 #[derive(Debug)]
 pub struct Capabilities<'a, C> {
-    bus: &'a mut Bus<C>,
+    hierarchy: &'a mut Hierarchy<C>,
     slot: Slot,
     next: u8,
     left: u8,
@@ -281,7 +305,7 @@ impl<C: ConfigSpace> Iterator for Capabilities<'_, C> {
         }
         self.left = self.left.checked_sub(1)?;
         let offset = self.next;
-        let [id, next, ..] = self.bus.read(self.slot, offset).to_le_bytes();
+        let [id, next, ..] = self.hierarchy.read(self.slot, offset).to_le_bytes();
         self.next = next & !3;
         Some(Capability { id, offset })
     }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{BarIndex, Bus, ConfigSpace, Slot};
+use super::{BarIndex, ConfigSpace, Hierarchy, Slot};
 use crate::memory::{PhysAddr, PhysRange};
 
 const CAPABILITY: u8 = 0x11;
@@ -53,7 +53,7 @@ pub struct Msix {
     pub table: PhysRange,
 }
 
-impl<C: ConfigSpace> Bus<C> {
+impl<C: ConfigSpace> Hierarchy<C> {
     /// Finds the function's table, which has at least `entries`.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ pub(super) fn take_over(boot: &mut BootInfo) -> Result<Memory, MemoryError> {
     for range in boot.free().iter() {
         let frames = FrameRange::inside_bytes(range.start().get(), range.bytes());
         // Nobody has touched it since the machine was switched on.
-        zone.add_range(frames, Backing::Untouched)?;
+        zone.add_range(frames, Backing::Unpopulated)?;
         defmt::debug!(
             "memory {=u64:#x}..{=u64:#x}",
             Frame::address(frames.start()),

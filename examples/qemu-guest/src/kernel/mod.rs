@@ -1,18 +1,20 @@
 //! The kernel proper: owns the machine, obeys the host, sleeps in between.
 
 mod balloon;
-mod beside;
 #[expect(unsafe_code, reason = "maps the device and gives it memory")]
 mod device;
 mod memory;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 mod ram;
+mod services;
 
 use buddy_alloc::{FrameCount, Zone};
-use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
+use guest_rt::{
+    BootInfo, Instant, LineBuffer, console, exit_success, interrupts, now, println, timer,
+};
 use qemu_guest::{Command, Damage, Fill, Options, Poison, Workload, WorkloadError};
 
-use balloon::{Balloon, News};
+use balloon::{Balloon, Change};
 use memory::Memory;
 use ram::PhysicalRam;
 
@@ -110,25 +112,25 @@ impl Kernel {
             Some(at) => timer::arm(Instant::from_nanos(at.get())),
             None => timer::disarm(),
         }
-        if let Some(news) = balloon.news(&self.zone) {
-            self.tell(news);
+        if let Some(change) = balloon.change(&self.zone) {
+            self.tell(change);
         }
         step.more
     }
 
     /// Passes news on, and checks that all went well: whoever gave or got
     /// memory has to prove that the rest is as it was.
-    fn tell(&mut self, news: News) {
-        match news {
-            News::Reached { actual, target } => {
+    fn tell(&mut self, change: Change) {
+        match change {
+            Change::Reached { actual, target } => {
                 println!("@balloon actual={} target={}", actual.get(), target.get());
                 defmt::info!("balloon reached {=u64} frames", actual.get());
             }
-            News::Blocked { reason, actual } => {
+            Change::Blocked { reason, actual } => {
                 println!("@status blocked: {reason}; actual={}", actual.get());
                 defmt::warn!("balloon blocked: {}", reason);
             }
-            News::Moving => {
+            Change::Moving => {
                 println!("@status moving again");
                 return;
             }
@@ -149,10 +151,15 @@ impl Kernel {
                 Some(balloon) => balloon.tell_device(),
                 None => println!("@device none"),
             },
-            Command::Beside => self.beside(),
+            Command::Services => self.services(),
             Command::Fill => self.fill(),
             Command::Free => self.free(),
             Command::Need(frames) => self.need(balloon_core::FrameCount::new(frames)),
+            Command::Eject => {
+                if let Some(balloon) = &self.balloon {
+                    balloon.eject();
+                }
+            }
             Command::Quit => {
                 println!("@done {token}");
                 exit_success()
@@ -170,7 +177,7 @@ impl Kernel {
         let freed = must(self.workload.free(&mut self.zone));
         self.poison_free();
         if let Some(balloon) = &mut self.balloon {
-            balloon.beside().freed();
+            balloon.services().freed();
         }
         println!(
             "@freed frames={} kept={}",
@@ -260,23 +267,24 @@ impl Kernel {
         println!(
             "@stats wakeups={wakeups} balloon_wakeups={balloon_wakeups} kicks={kicks} \
              ranges={ranges} interrupts={} free={free} ballooned={ballooned} useful={useful} \
-             lost={lost}",
+             lost={lost} clock={}",
             interrupts::taken(),
+            now().as_nanos() / 1_000_000,
         );
     }
 
-    fn beside(&mut self) {
+    fn services(&mut self) {
         let Some(balloon) = &mut self.balloon else {
-            println!("@beside none");
+            println!("@services none");
             return;
         };
-        let beside = balloon.beside();
+        let services = balloon.services();
         println!(
-            "@beside hinted={} hinted_while_inflating={} reported={} out={}",
-            beside.hinted().get(),
-            beside.hinted_while_inflating().get(),
-            beside.reported().get(),
-            beside.out().get(),
+            "@services hinted={} hinted_while_inflating={} reported={} out={}",
+            services.hinted().get(),
+            services.hinted_while_inflating().get(),
+            services.reported().get(),
+            services.out().get(),
         );
     }
 }

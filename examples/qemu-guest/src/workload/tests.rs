@@ -41,7 +41,7 @@ impl Setup {
         let mut zone = Zone::new(self.span, Config::new(), &mut self.metadata).unwrap();
         for (start, end) in [(256, 20_000), (20_480, 256 + 100 * 512)] {
             let range = FrameRange::between(Frame::new(start), Frame::new(end));
-            zone.add_range(range, Backing::Untouched).unwrap();
+            zone.add_range(range, Backing::Unpopulated).unwrap();
         }
         let held = FrameSet::new(self.span, &mut self.bits).unwrap();
         (zone, Workload::new(held, Percent::new(20).unwrap()))
@@ -174,4 +174,16 @@ fn frames_that_are_one_do_not_pass_for_two() {
             first: Frame::new(300)
         })
     );
+}
+
+#[test]
+fn words_of_frames_are_known_from_others() {
+    for number in [0, 1, 255, 1 << 20, (1 << 34) - 2] {
+        let word = word_of(Frame::new(number));
+        assert!(is_word(word), "{number}");
+        assert!(!is_word(word ^ 1) && !is_word(!word), "{number}");
+    }
+    for other in [0, 1, u64::MAX, 0x5555_5555_5555_5555, 4096] {
+        assert!(!is_word(other), "{other:#x}");
+    }
 }

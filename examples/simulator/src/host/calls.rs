@@ -1,8 +1,8 @@
 //! What the guest can call: each call may fail, or be the one the host dies in.
 
 use balloon_core::{
-    Capabilities, Completer, FrameCount, GivePath, Kind, Limits, Migrate, Migration, Order, Pfn,
-    Request, Run, Trade, Transport, TransportErrorKind,
+    Capabilities, Completer, FrameCount, Kind, Limits, Migrate, MigrateRequest, Migration, Order,
+    Pfn, Request, Run, Transport, TransportErrorKind, Via,
 };
 
 use super::{Host, Job, Life, Model, frames};
@@ -38,7 +38,7 @@ impl Host {
     }
 
     /// A request beside the balloon: a hint, a report, or statistics.
-    pub(crate) fn submit_beside(
+    pub(crate) fn submit_service(
         &mut self,
         request: Request<'_>,
         done: Completer<'_>,
@@ -46,7 +46,7 @@ impl Host {
         self.call(TransportErrorKind::Refused)?;
         let job = Job {
             kind: request.kind,
-            path: request.path,
+            via: request.via,
             slot: request.slot,
             returned: Vec::new(),
             given: Vec::new(),
@@ -120,10 +120,10 @@ impl Transport for Host {
             Kind::Inflate => (Vec::new(), listed),
             _ => (listed, Vec::new()),
         };
-        let (kind, path, slot) = (request.kind, request.path, request.slot);
+        let (kind, via, slot) = (request.kind, request.via, request.slot);
         let job = Job {
             kind,
-            path,
+            via,
             slot,
             returned,
             given,
@@ -145,10 +145,10 @@ impl Transport for Host {
         Ok(())
     }
 
-    fn reap(&mut self, _: Completer<'_>) -> Result<(), TransportErrorKind> {
+    fn reap(&mut self, _: Completer<'_>) -> Result<usize, TransportErrorKind> {
         // Answers come from `work`, as from another processor. That it is dead shows
         // by the other calls.
-        Ok(())
+        Ok(0)
     }
 }
 
@@ -157,18 +157,18 @@ impl Migrate for Host {
         self.migration
     }
 
-    fn submit_trade(
+    fn submit_migrate(
         &mut self,
-        trade: Trade<'_>,
+        request: MigrateRequest<'_>,
         done: Completer<'_>,
     ) -> Result<(), TransportErrorKind> {
         self.balloon_calls(TransportErrorKind::Refused)?;
         let job = Job {
             kind: Kind::Migrate,
-            path: GivePath::Told,
-            slot: trade.slot,
-            returned: frames(trade.olds),
-            given: frames(trade.news),
+            via: Via::Inflate,
+            slot: request.slot,
+            returned: frames(request.from),
+            given: frames(request.to),
             unused: Vec::new(),
             seen: false,
         };

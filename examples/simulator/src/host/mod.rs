@@ -3,8 +3,8 @@
 mod calls;
 
 use balloon_core::{
-    Completer, FrameCount, FrameRange, GivePath, Kind, Migration, Order, Outcome, Pfn, Run, SlotId,
-    TransportErrorKind,
+    Completer, FrameCount, FrameRange, Kind, Migration, Order, Outcome, Pfn, Run, SlotId,
+    TransportErrorKind, Via,
 };
 
 use crate::map::FrameMap;
@@ -12,7 +12,7 @@ use crate::memory::Memory;
 use crate::rng::Rng;
 
 /// Which host it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Model {
     /// Asynchronous, frame by frame.
     Virtio,
@@ -25,6 +25,7 @@ pub(crate) enum Model {
 }
 
 impl Model {
+    #[cfg(test)]
     pub(crate) const ALL: [Self; 4] = [Self::Virtio, Self::Bulk, Self::Xen, Self::Pv];
 
     pub(crate) const fn is_synchronous(self) -> bool {
@@ -72,7 +73,7 @@ impl Faults {
 #[derive(Debug)]
 struct Job {
     kind: Kind,
-    path: GivePath,
+    via: Via,
     slot: SlotId,
     returned: Vec<Pfn>,
     given: Vec<Pfn>,
@@ -129,8 +130,7 @@ impl Host {
             model,
             must_tell: model.is_synchronous() || rng.chance(500),
             migration: match model {
-                Model::Virtio | Model::Bulk if rng.chance(500) => Migration::TakeFirst,
-                Model::Virtio | Model::Bulk => Migration::GiveFirst,
+                Model::Virtio | Model::Bulk => Migration::InflateFirst,
                 Model::Xen => Migration::Move,
                 Model::Pv => Migration::Exchange,
             },
@@ -290,8 +290,8 @@ impl Host {
                     .push(format!("frame {:#x} returned, was not given", old.get()));
             }
             if let Some(&new) = new {
-                self.bulk.set(new, job.path == GivePath::Bulk);
-                if self.told.set(new, job.path == GivePath::Told) {
+                self.bulk.set(new, job.via == Via::Bulk);
+                if self.told.set(new, job.via == Via::Inflate) {
                     self.breaches
                         .push(format!("frame {:#x} given twice", new.get()));
                 }

@@ -9,7 +9,7 @@ use super::Kernel;
 use super::balloon;
 
 impl<F: FrameMap> Kernel<F> {
-    /// Gives half of the memory, trades a part of that, and takes it all back;
+    /// Gives half of the memory, migrates a part of that, and takes it all back;
     /// the data is checked after each.
     pub(super) fn alone(&mut self) {
         self.reach(FrameCount::new(self.zone.free_frames().get() / 2));

@@ -1,10 +1,10 @@
-//! The balloon of this kernel: engine, transport, and the desk in the store.
+//! The balloon of this kernel: engine, transport, and the client in the store.
 
 mod toolstack;
 
 use balloon_core::{
-    Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Ledger as _, MAX_RUNS,
-    Migrate as _, Migration, Nanos, Pfn, Policy, Progress, Report, Run, Shared, Status, Unit,
+    Blocked, Budget, Compactor, Engine, FrameCount, FrameRange, Granularity, Ledger as _, MAX_RUNS,
+    Migrate as _, Migration, Nanos, Pfn, Policy, Progress, Report, Run, Shared, Status,
 };
 use buddy_alloc::Zone;
 use guest_rt::now;
@@ -12,9 +12,11 @@ use heapless::Vec;
 use qemu_guest::{Watch, WatchLog};
 use spin::{Mutex, MutexGuard};
 use transport_xen::hypercall::Woken;
-use transport_xen::store::{Client, Desk, DeskPolicy};
+use transport_xen::store::{BalloonNodes, Client, NodesConfig};
 use transport_xen::suspend::Suspension;
 use transport_xen::{Counters, FrameMap, MappedPage, Reservation, Target, XenBalloon};
+
+use super::scrub::Scrub;
 
 use super::xen::{self, Ties, Xen, XenError};
 use toolstack::Save;
@@ -25,16 +27,16 @@ const REQUESTS: usize = 2;
 /// Room for the plan of a compaction, in 2 MiB: domains of up to 4 GiB.
 const WORDS: usize = 2048;
 
-/// Frames that the `move` command trades: a superpage's worth.
-const TRADE: u64 = 512;
+/// Frames that the `move` command migrates: a superpage's worth.
+const MIGRATION: u64 = 512;
 
 static SHARED: Shared<REQUESTS> = Shared::new();
 
 /// Superpages while there are any; some frames stay for the kernel itself.
 const POLICY: Policy = {
     let mut policy = Policy::DEFAULT;
-    policy.unit = Unit::Adaptive;
-    policy.keep = FrameCount::new(64);
+    policy.granularity = Granularity::Adaptive;
+    policy.min_free = FrameCount::new(64);
     policy
 };
 
@@ -44,8 +46,8 @@ static ENGINE: Mutex<Engine<REQUESTS>> = Mutex::new(Engine::new(&SHARED, POLICY)
 /// A running balloon.
 pub(super) struct Balloon<F> {
     engine: MutexGuard<'static, Engine<REQUESTS>>,
-    transport: XenBalloon<Xen, F>,
-    desk: Option<Desk<MappedPage>>,
+    transport: XenBalloon<Xen, F, Scrub>,
+    nodes: Option<BalloonNodes<MappedPage>>,
     managed: FrameCount,
     ties: Ties,
     suspension: Suspension,
@@ -65,7 +67,7 @@ pub(super) struct Balloon<F> {
 
 /// Something the host waits to hear.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum News {
+pub(super) enum Change {
     /// The balloon has the size the host wants, so long after it said so.
     Reached {
         actual: FrameCount,
@@ -89,6 +91,8 @@ pub(super) enum News {
     },
     /// The store says nonsense.
     BadTarget,
+    /// The target is larger than this domain's memory by so much.
+    Beyond(FrameCount),
     /// The store is gone for good.
     StoreGone,
 }
@@ -107,41 +111,40 @@ pub(super) fn time() -> Nanos {
 
 /// Whether the store has called.
 pub(super) fn called() -> bool {
-    xen::store_called() || SHARED.signal().pending()
+    xen::store_called() || SHARED.signal().is_set()
 }
 
-/// Ballooned frames, at most as many as one trade takes.
+/// Ballooned frames, at most as many as one migration takes.
 pub(super) fn some_held(zone: &mut Zone<'_>) -> Option<FrameRange> {
     let all = FrameRange::new(Pfn::new(0), FrameCount::new(Pfn::LIMIT.get()))?;
     let (held, _) = zone.next_held(all)?;
-    held.split_at(FrameCount::new(TRADE)).0
+    held.split_at(FrameCount::new(MIGRATION)).0
 }
 
 impl<F: FrameMap> Balloon<F> {
     /// Opens the store and starts with an empty balloon.
     pub(super) fn start(
-        xen: Xen,
-        map: F,
+        (xen, map, scrub): (Xen, F, Scrub),
         ties: Ties,
         managed: FrameCount,
     ) -> Result<Self, XenError> {
-        let desk = match ties.store() {
+        let nodes = match ties.store() {
             Some(store) => {
                 let client = Client::new(xen::page(store.frame)?);
-                let policy = DeskPolicy {
+                let policy = NodesConfig {
                     // A PV guest's page tables are full of machine frames.
                     offer_suspend: F::TRANSLATED,
-                    ..DeskPolicy::DEFAULT
+                    ..NodesConfig::DEFAULT
                 };
-                Some(Desk::new(client, policy))
+                Some(BalloonNodes::new(client, policy))
             }
             None => None,
         };
-        let reservation = Reservation::new(xen, map);
+        let reservation = Reservation::new(xen, map, scrub);
         Ok(Self {
             engine: ENGINE.lock(),
             transport: XenBalloon::new(reservation, Target::new(managed)),
-            desk,
+            nodes,
             managed,
             ties,
             suspension: Suspension::new(),
@@ -159,7 +162,7 @@ impl<F: FrameMap> Balloon<F> {
 
     /// Whether there is anybody to say a target.
     pub(super) const fn has_store(&self) -> bool {
-        self.desk.is_some()
+        self.nodes.is_some()
     }
 
     /// Sets the balloon's size, where no store sets a target.
@@ -184,9 +187,14 @@ impl<F: FrameMap> Balloon<F> {
         self.compacting = begun.then(time);
     }
 
-    /// Whether a trade brings the content along.
+    /// Whether a migration brings the content along.
     pub(super) fn keeps_content(&self) -> bool {
         self.transport.migration() == Migration::Move
+    }
+
+    /// The domain's memory, past the engine.
+    pub(super) const fn reservation(&mut self) -> &mut Reservation<Xen, F, Scrub> {
+        self.transport.reservation_mut()
     }
 
     /// The domain's hypercalls, past the balloon.
@@ -195,12 +203,12 @@ impl<F: FrameMap> Balloon<F> {
     }
 
     /// Does a bounded piece of work; what there is to tell goes to `tell`.
-    pub(super) fn step(&mut self, zone: &mut Zone<'_>, mut tell: impl FnMut(News)) -> Left {
+    pub(super) fn step(&mut self, zone: &mut Zone<'_>, mut tell: impl FnMut(Change)) -> Left {
         xen::take_store_called();
         let now = time();
         self.read_store(now, &mut tell);
         let asked = self.prepare_save(zone, now, &mut tell);
-        let store = self.desk.as_ref().and_then(Desk::wake_at);
+        let store = self.nodes.as_ref().and_then(BalloonNodes::wake_at);
         let asked = [asked, store].into_iter().flatten().min();
         if now < self.next && self.save != Save::Settling {
             return Left {
@@ -216,6 +224,7 @@ impl<F: FrameMap> Balloon<F> {
             Budget::requests(3)
         };
         let mut source = Watch::new(zone, &mut self.log);
+        let _signalled = SHARED.signal().take();
         let step = self
             .engine
             .step(&mut self.transport, &mut source, now, budget);
@@ -228,32 +237,32 @@ impl<F: FrameMap> Balloon<F> {
             if !compactor.is_running()
                 && let Some(begun) = self.compacting.take()
             {
-                tell(News::Compacted {
+                tell(Change::Compacted {
                     report: compactor.report(),
                     nanos: time().saturating_sub(begun),
                 });
             }
         }
-        if let Some(desk) = &mut self.desk {
-            desk.publish_unit(self.transport.unit());
+        if let Some(nodes) = &mut self.nodes {
+            nodes.publish_unit(self.transport.unit());
             if !more {
-                desk.publish_downgrades(self.transport.reservation().counters().downgrades);
+                nodes.publish_downgrades(self.transport.reservation().counters().downgrades);
             }
-            wake_at = [wake_at, desk.wake_at()].into_iter().flatten().min();
+            wake_at = [wake_at, nodes.wake_at()].into_iter().flatten().min();
         }
         wake_at = [wake_at, asked].into_iter().flatten().min();
         if self.save == Save::Settling && self.engine.is_drained() {
             more = true;
             if let Some(how) = self.suspend() {
                 let status = self.status(zone);
-                tell(News::Woken {
+                tell(Change::Woken {
                     how,
                     actual: status.size,
                     target: status.target.unwrap_or(status.size),
                 });
             }
-        } else if let Some(news) = self.news(zone) {
-            tell(news);
+        } else if let Some(change) = self.change(zone) {
+            tell(change);
         }
         Left { more, wake_at }
     }
@@ -264,31 +273,29 @@ impl<F: FrameMap> Balloon<F> {
         self.next = Nanos::ZERO;
     }
 
-    /// Makes `olds` hold what `news` held, and holes of those, the last one for
+    /// Makes `from` hold what `to` held, and holes of those, the last one for
     /// the first if `apart`; whether all went.
-    pub(super) fn trade(&mut self, olds: FrameRange, news: FrameRange, apart: bool) -> bool {
+    pub(super) fn migrate(&mut self, from: FrameRange, to: FrameRange, apart: bool) -> bool {
         let reservation = self.transport.reservation_mut();
         if !apart {
-            let (Some(old), Some(new)) = (Run::new(olds), Run::new(news)) else {
+            let (Some(old), Some(new)) = (Run::new(from), Run::new(to)) else {
                 return false;
             };
-            return reservation.trade(&[old], &[new]).frames == olds.count();
+            return reservation.migrate(&[old], &[new]).frames == from.count();
         }
         let single = |n| FrameRange::new(Pfn::new(n), FrameCount::ONE).and_then(Run::new);
-        let mut olds = (olds.start().get()..olds.end().get()).filter_map(single);
-        let mut news = (news.start().get()..news.end().get())
-            .rev()
-            .filter_map(single);
+        let mut from = (from.start().get()..from.end().get()).filter_map(single);
+        let mut to = (to.start().get()..to.end().get()).rev().filter_map(single);
         loop {
             let batch: [Vec<Run, MAX_RUNS>; 2] = [
-                olds.by_ref().take(MAX_RUNS).collect(),
-                news.by_ref().take(MAX_RUNS).collect(),
+                from.by_ref().take(MAX_RUNS).collect(),
+                to.by_ref().take(MAX_RUNS).collect(),
             ];
-            let [olds, news] = &batch;
-            if olds.is_empty() {
+            let [from, to] = &batch;
+            if from.is_empty() {
                 return true;
             }
-            if reservation.trade(olds, news).stopped.is_some() {
+            if reservation.migrate(from, to).stopped.is_some() {
                 return false;
             }
         }
@@ -300,7 +307,7 @@ impl<F: FrameMap> Balloon<F> {
     }
 
     /// What changed since the last call that the host should hear of.
-    fn news(&mut self, zone: &Zone<'_>) -> Option<News> {
+    fn change(&mut self, zone: &Zone<'_>) -> Option<Change> {
         let status = self.status(zone);
         match status.progress {
             Progress::Reached => {
@@ -308,18 +315,18 @@ impl<F: FrameMap> Balloon<F> {
                 let counters = status.counters;
                 let told = Some((target, counters.inflated, counters.deflated));
                 self.blocked = None;
-                let news = self.told != told;
+                let changed = self.told != told;
                 self.told = told;
-                news.then_some(News::Reached {
+                changed.then_some(Change::Reached {
                     actual: status.size,
                     target,
                     nanos: time().saturating_sub(self.heard),
                 })
             }
             Progress::Blocked(reason) => {
-                let news = self.blocked != Some(reason);
+                let changed = self.blocked != Some(reason);
                 self.blocked = Some(reason);
-                news.then_some(News::Blocked {
+                changed.then_some(Change::Blocked {
                     reason,
                     actual: status.size,
                 })
@@ -335,7 +342,7 @@ impl<F: FrameMap> Balloon<F> {
 
     /// Requests that the store has not answered in time.
     pub(super) fn unanswered(&self) -> u32 {
-        self.desk.as_ref().map_or(0, Desk::timeouts)
+        self.nodes.as_ref().map_or(0, BalloonNodes::timeouts)
     }
 
     /// What moving memory has cost.

@@ -1,4 +1,4 @@
-//! Commands for benches: what hypercalls cost without any driver, trades against
+//! Commands for benches: what hypercalls cost without any driver, migrations against
 //! copies, memory in pieces.
 
 use balloon_core::{FrameCount, FrameRange, Nanos, Order, Pfn};
@@ -6,7 +6,8 @@ use buddy_alloc::{Frame, Preference};
 use guest_rt::{PhysAddr, println, ram};
 use heapless::Vec;
 use qemu_guest::{Ram as _, word_of};
-use transport_xen::hypercall::Memory as _;
+use transport_xen::hypercall::gate::Instruction;
+use transport_xen::hypercall::{Domain as _, Guest, Memory as _};
 use transport_xen::{FrameMap, Gmfn};
 
 use super::balloon::{some_held, time};
@@ -14,7 +15,7 @@ use super::{Kernel, must};
 
 /// 1 GiB in one hypercall: the least there can be.
 const SUPERPAGES: usize = 512;
-/// Frames of one hypercall of a copy at most, as many as a trade takes.
+/// Frames of one hypercall of a copy at most, as many as a migration takes.
 const PAIRS: usize = 64;
 
 /// Superpages given to the host past the balloon.
@@ -30,11 +31,15 @@ impl<F: FrameMap> Kernel<F> {
             "scatter" => self.scatter(),
             "compact" => self.balloon.compact(),
             "ask" => self.balloon.ask_again(),
+            "vmcall" => tell_version(Instruction::Vmcall),
+            "vmmcall" => tell_version(Instruction::Vmmcall),
             // These name frames past the frame map.
+            "starve" if F::TRANSLATED => self.starve(),
             "copy" if F::TRANSLATED => self.copy_holes(PAIRS),
             "copy pairs" if F::TRANSLATED => self.copy_holes(1),
-            "bare give" if F::TRANSLATED => self.bare_give(),
-            "bare take" if F::TRANSLATED => self.bare_take(),
+            "bare decrease" if F::TRANSLATED => self.bare_decrease(false),
+            "bare scrub" if F::TRANSLATED => self.bare_decrease(true),
+            "bare populate" if F::TRANSLATED => self.bare_populate(),
             _ => match pace {
                 Some(Ok(millis)) => {
                     self.balloon.set_pace(Nanos::from_millis(millis));
@@ -73,7 +78,7 @@ impl<F: FrameMap> Kernel<F> {
         }
     }
 
-    /// Trades free frames for ballooned ones and back again: the content has to
+    /// Migrates free frames for ballooned ones and back again: the content has to
     /// come along both times. In pairs of no neighbours, the last one for the
     /// first, or as they lie.
     pub(super) fn move_holes(&mut self, apart: bool) {
@@ -83,7 +88,7 @@ impl<F: FrameMap> Kernel<F> {
         };
         let calls = self.balloon.counters().hypercalls;
         let begun = time();
-        let there = self.balloon.trade(holes, ours, apart);
+        let there = self.balloon.migrate(holes, ours, apart);
         let nanos = time().saturating_sub(begun).get();
         let calls = self.balloon.counters().hypercalls - calls;
         // The holes are memory now, and nobody else's until they are holes again.
@@ -93,7 +98,7 @@ impl<F: FrameMap> Kernel<F> {
             self.fill_as(holes, ours);
         }
         let came = there && self.is_content(holes, ours, apart && keeps);
-        let back = there && self.balloon.trade(ours, holes, apart);
+        let back = there && self.balloon.migrate(ours, holes, apart);
         if back && !keeps {
             self.fill_as(ours, ours);
         }
@@ -140,25 +145,25 @@ impl<F: FrameMap> Kernel<F> {
     fn copy(&mut self, to: FrameRange, from: FrameRange, at_once: usize) -> bool {
         let mut frames = to.frames().zip(from.frames()).peekable();
         while frames.peek().is_some() {
-            let (mut olds, mut news) = (Vec::<Gmfn, PAIRS>::new(), Vec::<Gmfn, PAIRS>::new());
+            let (mut holes, mut ours) = (Vec::<Gmfn, PAIRS>::new(), Vec::<Gmfn, PAIRS>::new());
             for (to, from) in frames.by_ref().take(at_once) {
                 // As many as there is room for.
                 let _ = (
-                    olds.push(Gmfn::of_guest(to)),
-                    news.push(Gmfn::of_guest(from)),
+                    holes.push(Gmfn::of_guest(to)),
+                    ours.push(Gmfn::of_guest(from)),
                 );
             }
             let xen = self.balloon.hypercalls();
-            if xen.populate_physmap(&mut olds, Order::FRAME) != Ok(olds.len()) {
+            if xen.populate_physmap(&mut holes, Order::FRAME) != Ok(holes.len()) {
                 return false;
             }
-            for (to, from) in olds.iter().zip(&news) {
+            for (to, from) in holes.iter().zip(&ours) {
                 let at = |gmfn: &Gmfn| PhysAddr::new(Frame::new(gmfn.get()).address());
                 // SAFETY: both frames are this bench's alone, and populated.
                 unsafe { ram::copy_frame(at(from), at(to)) };
             }
             let xen = self.balloon.hypercalls();
-            if xen.decrease_reservation(&news, Order::FRAME) != Ok(news.len()) {
+            if xen.decrease_reservation(&ours, Order::FRAME) != Ok(ours.len()) {
                 return false;
             }
         }
@@ -175,8 +180,9 @@ impl<F: FrameMap> Kernel<F> {
         println!("@scattered frames={}", freed.frames.get());
     }
 
-    /// Superpages straight from the allocator to Xen, in one hypercall.
-    fn bare_give(&mut self) {
+    /// Superpages straight from the allocator to Xen, in one hypercall, cleared or
+    /// not.
+    fn bare_decrease(&mut self, clears: bool) {
         while !self.bare.is_full()
             && let Ok(start) = self
                 .zone
@@ -186,6 +192,11 @@ impl<F: FrameMap> Kernel<F> {
             let _ = self.bare.push(Gmfn::of_guest(Pfn::new(start.get())));
         }
         let begun = time();
+        for start in self.bare.iter().filter(|_| clears) {
+            let first = PhysAddr::new(Frame::new(start.get()).address());
+            // SAFETY: a superpage that was allocated here.
+            unsafe { ram::clear_frames(first, 512) };
+        }
         let given = self
             .balloon
             .hypercalls()
@@ -194,7 +205,7 @@ impl<F: FrameMap> Kernel<F> {
         println!("@bare extents={} nanos={nanos}", given.unwrap_or(0));
     }
 
-    fn bare_take(&mut self) {
+    fn bare_populate(&mut self) {
         let mut list = self.bare.clone();
         let begun = time();
         let taken = self
@@ -216,4 +227,13 @@ impl<F: FrameMap> Kernel<F> {
 
 const fn frame_of(pfn: Pfn) -> Frame {
     Frame::new(pfn.get())
+}
+
+/// Asks Xen for its version by this instruction, the CPU's or not.
+fn tell_version(instruction: Instruction) {
+    // SAFETY: on Xen; no frame is passed on.
+    match unsafe { Guest::new(instruction) }.version() {
+        Ok(version) => println!("@version xen={}.{}", version.major, version.minor),
+        Err(error) => println!("@version refused: {error}"),
+    }
 }

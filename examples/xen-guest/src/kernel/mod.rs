@@ -11,8 +11,13 @@ mod pv;
 #[expect(unsafe_code, reason = "touches the frames the workload holds")]
 #[path = "../../../qemu-guest/src/kernel/ram.rs"]
 mod ram;
+#[expect(unsafe_code, reason = "clears what the balloon gives")]
+mod scrub;
+#[expect(unsafe_code, reason = "reads frames that nobody holds")]
+mod search;
 #[expect(unsafe_code, reason = "is where another CPU starts")]
 mod second;
+mod starve;
 mod upcall;
 #[expect(unsafe_code, reason = "enters the hypervisor, maps shared pages")]
 mod xen;
@@ -21,13 +26,14 @@ use balloon_core::{FrameCount, Nanos, Report};
 use buddy_alloc::Zone;
 use guest_rt::{BootInfo, Instant, LineBuffer, console, exit_success, interrupts, println, timer};
 use qemu_guest::{Command, Damage, Fill, Options, Workload, WorkloadError};
-use transport_xen::pod::Promise;
+use transport_xen::pod::PodDeadline;
 use transport_xen::{FrameMap, Translated};
 
-use balloon::{Balloon, Left, News, time};
+use balloon::{Balloon, Change, Left, time};
 use bench::Bare;
 use memory::Memory;
 use ram::PhysicalRam;
+use scrub::Scrub;
 
 guest_rt::entry!(main);
 
@@ -56,11 +62,11 @@ fn main(boot: BootInfo) -> ! {
 }
 
 fn start<F: FrameMap>(mut boot: BootInfo, map: F) -> ! {
-    let mut xen = match xen::hypercalls() {
+    let line = boot.command_line().clone();
+    let mut xen = match xen::find(&line) {
         Ok(xen) => xen,
         Err(error) => panic!("{error}"),
     };
-    let line = boot.command_line().clone();
     let options = match Options::read(&line) {
         Ok(options) => options,
         Err(error) => panic!("command line `{}`: {error}", line.as_str()),
@@ -71,14 +77,20 @@ fn start<F: FrameMap>(mut boot: BootInfo, map: F) -> ! {
     };
     let ram_bytes = boot.ram().bytes();
     let frames = FrameCount::new(ram_bytes / 4096);
-    let mut balloon = match Balloon::start(xen, map, ties, frames) {
+    // Named as Linux names it.
+    let scrubs = line.get("xen_scrub_pages") != Some("0");
+    // SAFETY: only the balloon gets it, for frames that it took; memory is mapped one
+    // to one.
+    #[expect(unsafe_code, reason = "here the balloon gets hold of memory")]
+    let scrub = unsafe { Scrub::new(scrubs) };
+    let mut balloon = match Balloon::start((xen, map, scrub), ties, frames) {
         Ok(balloon) => balloon,
         Err(error) => panic!("balloon: {error}"),
     };
     // Only a translated guest can be promised memory. Without a store nobody
     // did: the first domain starts full.
     let promise = if F::TRANSLATED && balloon.has_store() {
-        match Promise::at_boot(&mut xen, frames, BOOT_DEADLINE) {
+        match PodDeadline::at_boot(&mut xen, frames, BOOT_DEADLINE) {
             Ok(promise) => Some(promise),
             Err(error) => panic!("reservation: {error}"),
         }
@@ -93,6 +105,9 @@ fn start<F: FrameMap>(mut boot: BootInfo, map: F) -> ! {
     // SAFETY: only the workload gets it, and that touches frames it allocated.
     #[expect(unsafe_code, reason = "here the frames get their owner")]
     let ram = unsafe { PhysicalRam::new() };
+    if line.get("search") == Some("first") {
+        search::search(&zone);
+    }
     let mut kernel = Kernel {
         zone,
         workload: Workload::new(held, options.keep),
@@ -131,10 +146,13 @@ fn start<F: FrameMap>(mut boot: BootInfo, map: F) -> ! {
 
 impl<F: FrameMap> Kernel<F> {
     /// Gives what the domain owes before any memory is touched.
-    fn keep(&mut self, promise: &Promise) {
+    ///
+    /// Nothing is cleared for it: what is free has not been written since the boot.
+    fn keep(&mut self, promise: &PodDeadline) {
+        self.balloon.reservation().promise_stands(true);
         loop {
-            let given = self.balloon.status(&self.zone).size;
-            match promise.is_kept(given, time()) {
+            let status = self.balloon.status(&self.zone);
+            match promise.is_kept(status.size, status.target, time()) {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) => panic!("{error}"),
@@ -143,6 +161,7 @@ impl<F: FrameMap> Kernel<F> {
                 interrupts::idle_unless(|| balloon::called() || timer::went_off());
             }
         }
+        self.balloon.reservation().promise_stands(false);
         self.touching = true;
     }
 
@@ -173,16 +192,16 @@ impl<F: FrameMap> Kernel<F> {
     /// One step of the balloon; whether there is more to do at once.
     fn step_balloon(&mut self) -> bool {
         timer::take_went_off();
-        let mut news = heapless::Vec::<News, 4>::new();
+        let mut changes = heapless::Vec::<Change, 4>::new();
         let Left { more, wake_at } = self.balloon.step(&mut self.zone, |item| {
             // More than fit would be repeats.
-            let _ = news.push(item);
+            let _ = changes.push(item);
         });
         match wake_at {
             Some(at) => timer::arm(Instant::from_nanos(at.get())),
             None => timer::disarm(),
         }
-        for item in news {
+        for item in changes {
             self.tell(item);
         }
         more
@@ -190,9 +209,9 @@ impl<F: FrameMap> Kernel<F> {
 
     /// Passes news on, and checks that all went well: whoever gave or got
     /// memory has to prove that the rest is as it was.
-    fn tell(&mut self, news: News) {
-        match news {
-            News::Reached {
+    fn tell(&mut self, change: Change) {
+        match change {
+            Change::Reached {
                 actual,
                 target,
                 nanos,
@@ -204,15 +223,15 @@ impl<F: FrameMap> Kernel<F> {
                     nanos.get()
                 );
             }
-            News::Compacted { report, nanos } => tell_compacted(&report, nanos),
-            News::Blocked { reason, actual } => {
+            Change::Compacted { report, nanos } => tell_compacted(&report, nanos),
+            Change::Blocked { reason, actual } => {
                 println!("@status blocked: {reason}; actual={}", actual.get());
             }
-            News::Saving { actual, target } => {
+            Change::Saving { actual, target } => {
                 println!("@saving actual={} target={}", actual.get(), target.get());
                 return;
             }
-            News::Woken {
+            Change::Woken {
                 how,
                 actual,
                 target,
@@ -223,11 +242,18 @@ impl<F: FrameMap> Kernel<F> {
                     target.get()
                 );
             }
-            News::BadTarget => {
+            Change::BadTarget => {
                 println!("@status the target is no number");
                 return;
             }
-            News::StoreGone => {
+            Change::Beyond(frames) => {
+                println!(
+                    "@status the target is beyond memory; frames={}",
+                    frames.get()
+                );
+                return;
+            }
+            Change::StoreGone => {
                 println!("@status the store is gone");
                 return;
             }
@@ -246,7 +272,7 @@ impl<F: FrameMap> Kernel<F> {
             Command::Verify => self.verify(),
             Command::Stats => self.stats(),
             // Devices, statistics and reports are virtio's; relief is tried there.
-            Command::Device | Command::Beside | Command::Need(_) => {
+            Command::Device | Command::Services | Command::Eject | Command::Need(_) => {
                 println!("`{command:?}` is not for Xen");
             }
             Command::Fill => self.fill(),
@@ -303,8 +329,8 @@ impl<F: FrameMap> Kernel<F> {
         let counters = self.balloon.counters();
         println!(
             "@stats wakeups={} balloon_wakeups={} interrupts={} free={} ballooned={size} lost={} \
-             hypercalls={} given_2m={} given_64k={} given_4k={} taken_2m={} taken_64k={} \
-             taken_4k={} downgrades={} short={} holes={} unanswered={} \
+             hypercalls={} inflated_2m={} inflated_64k={} inflated_4k={} deflated_2m={} deflated_64k={} \
+             deflated_4k={} downgrades={} short={} holes={} cleared={} frames_lost={} unanswered={} \
              store_events={} store_events_cpu1={}",
             interrupts::wakeups(),
             self.balloon_wakeups,
@@ -312,15 +338,17 @@ impl<F: FrameMap> Kernel<F> {
             self.zone.free_frames().get(),
             self.lost(),
             counters.hypercalls,
-            counters.given.superpages,
-            counters.given.medium,
-            counters.given.frames,
-            counters.taken.superpages,
-            counters.taken.medium,
-            counters.taken.frames,
+            counters.inflated.superpages,
+            counters.inflated.medium,
+            counters.inflated.frames,
+            counters.deflated.superpages,
+            counters.deflated.medium,
+            counters.deflated.frames,
             counters.downgrades,
             counters.short_counts,
             counters.holes_found,
+            counters.cleared,
+            counters.lost,
             self.balloon.unanswered(),
             xen::store_events(),
             second::store_events(),

@@ -167,7 +167,7 @@ extern "C" fn event() {
         if port == *store {
             STORE_EVENTS.fetch_add(1, Ordering::Relaxed);
             xen::call_store();
-            // A port that is gone: the desk's clock finds out.
+            // A port that is gone: the client's clock finds out.
             let _ = xen.notify(*wake);
         }
     });

@@ -7,11 +7,13 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use balloon_core::Pfn;
 use critical_section::Mutex;
 use guest_rt::platform::{self, Platform as RtPlatform};
-use guest_rt::{BootInfo, EVENT_VECTOR, PhysAddr, PhysRange, console, interrupts, mmio, timer};
+use guest_rt::{
+    BootInfo, CommandLine, EVENT_VECTOR, PhysAddr, PhysRange, console, interrupts, mmio, timer,
+};
 use spin::Once;
 use thiserror::Error;
 use transport_xen::events::EventPage;
-use transport_xen::hypercall::gate::{Cpuid, HypercallPage};
+use transport_xen::hypercall::gate::{Cpuid, Gate, HypercallPage, Instruction};
 use transport_xen::hypercall::{Domain as _, Events as _, Guest, ShutdownReason, Virq};
 use transport_xen::platform::{Channel, Platform, PlatformError};
 use transport_xen::{Errno, MappedPage, Port, Vcpu, Vector};
@@ -22,9 +24,33 @@ use super::second::Rest;
 use super::{pv, second, upcall};
 
 /// This domain's hypercalls.
-pub(super) type Xen = Guest<HypercallPage>;
+pub(super) type Xen = Guest<Way>;
 
-// Filled by Xen, executed ever after.
+/// How they are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    Instruction(Instruction),
+    Page(HypercallPage),
+}
+
+// SAFETY: each of them is a gate.
+unsafe impl Gate for Way {
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
+        match self {
+            // SAFETY: the caller vouches for the arguments.
+            Self::Instruction(gate) => unsafe { gate.call(number, args) },
+            // SAFETY: as above.
+            Self::Page(gate) => unsafe { gate.call(number, args) },
+        }
+    }
+}
+
+/// Whether the command line wants the hypercall page.
+pub(super) fn wants_page(line: &CommandLine) -> bool {
+    line.get("gate") == Some("page")
+}
+
+// Filled by Xen, executed if that is asked for.
 global_asm!(
     ".section .text.hypercall_page, \"ax\", @progbits",
     ".p2align 12",
@@ -83,29 +109,42 @@ pub(super) struct Ties {
     platform: Platform,
 }
 
-/// The hypercalls; before anything else, and again by whoever needs them.
-pub(super) fn hypercalls() -> Result<Xen, XenError> {
+/// Makes the hypercalls of a translated guest known, before anything else; those of
+/// a PV guest are.
+pub(super) fn find(line: &CommandLine) -> Result<Xen, XenError> {
     if let Some(xen) = XEN.get() {
         return Ok(*xen);
     }
     let cpuid = Cpuid::find().ok_or(XenError::Absent)?;
+    if !wants_page(line) {
+        return Ok(begin(Way::Instruction(cpuid.instruction())));
+    }
     let page = &raw const xen_hypercall_page;
     // SAFETY: ring 0, and the page is set aside for this.
     unsafe { cpuid.install(PhysAddr::of(page).get()) };
     // SAFETY: just installed.
-    Ok(unsafe { begin() })
+    Ok(begin(unsafe { page_gate() }))
 }
 
-/// Makes hypercalls and the console known.
+/// The hypercalls, by whoever needs them.
+pub(super) fn hypercalls() -> Result<Xen, XenError> {
+    XEN.get().copied().ok_or(XenError::Absent)
+}
+
+/// The way through the page.
 ///
 /// # Safety
 /// The hypercall page is filled.
-pub(super) unsafe fn begin() -> Xen {
+pub(super) unsafe fn page_gate() -> Way {
     // SAFETY: filled, as the caller vouches, and mapped executable for good.
-    let gate = unsafe { HypercallPage::new(&raw const xen_hypercall_page) };
+    Way::Page(unsafe { HypercallPage::new(&raw const xen_hypercall_page) })
+}
+
+/// Makes hypercalls and the console known.
+pub(super) fn begin(way: Way) -> Xen {
     // SAFETY: on Xen, with memory mapped one to one; frames passed on come from
     // the allocator.
-    let xen = unsafe { Guest::new(gate) };
+    let xen = unsafe { Guest::new(way) };
     platform::install(RtPlatform { write, exit });
     *XEN.call_once(|| xen)
 }
@@ -194,7 +233,7 @@ impl Ties {
             });
         });
         for port in [store, console_port, timer, wake].into_iter().flatten() {
-            // A port that is gone will be silent; the desk asks by the clock.
+            // A port that is gone will be silent; the client asks by the clock.
             let _ = xen.unmask(port);
         }
         // What came before there was a state: Xen raises no more until it is taken.

@@ -155,10 +155,20 @@ fn the_interrupt_status_tells_which() {
         registers.0[0] = raised;
         let status = InterruptStatus::new(registers.window());
         assert_eq!(status.handle(shared.signal()), pending);
-        assert_eq!(shared.signal().pending(), pending);
+        assert_eq!(shared.signal().is_set(), pending);
         assert_eq!(
             status.read_acknowledge().bits(),
             u8::try_from(raised).unwrap()
         );
+    }
+}
+
+#[test]
+fn the_line_is_not_that_of_a_device_that_was_pulled_out() {
+    for raised in [0xff, 0x83] {
+        let shared = balloon_core::Shared::<1>::new();
+        let mut registers = Registers(std::vec![raised]);
+        let status = InterruptStatus::new(registers.window());
+        assert!(!status.handle(shared.signal()) && !shared.signal().is_set());
     }
 }

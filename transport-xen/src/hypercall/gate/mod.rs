@@ -1,4 +1,4 @@
-//! The one instruction that enters the hypervisor, for each architecture.
+//! The ways into the hypervisor, for each architecture.
 
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 mod aarch64;
@@ -8,7 +8,7 @@ mod x86_64;
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 pub use aarch64::Hvc;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-pub use x86_64::{Cpuid, HypercallPage, Vmcall, Vmmcall};
+pub use x86_64::{Cpuid, HypercallPage, Instruction};
 
 /// A way into the hypervisor.
 ///

@@ -1,12 +1,16 @@
-//! x86-64: the hypercall page, or the instruction of the CPU's vendor.
+//! x86-64: the instruction of the guest's kind and the CPU's vendor, or the
+//! hypercall page.
 
 use core::arch::asm;
 
 use super::Gate;
 
-/// Calls through the page that Xen has filled with one stub for each number.
+/// Calls through the page that Xen has filled with one stub for each number: one
+/// way for every kind of guest and every vendor.
 ///
-/// The only way for a PV guest, and the one way that fits every vendor.
+/// Not for a kernel that hardens its returns and indirect branches: the stubs begin
+/// with no `endbr` and end in a plain `ret`, and Xen's own guide advises against the
+/// page for that. [`Instruction`] needs no code of Xen's.
 #[derive(Clone, Copy, Debug)]
 pub struct HypercallPage(*const u8);
 
@@ -56,41 +60,53 @@ unsafe impl Gate for HypercallPage {
     }
 }
 
-/// Calls by `vmcall`: translated guests on Intel.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Vmcall;
-
-/// Calls by `vmmcall`: translated guests on AMD.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Vmmcall;
-
-macro_rules! direct {
-    ($gate:ident, $instruction:literal) => {
-        // SAFETY: the instruction enters Xen with the number in rax.
-        unsafe impl Gate for $gate {
-            unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
-                let [a, b, c, d] = args;
-                let result: isize;
-                // SAFETY: the caller vouches for the arguments.
-                unsafe {
-                    asm!(
-                        $instruction,
-                        inlateout("rax") number as usize => result,
-                        inlateout("rdi") a => _,
-                        inlateout("rsi") b => _,
-                        inlateout("rdx") c => _,
-                        inlateout("r10") d => _,
-                        options(nostack),
-                    );
-                }
-                result
-            }
-        }
-    };
+/// Calls by the instruction that enters Xen from this kind of guest. Another one
+/// is an invalid operation, or, of a PV guest, a call of whoever takes its system
+/// calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Instruction {
+    /// `vmcall`, of translated guests on Intel: see [`Cpuid::instruction`].
+    Vmcall,
+    /// `vmmcall`, of translated guests on AMD.
+    Vmmcall,
+    /// `syscall`, of PV guests.
+    Syscall,
 }
 
-direct!(Vmcall, "vmcall");
-direct!(Vmmcall, "vmmcall");
+macro_rules! enter {
+    ($instruction:literal, $number:ident, $args:ident $(, $lost:tt)*) => {{
+        let [a, b, c, d] = $args;
+        let result: isize;
+        // SAFETY: the instruction enters Xen with the number in rax; the caller
+        // vouches for the arguments. Xen keeps every register but those named.
+        unsafe {
+            asm!(
+                $instruction,
+                inlateout("rax") $number as usize => result,
+                inlateout("rdi") a => _,
+                inlateout("rsi") b => _,
+                inlateout("rdx") c => _,
+                inlateout("r10") d => _,
+                $(lateout($lost) _,)*
+                options(nostack),
+            );
+        }
+        result
+    }};
+}
+
+// SAFETY: each instruction enters Xen with the number in rax, and nothing else.
+unsafe impl Gate for Instruction {
+    unsafe fn call(&mut self, number: u32, args: [*mut (); 4]) -> isize {
+        match self {
+            Self::Vmcall => enter!("vmcall", number, args),
+            Self::Vmmcall => enter!("vmmcall", number, args),
+            // The CPU keeps the way back in these two.
+            Self::Syscall => enter!("syscall", number, args, "rcx", "r11"),
+        }
+    }
+}
 
 /// Xen's leaves of the CPUID instruction: only translated guests see them.
 #[derive(Clone, Copy, Debug)]
@@ -113,12 +129,15 @@ impl Cpuid {
             .map(|base| Self { base })
     }
 
-    /// Whether the CPU wants [`Vmmcall`]; [`Vmcall`] otherwise.
+    /// The instruction that this CPU enters Xen by.
     #[must_use]
-    pub fn is_amd(self) -> bool {
+    pub fn instruction(self) -> Instruction {
         let leaf = cpuid(0);
         let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
-        vendor == [*b"Auth", *b"enti", *b"cAMD"] || vendor == [*b"Hygo", *b"nGen", *b"uine"]
+        match vendor.as_flattened() {
+            b"AuthenticAMD" | b"HygonGenuine" => Instruction::Vmmcall,
+            _ => Instruction::Vmcall,
+        }
     }
 
     /// Makes Xen fill the page at physical address `page` with its stubs.

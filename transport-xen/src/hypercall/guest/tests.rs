@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 use balloon_core::Nanos;
 
+use super::paravirtual::{EntryUpdate, TrapGate};
+use super::vcpu::VcpuStart;
 use super::*;
 use crate::testing::{FakeXen, Kind};
 use crate::units::MachineAddress;
@@ -156,6 +158,23 @@ unsafe impl Gate for Reader {
                 };
                 0
             }
+            (34, 15) => {
+                // SAFETY: the layout of xen_hvm_get_mem_type.
+                let domain = unsafe { field::<u16>(at, 0) };
+                assert_eq!(domain, 0x7ff0);
+                // SAFETY: as above.
+                let pfn = unsafe { field::<u64>(at, 8) };
+                // RAM that is written to, or what a device model would serve.
+                let kind = self
+                    .0
+                    .is_hole(Pfn::new(pfn))
+                    .map(|hole| 2 * u16::from(hole));
+                if let Ok(kind) = kind {
+                    // SAFETY: as above.
+                    unsafe { at.wrapping_byte_add(2).cast::<u16>().write(kind) };
+                }
+                returned(kind.map(|_| 0isize))
+            }
             _ => -38,
         }
     }
@@ -179,7 +198,9 @@ fn memory_calls_reach_xen_as_laid_out() {
     assert_eq!(guest.populate_physmap(&mut list, order), Ok(1));
     assert_eq!(guest.move_frame(Pfn::new(528), Pfn::new(512)), Ok(()));
     let hole = guest.move_frame(Pfn::new(528), Pfn::new(513));
-    assert_eq!(hole, Err(Errno::Invalid));
+    assert_eq!(hole, Err(Errno::Access));
+    assert_eq!(guest.is_hole(Pfn::new(528)), Ok(true));
+    assert_eq!(guest.is_hole(Pfn::new(512)), Ok(false));
     assert!(guest.gate.0.is_populated(Pfn::new(512)));
     assert_eq!(guest.map_shared_info(Pfn::new(600)), Ok(()));
     assert_eq!(guest.gate.0.shared_info, Some(Pfn::new(600)));
@@ -195,7 +216,7 @@ fn ranges_go_in_one_call() {
     assert_eq!(guest.move_range(from, Pfn::new(9000)), Ok(()));
     assert!(guest.gate.0.is_populated(Pfn::new(9127)));
     assert_eq!(guest.gate.0.hypercalls, 1);
-    assert_eq!(guest.move_range(from, Pfn::new(9500)), Err(Errno::Invalid));
+    assert_eq!(guest.move_range(from, Pfn::new(9500)), Err(Errno::Access));
 }
 
 #[test]
@@ -210,6 +231,7 @@ fn exchange_reports_its_progress_and_its_error() {
     let exchanged = pvh.exchange((&[machine], Order::FRAME), (&mut wanted, Order::FRAME));
     let expected = (0, Some(Errno::NotSupported));
     assert_eq!((exchanged.done, exchanged.error), expected);
+    assert_eq!(pv.is_hole(Pfn::new(512)), Err(Errno::Invalid));
 }
 
 #[test]

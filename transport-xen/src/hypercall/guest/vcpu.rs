@@ -4,7 +4,7 @@ use core::ptr::{from_mut, without_provenance_mut};
 
 use super::{Guest, abi};
 use crate::errno::Errno;
-use crate::hypercall::Domain as _;
+use crate::hypercall::calls::Domain as _;
 use crate::hypercall::gate::Gate;
 use crate::units::Vcpu;
 

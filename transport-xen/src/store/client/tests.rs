@@ -1,7 +1,7 @@
 use alloc::vec::Vec;
 
 use super::*;
-use crate::testing::{FakePage, FakeStore, Manners};
+use crate::testing::{Behaviour, FakePage, FakeStore};
 
 fn pair() -> (Client<FakePage>, FakeStore) {
     let page = FakePage::new();
@@ -26,7 +26,7 @@ fn next(client: &mut Client<FakePage>) -> Option<Seen> {
                 return Some((Some(request), result.map(<[u8]>::to_vec)));
             }
             Incoming::Changed { path, .. } => return Some((None, Ok(path.to_vec()))),
-            Incoming::Dropped | Incoming::Reconnected => {}
+            Incoming::Dropped | Incoming::Reconnected | Incoming::TakenOver => {}
         }
     }
     panic!("no end of dropped messages");
@@ -34,9 +34,9 @@ fn next(client: &mut Client<FakePage>) -> Option<Seen> {
 
 #[test]
 fn answers_find_their_requests_in_any_order() {
-    for manners in [Manners::Good, Manners::Backwards, Manners::Babbling] {
+    for behaviour in [Behaviour::Good, Behaviour::Backwards, Behaviour::Babbling] {
         let (mut client, mut store) = pair();
-        store.manners = manners;
+        store.behaviour = behaviour;
         store.set("a", b"1");
         store.set("b", b"2");
         let (a, b, c) = (
@@ -55,7 +55,7 @@ fn answers_find_their_requests_in_any_order() {
             (b, Ok(b"2".to_vec())),
             (c, Err(Refusal::NoEntry)),
         ];
-        assert_eq!(answers, expected, "{manners:?}");
+        assert_eq!(answers, expected, "{behaviour:?}");
         assert!(client.asked.iter().all(Option::is_none));
     }
 }
@@ -63,7 +63,7 @@ fn answers_find_their_requests_in_any_order() {
 #[test]
 fn answers_of_another_kind_are_dropped() {
     let (mut client, mut store) = pair();
-    store.manners = Manners::Confused;
+    store.behaviour = Behaviour::Confused;
     store.set("a", b"1");
     read(&mut client, "a");
     store.run();

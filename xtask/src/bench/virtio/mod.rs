@@ -228,7 +228,10 @@ impl Bench {
             machine = machine.trace(event);
         }
         machine = match who {
-            Who::Ours => machine.append("fill=none").append(&format!("keep={keep}")),
+            Who::Ours => machine
+                .append("fill=none")
+                .append("floor=none")
+                .append(&format!("keep={keep}")),
             // With every extension Linux copies by string instructions, which are emulated byte by byte.
             Who::Linux { zeroes } => machine
                 .cpu("qemu64")
@@ -291,7 +294,7 @@ impl Bench {
         // Three quarters of memory are freed at once.
         let freed = self.mem_mib / 4 * 3;
         let words: &[&str] = if who == Who::Ours {
-            &["beside=reports"]
+            &["services=reports"]
         } else {
             &[]
         };

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::demo::stats;
 use crate::setup::Qemu;
 use crate::vm::{Board, Machine, Vm, resident};
 
@@ -24,6 +23,8 @@ pub(super) struct Site<'a> {
     pub(super) qemu: &'a Qemu,
     pub(super) board: Board,
     pub(super) elf: &'a FilePath,
+    /// The smallest guest, where it runs.
+    pub(super) minimal: Option<&'a FilePath>,
     pub(super) folder: PathBuf,
 }
 
@@ -39,7 +40,8 @@ pub(super) struct Case {
 
 impl Site<'_> {
     pub(super) fn machine(&self, mem_mib: u64) -> Machine {
-        Machine::new(self.board, mem_mib, self.elf)
+        // The tests' targets go down to the last free frame.
+        Machine::new(self.board, mem_mib, self.elf).append("floor=none")
     }
 
     /// Boots `machine`, lets `act` use it, and explains what went wrong with the guest's own log.
@@ -109,7 +111,7 @@ pub(super) fn check_whole(vm: &mut Vm) -> Result<()> {
         "the guest's data was damaged\n{}",
         vm.console.tail()
     );
-    let answer = stats(vm)?;
+    let answer = vm.console.ask("stats")?;
     ensure!(
         answer.number("lost")? == 0,
         "frames were lost: {}",

@@ -1,17 +1,17 @@
 //! Cases in which a running guest goes to another QEMU, through a socket or through a file, is reset, or dies with
 //! its QEMU.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::beside::{wait_for_reports, wait_for_resident};
 use super::case::{
     BOOT, INFLATE_QUEUE, MIB, Site, check_whole, resize, wait_for, wait_for_fall, wait_until,
 };
-use crate::demo::ask;
-use crate::vm::{Event, Machine, Vm, resident};
+use super::services::{wait_for_reports, wait_for_resident};
+use crate::vm::{Architecture, Board, Event, Machine, Vm, resident};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes a second: as fast as it goes.
@@ -30,7 +30,7 @@ pub(super) fn live(site: &Site<'_>) -> Result<()> {
     let machine = hinting(site, memory)
         .append("path=pfn")
         .append("pace=slow")
-        .append("beside=hints");
+        .append("services=hints");
     site.with(machine.clone(), |vm| {
         let free = vm.console.wait("freed", BOOT)?.number("frames")? * 4096;
         let (mut heir, socket) = heir(site, vm, machine)?;
@@ -51,7 +51,7 @@ pub(super) fn live(site: &Site<'_>) -> Result<()> {
             wait_for(&mut heir, TARGET)?;
             check_whole(&mut heir)?;
             check_hints(&mut heir, free - (memory * MIB - TARGET), skipped)?;
-            let told = ask(&mut heir, "beside")?;
+            let told = heir.console.ask("services")?;
             ensure!(
                 told.number("hinted_while_inflating")? > 0,
                 "no hint left while the balloon was inflating: {}",
@@ -78,10 +78,10 @@ pub(super) fn live_with_reports(site: &Site<'_>) -> Result<()> {
     let memory = 512;
     let machine = hinting(site, memory)
         .reporting(true)
-        .append("beside=hints,reports");
+        .append("services=hints,reports");
     site.with(machine.clone(), |vm| {
         let free = vm.console.wait("freed", BOOT)?.number("frames")? * 4096;
-        let told = ask(vm, "device")?;
+        let told = vm.console.ask("device")?;
         ensure!(
             (told.number("hint")?, told.number("reporting")?)
                 == (HINT_QUEUE.into(), REPORTING_QUEUE.into()),
@@ -141,7 +141,7 @@ fn heir(site: &Site<'_>, vm: &Vm, machine: Machine) -> Result<(Vm, Socket)> {
 
 /// Most of what stays free was hinted, and not sent.
 fn check_hints(heir: &mut Vm, free: u64, skipped: u64) -> Result<()> {
-    let hinted = ask(heir, "beside")?.number("hinted")? * 4096;
+    let hinted = heir.console.ask("services")?.number("hinted")? * 4096;
     ensure!(
         hinted >= free / 2 && skipped >= hinted / 2,
         "of {free} bytes that stay free {hinted} were hinted, and {skipped} not sent"
@@ -152,30 +152,95 @@ fn check_hints(heir: &mut Vm, free: u64, skipped: u64) -> Result<()> {
 /// To a file and back, with a full balloon.
 pub(super) fn saved(site: &Site<'_>) -> Result<()> {
     let machine = site.machine(512).reporting(true).append("fill=all");
+    let come_back = |heir: &mut Vm, _| {
+        wait_for(heir, 256 * MIB)?;
+        wait_for_resident(heir, 256 * MIB)?;
+        check_whole(heir)?;
+        go_on(heir, 512)
+    };
+    through_file(site, machine, |_| Ok(()), come_back)
+}
+
+/// Back on a host whose counter is lower than what the guest has read: its clock goes on, and it obeys at once.
+pub(super) fn restored_on_younger_host(site: &Site<'_>) -> Result<()> {
+    let machine = site
+        .machine(512)
+        .append("fill=all")
+        .append("pace=slow")
+        .append("path=pfn");
+    let come_back = |heir: &mut Vm, before: u64| {
+        let clock = |heir: &mut Vm| heir.console.ask("stats")?.number("clock");
+        let arrived = clock(heir)?;
+        ensure!(
+            arrived >= before,
+            "the guest's clock was at {before} ms, and is at {arrived} ms"
+        );
+        resize(heir, 320 * MIB)?;
+        let now = clock(heir)?;
+        ensure!(
+            now > arrived,
+            "the guest's clock stands still at {arrived} ms"
+        );
+        check_whole(heir)?;
+        go_on(heir, 512)
+    };
+    through_file(
+        site,
+        machine,
+        |state| lower_counter(state, site.board),
+        come_back,
+    )
+}
+
+/// Saves a guest with a full balloon, lets `between` change the file, and goes on with another QEMU, which is told
+/// the guest's clock in milliseconds.
+fn through_file(
+    site: &Site<'_>,
+    machine: Machine,
+    between: impl FnOnce(&Path) -> Result<()>,
+    come_back: impl FnOnce(&mut Vm, u64) -> Result<()>,
+) -> Result<()> {
     site.with(machine.clone(), |vm| {
         vm.console.wait("freed", BOOT)?;
         resize(vm, 256 * MIB)?;
         wait_for_resident(vm, 256 * MIB)?;
+        let clock = vm.console.ask("stats")?.number("clock")?;
         let file = site.folder.join("state");
         migrate(vm, &format!("exec:cat > '{}'", file.display()), FAST)?;
+        between(&file)?;
         let from = format!("exec:cat '{}'", file.display());
         let mut heir = vm.heir(
             site.qemu,
             machine.incoming(&from),
             &site.folder.join("heir"),
         )?;
-        let mut act = || -> Result<()> {
-            running(&mut heir)?;
-            wait_for(&mut heir, 256 * MIB)?;
-            wait_for_resident(&heir, 256 * MIB)?;
-            check_whole(&mut heir)?;
-            go_on(&mut heir, 512)?;
+        let act = |heir: &mut Vm| -> Result<()> {
+            running(heir)?;
+            come_back(heir, clock)?;
             heir.finish()
         };
-        let done = act().map_err(|error| heir.explain(error));
+        let done = act(&mut heir).map_err(|error| heir.explain(error));
         std::fs::remove_file(&file)?;
         done
     })
+}
+
+/// Lets the counter of a saved guest begin anew: QEMU's count of ticks, or its virtual clock, which the counter of
+/// Arm is made of. Nothing waits for that clock in a guest at rest.
+fn lower_counter(state: &Path, board: Board) -> Result<()> {
+    /// A section's name with its length, instance 0, version 2; behind it the ticks, nothing, and the clock, 8 bytes
+    /// each.
+    const SECTION: &[u8] = b"\x05timer\0\0\0\0\0\0\0\x02";
+    let mut bytes = std::fs::read(state)?;
+    let at = bytes.windows(SECTION.len()).position(|it| it == SECTION);
+    let at = at.context("the saved guest has no timers")? + SECTION.len();
+    let at = match board.architecture() {
+        Architecture::X86_64 => at,
+        Architecture::Aarch64 => at + 16,
+    };
+    let counter = bytes.get_mut(at..at + 8).context("timers cut off")?;
+    counter.copy_from_slice(&1_u64.to_be_bytes());
+    std::fs::write(state, bytes).map_err(Into::into)
 }
 
 /// QEMU dies in the middle of an inflation: the next one knows nothing of it.
@@ -304,7 +369,7 @@ pub(super) fn running(vm: &mut Vm) -> Result<()> {
 /// Waits until no frame is kept because of hints.
 fn wait_until_home(vm: &mut Vm) -> Result<()> {
     wait_until(LIMIT, || {
-        let told = ask(vm, "beside")?;
+        let told = vm.console.ask("services")?;
         let home = (told.number("out")? == 0).then_some(());
         Ok(home.ok_or_else(|| format!("hinted frames are not home: {}", told.text())))
     })

@@ -5,12 +5,16 @@
 //! nothing compiles.
 
 mod balloon;
-mod beside;
+mod bridges;
 mod case;
 mod huge_pages;
+mod libvirt;
 mod migration;
+mod minimal;
 mod rows;
+mod services;
 mod snapshot;
+mod unplug;
 
 use std::path::PathBuf;
 
@@ -24,7 +28,7 @@ use crate::image::{self, Guest};
 use crate::setup::{self, Qemu};
 use crate::vm::{Architecture, Board};
 use crate::workspace::Workspace;
-use Board::{Microvm, Pc, VirtMmio, VirtPci};
+use Board::{Microvm, Pc, Q35, VirtMmio, VirtPci};
 
 /// What guests are put through.
 const CASES: &[Case] = &[
@@ -86,13 +90,13 @@ const CASES: &[Case] = &[
         name: "statistics",
         about: "the host asks what the guest knows",
         boards: &[Pc, VirtMmio],
-        run: beside::statistics,
+        run: services::statistics,
     },
     Case {
         name: "reports",
         about: "free memory goes to the host by itself",
         boards: &[Pc, VirtPci],
-        run: beside::reports,
+        run: services::reports,
     },
     Case {
         name: "live migration",
@@ -111,6 +115,12 @@ const CASES: &[Case] = &[
         about: "to a file and back with a full balloon",
         boards: &[Pc, VirtMmio],
         run: migration::saved,
+    },
+    Case {
+        name: "restore on a younger host",
+        about: "the counter is lower than what the guest has read of its clock",
+        boards: &[Pc, VirtPci],
+        run: migration::restored_on_younger_host,
     },
     Case {
         name: "snapshot",
@@ -138,8 +148,44 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// What one board alone has.
-const OF_ONE_BOARD: &[Case] = &[
+/// What some boards alone have.
+const OF_SOME_BOARDS: &[Case] = &[
+    Case {
+        name: "root port",
+        about: "the device is behind a port of PCI Express",
+        boards: &[Q35, VirtPci],
+        run: bridges::root_port,
+    },
+    Case {
+        name: "bridge",
+        about: "the device is behind a bridge for plain PCI",
+        boards: &[Pc, Q35, VirtPci],
+        run: bridges::bridge,
+    },
+    Case {
+        name: "access platform",
+        about: "the device insists on the platform's way to memory, with and without an IOMMU",
+        boards: &[Q35, VirtPci],
+        run: bridges::access_platform,
+    },
+    Case {
+        name: "unplugged by numbers",
+        about: "the device goes in the middle of an inflation, and comes back",
+        boards: &[Q35, VirtPci],
+        run: unplug::by_numbers,
+    },
+    Case {
+        name: "unplugged by ranges",
+        about: "the device goes with a full balloon that went by the bulk path, and comes back",
+        boards: &[Q35, VirtPci],
+        run: unplug::by_ranges,
+    },
+    Case {
+        name: "minimal kernel",
+        about: "the smallest example follows its targets",
+        boards: &[Pc, Q35],
+        run: minimal::run,
+    },
     Case {
         name: "ACPI",
         about: "devices are in tables that the guest does not read",
@@ -155,12 +201,23 @@ const OF_ONE_BOARD: &[Case] = &[
 ];
 
 /// What runs only if it is named: it takes more than a machine that can be had everywhere.
-const BY_NAME: &[Case] = &[Case {
-    name: "huge pages",
-    about: "memory in huge pages of the host: goes back by chains of two descriptors",
-    boards: &[Pc],
-    run: huge_pages::run,
-}];
+const BY_NAME: &[Case] = &[
+    Case {
+        name: "huge pages",
+        about: "memory in huge pages of the host: goes back by chains of two descriptors",
+        boards: &[Pc],
+        run: huge_pages::run,
+    },
+    Case {
+        name: LIBVIRT,
+        about: "a domain of libvirt, with its default layout of PCI: `virsh setmem`",
+        boards: &[Q35],
+        run: libvirt::run,
+    },
+];
+
+/// The case that needs more packages than a QEMU.
+const LIBVIRT: &str = "libvirt";
 
 /// The QEMU that a boot runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,7 +289,7 @@ fn boots(all: bool, filter: &str) -> Vec<Boot> {
         for case in CASES {
             boots.extend(on(case, if all { &Board::ALL } else { case.boards }));
         }
-        for case in OF_ONE_BOARD.iter().chain(named.clone()) {
+        for case in OF_SOME_BOARDS.iter().chain(named.clone()) {
             boots.extend(on(case, case.boards));
         }
     }
@@ -260,7 +317,7 @@ pub(super) fn boot(
 ) -> Result<String> {
     let boots = boots(all, filter);
     if boots.is_empty() {
-        let cases = CASES.iter().chain(OF_ONE_BOARD).chain(BY_NAME);
+        let cases = CASES.iter().chain(OF_SOME_BOARDS).chain(BY_NAME);
         let known: Vec<&str> = cases.map(|case| case.name).collect();
         bail!(
             "nothing is called like `{filter}`; there are: row, {}",
@@ -275,6 +332,9 @@ pub(super) fn boot(
         {
             labs.push(Lab::set_up(workspace, runner, architecture)?);
         }
+    }
+    if boots.iter().any(|boot| boot.name.starts_with(LIBVIRT)) {
+        setup::libvirt(workspace, runner)?;
     }
     let folder = workspace.output("guests")?;
     let mut failures = Vec::new();
@@ -294,6 +354,7 @@ pub(super) fn boot(
             qemu: lab.qemu(*release),
             board: *board,
             elf: &lab.elf,
+            minimal: lab.minimal.as_deref(),
             folder: folder.join(name.replace([' ', ':', '+'], "-")),
         };
         let outcome = what.run(&site);
@@ -328,6 +389,8 @@ pub(super) fn boot(
 struct Lab {
     architecture: Architecture,
     elf: PathBuf,
+    /// The smallest guest, where it runs.
+    minimal: Option<PathBuf>,
     new: Qemu,
     old: Qemu,
 }
@@ -343,6 +406,10 @@ impl Lab {
             Architecture::Aarch64 => Guest::QemuAarch64,
         };
         let elf = image::build(workspace, runner, guest)?;
+        let minimal = match architecture {
+            Architecture::X86_64 => Some(image::build(workspace, runner, Guest::Minimal)?),
+            Architecture::Aarch64 => None,
+        };
         let [new, old] = setup::emulators(workspace, runner, architecture)?;
         runner.say(&format!(
             "{}: QEMU {} and {}",
@@ -353,6 +420,7 @@ impl Lab {
         Ok(Self {
             architecture,
             elf,
+            minimal,
             new,
             old,
         })
@@ -386,8 +454,8 @@ mod tests {
 
     #[test]
     fn boots_are_as_many_as_the_readme_of_the_guest_says() {
-        assert_eq!(boots(false, "").len(), 102);
-        assert_eq!(boots(true, "").len(), 835);
+        assert_eq!(boots(false, "").len(), 132);
+        assert_eq!(boots(true, "").len(), 871);
     }
 
     #[test]

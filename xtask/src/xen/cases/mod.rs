@@ -4,17 +4,20 @@
 //! own. A guest counts as good with its token alone, after its data was checked.
 
 mod holes;
+mod leak;
 mod life;
+mod migrate;
 mod promises;
 mod sizes;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::guest::Domain;
 use super::host::{Host, Size, number};
-use super::{Bench, alone};
+use super::{Bench, Job, alone};
 use crate::exec::Runner;
 
 /// Far more than anything takes, except on a machine that has much else to do.
@@ -61,9 +64,19 @@ impl Case {
 }
 
 /// In the order they run.
-pub(super) const CASES: [Case; 24] = [
+pub(super) const CASES: &[Case] = &[
     Case::alone("dom0-pvh", alone::PVH),
     Case::alone("dom0-pv", alone::PV),
+    Case::new(
+        "gates",
+        || {
+            vec![
+                full("gates").with("gate=page"),
+                pv("pv-page").with("gate=page"),
+            ]
+        },
+        life::gates,
+    ),
     Case::new("cycle", || vec![full("cycle")], sizes::cycle),
     Case::new("pv-cycle", || vec![pv("pv-cycle")], sizes::pv_cycle),
     Case::new("tour", || vec![full("tour")], sizes::tour),
@@ -82,8 +95,10 @@ pub(super) const CASES: [Case; 24] = [
     ),
     Case::new("move", || vec![full("move")], holes::moves),
     Case::new("exchange", || vec![pv("exchange")], holes::exchanges),
+    Case::new("starve", || vec![full("starve")], holes::starve),
     Case::new("compact", || vec![full("compact")], holes::compact),
     Case::new("pv-compact", || vec![pv("pv-compact")], holes::pv_compact),
+    Case::new("leak", leak::domains, leak::leak),
     Case::new("shipped", Vec::new, life::shipped),
     Case::new(
         "save",
@@ -92,6 +107,7 @@ pub(super) const CASES: [Case; 24] = [
     ),
     Case::new("vcpus", || vec![two_cpus("vcpus")], life::vcpus),
     Case::new("save-midway", || vec![full("midway")], life::save_midway),
+    Case::new("migrate", || vec![full("migrate")], migrate::live),
     Case::new("save-pv", || vec![pv("save-pv")], life::save_pv),
     Case::new(
         "destroy",
@@ -122,50 +138,45 @@ fn pv(name: &str) -> Domain {
     Domain::pv(name, 64).with("fill=all").with("keep=20")
 }
 
-/// Runs the cases whose name is `wanted`; says how many.
-pub(super) fn run(
-    bench: &Bench,
-    runner: &mut Runner,
-    wanted: impl Fn(&str) -> bool,
-) -> Result<String> {
-    let chosen: Vec<&Case> = CASES.iter().filter(|case| wanted(case.name)).collect();
-    if chosen.is_empty() {
-        let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-        bail!(
-            "no case is called like that; there are: {}",
-            known.join(", ")
-        );
-    }
+/// Runs the cases of a job; says how many. A case that fails takes its machine along.
+pub(super) fn run(job: &Job, runner: &Mutex<&mut Runner>) -> Result<String> {
+    let Job { bench, cases } = job;
+    let place = format!("Xen {} on QEMU {}", bench.lab.version, bench.qemu.version());
+    let tell = |tell: &dyn Fn(&mut Runner) -> Result<()>| {
+        tell(&mut runner.lock().unwrap_or_else(PoisonError::into_inner))
+    };
     let mut shared = None;
-    for case in &chosen {
-        runner.bar().set_message(case.name.to_owned());
+    let mut failed = Vec::new();
+    for case in cases {
+        tell(&|runner| {
+            runner.bar().set_message(case.name);
+            Ok(())
+        })?;
         let begun = Instant::now();
-        let outcome = match case.how {
-            How::Alone(mode) => alone::run(bench, case.name, mode),
-            How::Domains(_, run) => {
-                if shared.is_none() {
-                    shared = Some(boot(bench, &chosen)?);
-                }
-                match &mut shared {
-                    Some(host) => run(host).with_context(|| host.tail()),
-                    None => Ok(()),
-                }
-            }
-        };
-        let good = outcome.is_ok();
-        runner.say(&format!(
-            "{}  {} ({:.1} s)",
-            if good { "ok    " } else { "FAILED" },
-            case.name,
-            begun.elapsed().as_secs_f64()
-        ))?;
-        outcome.with_context(|| format!("case `{}`", case.name))?;
+        let outcome = one(bench, case, cases, &mut shared);
+        let word = if outcome.is_ok() { "ok    " } else { "FAILED" };
+        let (name, seconds) = (case.name, begun.elapsed().as_secs_f64());
+        tell(&|runner| runner.say(&format!("{word}  {place}: {name} ({seconds:.1} s)")))?;
+        if let Err(error) = outcome {
+            failed.push(format!("case `{name}` of {place}: {error:#}"));
+            shared = None;
+        }
     }
-    Ok(format!(
-        "{} cases on QEMU {}",
-        chosen.len(),
-        bench.qemu.version()
-    ))
+    ensure!(failed.is_empty(), "{}", failed.join("\n\n"));
+    Ok(format!("{} cases of {place}", cases.len()))
+}
+
+fn one(bench: &Bench, case: &Case, cases: &[&Case], shared: &mut Option<Host>) -> Result<()> {
+    match case.how {
+        How::Alone(mode) => alone::run(bench, case.name, mode),
+        How::Domains(_, run) => {
+            let host = match shared {
+                Some(host) => host,
+                None => shared.insert(boot(bench, cases)?),
+            };
+            run(host).with_context(|| host.tail())
+        }
+    }
 }
 
 /// The machine that the domains of these cases share.

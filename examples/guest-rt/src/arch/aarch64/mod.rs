@@ -37,5 +37,5 @@ pub(crate) use serial::{Serial, console_line, emergency_serial};
 pub(crate) use timer::{arm_timer, disarm_timer};
 
 pub use boot::{exit_failure, exit_success};
-pub use pci::{Ecam as PciConfig, pci_bus};
+pub use pci::{Ecam as PciConfig, pci_hierarchy};
 pub use timer::now;

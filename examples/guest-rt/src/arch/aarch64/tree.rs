@@ -40,7 +40,8 @@ pub(super) enum Controller {
 /// The host bridge.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pcie {
-    pub(super) configuration: PhysAddr,
+    /// A MiB for each bus.
+    pub(super) configuration: PhysRange,
     /// Where BARs of 32 bits can lie.
     pub(super) window: PhysRange,
     /// By device number modulo 4 and pin.
@@ -48,7 +49,7 @@ pub(super) struct Pcie {
 }
 
 impl Pcie {
-    /// Where a function's pin leads to.
+    /// Where a pin of a function of bus 0 leads to.
     pub(super) fn line(&self, slot: Slot, pin: Pin) -> Option<InterruptLine> {
         let of_device = self.lines.get(usize::from(slot.device() % 4))?;
         *of_device.get(usize::from(pin.get() - 1))?
@@ -188,7 +189,7 @@ fn pcie(node: &FdtNode<'_>) -> Option<Pcie> {
         }
     }
     Some(Pcie {
-        configuration: ranges(node).next()?.start(),
+        configuration: ranges(node).next()?,
         window,
         lines,
     })

@@ -7,17 +7,11 @@ use thiserror::Error;
 
 use super::{hypervisor, pit};
 use crate::platform;
-use crate::time::Instant;
+use crate::time::{Instant, Steady};
 
-static CLOCK: Once<Clock> = Once::new();
-
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    /// Counter at boot.
-    base: u64,
-    /// Nanoseconds per tick, in units of 2^-32.
-    scale: u64,
-}
+static TICKS: Steady = Steady::new();
+/// Nanoseconds per tick, in units of 2^-32.
+static SCALE: Once<u64> = Once::new();
 
 /// Why there is no clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -40,10 +34,8 @@ pub(super) fn start() -> Result<(), ClockError> {
     let hz = hz.max(1);
     let scale = (u128::from(1_000_000_000_u64) << 32) / u128::from(hz);
     let scale = u64::try_from(scale).unwrap_or(u64::MAX);
-    CLOCK.call_once(|| Clock {
-        base: ticks(),
-        scale,
-    });
+    TICKS.start(ticks());
+    SCALE.call_once(|| scale);
     Ok(())
 }
 
@@ -53,10 +45,11 @@ pub fn now() -> Instant {
     if let Some(cpu) = platform::cpu() {
         return (cpu.now)();
     }
-    let Some(clock) = CLOCK.get() else {
+    let Some(&scale) = SCALE.get() else {
         return Instant::from_nanos(0);
     };
-    let nanos = (u128::from(ticks().saturating_sub(clock.base)) * u128::from(clock.scale)) >> 32;
+    let passed = critical_section::with(|_| TICKS.count(ticks()));
+    let nanos = (u128::from(passed) * u128::from(scale)) >> 32;
     Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 

@@ -55,4 +55,4 @@ pub use boot::{exit_failure, exit_success};
 pub use clock::now;
 pub use idt::EVENT_VECTOR;
 pub use paging::page_tables;
-pub use pci::{Ports as PciConfig, pci_bus};
+pub use pci::{Ports as PciConfig, pci_hierarchy};

@@ -2,7 +2,7 @@
 //! type, and nothing to map.
 
 use super::port::Register;
-use crate::pci::{Bus, ConfigSpace, Slot};
+use crate::pci::{ConfigSpace, Hierarchy, Slot};
 
 // SAFETY: selects a register; no memory is touched.
 const ADDRESS: Register<u32> = unsafe { Register::new(0xcf8) };
@@ -34,13 +34,14 @@ impl ConfigSpace for Ports {
 
 fn address(slot: Slot, offset: u8) -> u32 {
     ENABLE
+        | u32::from(slot.bus()) << 16
         | u32::from(slot.device()) << 11
         | u32::from(slot.function()) << 8
         | u32::from(offset & !3)
 }
 
-/// The machine's first PCI bus.
+/// The machine's PCI buses.
 #[must_use]
-pub fn pci_bus() -> Bus<Ports> {
-    Bus::new(Ports(()))
+pub fn pci_hierarchy() -> Hierarchy<Ports> {
+    Hierarchy::new(Ports(()))
 }

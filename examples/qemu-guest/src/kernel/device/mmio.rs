@@ -7,7 +7,7 @@ use transport_virtio::pci::InterruptStatus;
 use transport_virtio::{MappedMmio, MmioError};
 
 use super::registers::Registers;
-use super::{DeviceError, Found, INTERRUPT_STATUS, on_interrupt, window};
+use super::{DeviceError, Found, on_interrupt, watch, window};
 
 /// Finds the device in one of the places the machine has, and connects its
 /// interrupt.
@@ -35,7 +35,7 @@ pub(super) fn find(boot: &BootInfo, wanted: Interrupts) -> Result<Option<Found>,
             // A second window on the same registers: the handler takes no lock.
             let status = window(place.registers).map(InterruptStatus::mmio);
             let status = status.ok_or(DeviceError::Absent)?;
-            INTERRUPT_STATUS.call_once(|| status);
+            watch(status);
             // The line is up as long as a cause is not acknowledged, whatever a
             // device tree says: by its edges one of two causes could be missed.
             on_line(place.line, Trigger::Level, on_interrupt)?;
@@ -44,6 +44,7 @@ pub(super) fn find(boot: &BootInfo, wanted: Interrupts) -> Result<Option<Found>,
         return Ok(Some(Found {
             registers: Registers::Mmio(device),
             interrupts,
+            port: None,
         }));
     }
     refused.map_or(Ok(None), |error| Err(error.into()))

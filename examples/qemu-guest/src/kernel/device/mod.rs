@@ -8,14 +8,14 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_rt::interrupts::LineError;
-use guest_rt::pci::MsixError;
+use guest_rt::pci::{MsixError, Slot};
 use guest_rt::{BootInfo, Delay, PhysAddr, PhysRange};
 use qemu_guest::{Interrupts, Options};
-use spin::Once;
+use spin::Mutex;
 use thiserror::Error;
 use transport_virtio::pci::{InterruptStatus, PciError};
 use transport_virtio::{
-    BringUpError, DmaRegion, MmioError, MmioWindow, Policy, Rings, VirtioBalloon,
+    BringUpError, DmaRegion, DriverOptions, MmioError, MmioWindow, Rings, VirtioBalloon,
 };
 
 use super::balloon::{REQUESTS, SHARED};
@@ -60,18 +60,26 @@ pub(super) enum DeviceError {
 struct Found {
     registers: Registers,
     interrupts: Interrupts,
+    /// The slot it is in, if it can be pulled out.
+    port: Option<Slot>,
 }
 
-static INTERRUPT_STATUS: Once<InterruptStatus> = Once::new();
+/// Locked with interrupts off: the handler never finds it taken.
+static INTERRUPT_STATUS: Mutex<Option<InterruptStatus>> = Mutex::new(None);
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 
 /// The handler of a line.
 fn on_interrupt() {
-    if let Some(status) = INTERRUPT_STATUS.get()
+    if let Some(status) = &*INTERRUPT_STATUS.lock()
         && status.handle(SHARED.signal())
     {
         INTERRUPTS.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Where the handler of a line looks from now on.
+fn watch(status: InterruptStatus) {
+    critical_section::with(|_| *INTERRUPT_STATUS.lock() = Some(status));
 }
 
 /// Interrupts that the device has raised so far.
@@ -84,6 +92,63 @@ pub(super) struct Running {
     pub(super) transport: Transport,
     pub(super) interrupts: Interrupts,
     pub(super) bus: &'static str,
+    /// The slot it is in, if it can be pulled out.
+    pub(super) port: Option<Slot>,
+    wanted: Wanted,
+}
+
+/// What this kernel wants of any device.
+#[derive(Clone, Copy)]
+struct Wanted {
+    policy: DriverOptions,
+    interrupts: Interrupts,
+}
+
+/// What is left of a device that was pulled out.
+pub(super) struct Pulled {
+    memory: DmaRegion,
+    port: Option<Slot>,
+    wanted: Wanted,
+}
+
+impl Running {
+    /// The device is gone, and everything of it is home.
+    pub(super) fn pulled(self) -> Pulled {
+        let (_, memory) = self.transport.into_queues().into_parts();
+        Pulled {
+            memory,
+            port: self.port,
+            wanted: self.wanted,
+        }
+    }
+}
+
+impl Pulled {
+    /// Starts what was plugged into the slot since, over the same memory.
+    pub(super) fn start(self) -> Result<Running, Self> {
+        let Self {
+            memory,
+            port,
+            wanted,
+        } = self;
+        let found = port.and_then(|port| pci::find_plugged(port, wanted.interrupts).ok()?);
+        match found {
+            Some(found) => bring_up(found, memory, wanted).map_err(|(memory, error)| {
+                defmt::error!("a device that was plugged in does not start");
+                guest_rt::println!("the balloon device: {error}");
+                Self {
+                    memory,
+                    port,
+                    wanted,
+                }
+            }),
+            None => Err(Self {
+                memory,
+                port,
+                wanted,
+            }),
+        }
+    }
 }
 
 /// Starts the device, with or without the bulk path, and what runs beside it.
@@ -92,23 +157,41 @@ pub(super) fn start(boot: &mut BootInfo, options: &Options<'_>) -> Result<Runnin
         Some(found) => found,
         None => mmio::find(boot, options.interrupts)?.ok_or(DeviceError::Absent)?,
     };
-    let policy = policy(options, found.interrupts);
+    let wanted = Wanted {
+        policy: policy(options),
+        interrupts: options.interrupts,
+    };
     let memory = memory(boot).ok_or(DeviceError::Memory)?;
-    let bus = found.registers.bus();
     // Device and memory of a failed start are of no further use.
+    bring_up(found, memory, wanted).map_err(|(_, error)| error.into())
+}
+
+/// Starts a device that was found.
+fn bring_up(
+    found: Found,
+    memory: DmaRegion,
+    wanted: Wanted,
+) -> Result<Running, (DmaRegion, BringUpError)> {
+    let mut policy = wanted.policy;
+    if found.interrupts == Interrupts::None {
+        policy = policy.polled();
+    }
+    let bus = found.registers.bus();
     let transport = Transport::bring_up(found.registers, memory, &policy, &mut Delay)
-        .map_err(|refused| refused.error)?;
+        .map_err(|refused| (refused.memory, refused.error))?;
     let numbering = transport.queues().numbering();
     defmt::info!("queues numbered {}", numbering);
     Ok(Running {
         transport,
         interrupts: found.interrupts,
         bus,
+        port: found.port,
+        wanted,
     })
 }
 
-fn policy(options: &Options<'_>, interrupts: Interrupts) -> Policy {
-    let mut policy = Policy::new();
+fn policy(options: &Options<'_>) -> DriverOptions {
+    let mut policy = DriverOptions::new();
     if !options.bulk {
         policy = policy.without_bulk();
     }
@@ -118,19 +201,21 @@ fn policy(options: &Options<'_>, interrupts: Interrupts) -> Policy {
     if let Some(value) = options.poison {
         policy = policy.with_poison(value);
     }
-    if options.beside.statistics {
+    if options.services.statistics {
         policy = policy.with_statistics();
     }
-    if options.beside.hints {
+    if options.services.hints {
         policy = policy.with_hints();
     }
-    if options.beside.reports {
+    if options.services.reports {
         policy = policy.with_reporting();
     }
-    if interrupts == Interrupts::None {
-        policy = policy.polled();
-    }
     policy
+}
+
+/// Lets go of the device in this slot, as whoever pushes its button may ask.
+pub(super) fn eject(port: Slot) {
+    guest_rt::pci_hierarchy().set_slot_power(port, false);
 }
 
 /// Maps registers uncached and for good.
@@ -153,5 +238,7 @@ fn memory(boot: &mut BootInfo) -> Option<DmaRegion> {
     let base = NonNull::from(words).cast::<u8>();
     // SAFETY: page-aligned RAM that belonged to nobody, carved for good; mapped
     // one to one, so that the device finds it at its address.
-    Some(unsafe { DmaRegion::new(base, address.get(), bytes) })
+    let region = unsafe { DmaRegion::new(base, address.get(), bytes) };
+    // An IOMMU, if there is one, is left as it was switched on: it translates nothing.
+    Some(region.with_physical_bus())
 }

@@ -49,6 +49,10 @@ impl ConfigIo for Registers {
     fn generation(&mut self) -> u32 {
         on_either!(self, device => device.generation())
     }
+
+    fn status(&mut self) -> DeviceStatus {
+        on_either!(self, device => device.status())
+    }
 }
 
 impl Device for Registers {
@@ -71,10 +75,6 @@ impl Device for Registers {
 }
 
 impl Handshake for Registers {
-    fn status(&mut self) -> DeviceStatus {
-        on_either!(self, device => device.status())
-    }
-
     fn set_status(&mut self, status: DeviceStatus) {
         on_either!(self, device => device.set_status(status));
     }

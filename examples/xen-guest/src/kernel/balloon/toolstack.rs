@@ -4,15 +4,15 @@ use balloon_core::{Nanos, Progress, Resume};
 use buddy_alloc::Zone;
 use transport_xen::FrameMap;
 use transport_xen::hypercall::{Events as _, Woken};
-use transport_xen::store::Notice;
-use transport_xen::suspend::{Duty, ShutdownRequest};
+use transport_xen::store::StoreEvent;
+use transport_xen::suspend::{ShutdownRequest, SuspendAction};
 
-use super::{Balloon, News, SHARED};
+use super::{Balloon, Change, SHARED};
 use crate::kernel::second;
 
 /// So long the balloon may take to reach its target before a save. The toolstack
 /// waits for a minute.
-const BEFORE_SAVE: Nanos = Nanos::from_secs(5);
+const BEFORE_SAVE: Nanos = Nanos::from_secs(40);
 
 /// The way to a save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,61 +29,68 @@ pub(super) enum Save {
 
 impl<F: FrameMap> Balloon<F> {
     /// Hears what the store says, and does what it asks for.
-    pub(super) fn read_store(&mut self, now: Nanos, tell: &mut impl FnMut(News)) {
+    pub(super) fn read_store(&mut self, now: Nanos, tell: &mut impl FnMut(Change)) {
         /// News of one step: a store that talks for ever is not listened to.
-        const NEWS: usize = 16;
-        for _ in 0..NEWS {
-            let Some(desk) = &mut self.desk else { return };
-            let notice = match desk.step(now) {
-                Ok(notice) => notice,
+        const EVENTS: usize = 16;
+        for _ in 0..EVENTS {
+            let Some(nodes) = &mut self.nodes else { return };
+            let event = match nodes.step(now) {
+                Ok(event) => event,
                 Err(_) => {
-                    self.desk = None;
-                    tell(News::StoreGone);
+                    self.nodes = None;
+                    tell(Change::StoreGone);
                     return;
                 }
             };
-            if desk.take_notify()
+            if nodes.take_notify()
                 && let Some(store) = self.ties.store()
             {
-                // A port that is gone: the desk's clock finds out.
+                // A port that is gone: the client's clock finds out.
                 let _ = self
                     .transport
                     .reservation_mut()
                     .memory_mut()
                     .notify(store.port);
             }
-            let Some(notice) = notice else { return };
-            if self.transport.hear(notice) {
+            let Some(event) = event else { return };
+            if self.transport.handle_event(event) {
                 self.heard = now;
                 SHARED.signal().config_changed();
             }
-            let duty = match notice {
-                Notice::BadTarget => {
-                    tell(News::BadTarget);
+            let action = match event {
+                StoreEvent::BadTarget => {
+                    tell(Change::BadTarget);
+                    None
+                }
+                StoreEvent::Target(_) => {
+                    let beyond = self.transport.target().beyond();
+                    if !beyond.is_zero() {
+                        tell(Change::Beyond(beyond));
+                    }
                     None
                 }
                 // Not offered, and asked for all the same.
-                Notice::Shutdown(ShutdownRequest::Suspend) if !F::TRANSLATED => None,
-                Notice::Shutdown(_) => self.suspension.asked(),
-                Notice::Acknowledged(request)
+                StoreEvent::Shutdown(ShutdownRequest::Suspend) if !F::TRANSLATED => None,
+                StoreEvent::Shutdown(_) => self.suspension.asked(),
+                StoreEvent::Acknowledged(request)
                     if F::TRANSLATED || request != ShutdownRequest::Suspend =>
                 {
                     self.suspension.acknowledged(request)
                 }
-                Notice::Acknowledged(_) | Notice::Withdrawn => {
+                StoreEvent::Acknowledged(_) | StoreEvent::Withdrawn => {
                     self.suspension.withdrawn();
                     None
                 }
                 _ => None,
             };
-            match duty {
-                Some(Duty::Acknowledge) => {
-                    if let Some(desk) = &mut self.desk {
-                        desk.acknowledge();
+            match action {
+                Some(SuspendAction::Acknowledge) => {
+                    if let Some(nodes) = &mut self.nodes {
+                        nodes.acknowledge();
                     }
                 }
-                Some(Duty::Stop(_)) => guest_rt::exit_success(),
-                Some(Duty::Suspend) => {
+                Some(SuspendAction::Stop(_)) => guest_rt::exit_success(),
+                Some(SuspendAction::Suspend) => {
                     let by = now.saturating_add(BEFORE_SAVE);
                     self.save = Save::Asked { by, told: false };
                 }
@@ -99,7 +106,7 @@ impl<F: FrameMap> Balloon<F> {
         &mut self,
         zone: &Zone<'_>,
         now: Nanos,
-        tell: &mut impl FnMut(News),
+        tell: &mut impl FnMut(Change),
     ) -> Option<Nanos> {
         let Save::Asked { by, told } = self.save else {
             return None;
@@ -107,7 +114,7 @@ impl<F: FrameMap> Balloon<F> {
         let status = self.status(zone);
         if !told {
             self.save = Save::Asked { by, told: true };
-            tell(News::Saving {
+            tell(Change::Saving {
                 actual: status.size,
                 target: status.target.unwrap_or(status.size),
             });
@@ -115,7 +122,7 @@ impl<F: FrameMap> Balloon<F> {
             return Some(now);
         }
         // A target that the engine has not looked at yet is one to reach, too.
-        let read = self.transport.is_target_read() && !SHARED.signal().pending();
+        let read = self.transport.is_target_read() && !SHARED.signal().is_set();
         let rests = status.progress != Progress::Working && read;
         if rests || now >= by {
             self.engine.quiesce();
@@ -131,7 +138,7 @@ impl<F: FrameMap> Balloon<F> {
             let mut rest = second::rest();
             let xen = self.transport.reservation_mut().memory_mut();
             let woken = self.suspension.suspend(xen);
-            // Whether or not there is still a desk.
+            // Whether or not there is still a client.
             if woken == Ok(Woken::Restored)
                 && let Err(error) = self.ties.rebuild(&mut rest)
             {
@@ -140,9 +147,9 @@ impl<F: FrameMap> Balloon<F> {
             if woken == Ok(Woken::Restored) {
                 self.transport.restored();
             }
-            match (&mut self.desk, woken) {
-                (Some(desk), Ok(Woken::Restored)) => desk.restored(),
-                (Some(desk), Ok(Woken::Cancelled) | Err(_)) => desk.reread(),
+            match (&mut self.nodes, woken) {
+                (Some(nodes), Ok(Woken::Restored)) => nodes.restored(),
+                (Some(nodes), Ok(Woken::Cancelled) | Err(_)) => nodes.reread(),
                 (None, _) => {}
             }
             woken.ok()
@@ -154,8 +161,8 @@ impl<F: FrameMap> Balloon<F> {
 
     /// Reads the store's nodes again.
     pub(in crate::kernel) fn ask_again(&mut self) {
-        if let Some(desk) = &mut self.desk {
-            desk.reread();
+        if let Some(nodes) = &mut self.nodes {
+            nodes.reread();
         }
     }
 }

@@ -9,8 +9,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use balloon_core::{Nanos, Pfn};
-use guest_rt::Instant;
 use guest_rt::platform::{self, Cpu};
+use guest_rt::{Instant, Steady};
 use transport_xen::hypercall::{Domain as _, TrapGate};
 use transport_xen::{MachineAddress, Vcpu};
 
@@ -42,8 +42,8 @@ struct Place(UnsafeCell<[u8; 4096]>);
 unsafe impl Sync for Place {}
 
 static SHARED_INFO: Place = Place(UnsafeCell::new([0; 4096]));
-/// Xen's time when this domain started.
-static STARTED: AtomicU64 = AtomicU64::new(0);
+/// Xen's time, which counts from the start of the host.
+static TIME: Steady = Steady::new();
 static UPCALLS: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
@@ -83,7 +83,7 @@ pub(super) fn start(
     // SAFETY: as above, one stub for each exception.
     unsafe { xen.set_traps(&gates) }?;
     xen.stop_periodic_timer(Vcpu::BOOT)?;
-    STARTED.store(system_time(), Ordering::Relaxed);
+    TIME.start(system_time());
     platform::install_cpu(Cpu {
         interrupts_on,
         set_interrupts,
@@ -156,12 +156,15 @@ fn system_time() -> u64 {
 }
 
 fn now() -> Instant {
-    Instant::from_nanos(system_time().saturating_sub(STARTED.load(Ordering::Relaxed)))
+    Instant::from_nanos(critical_section::with(|_| TIME.count(system_time())))
 }
 
 fn set_timer(at: Option<Instant>) {
-    let started = STARTED.load(Ordering::Relaxed);
-    let at = at.map(|at| Nanos::new(started.saturating_add(at.as_nanos())));
+    let at = at.map(|at| {
+        // As it stands on this host.
+        now();
+        Nanos::new(TIME.counter_at(at.as_nanos()))
+    });
     if let Ok(mut xen) = xen::hypercalls() {
         // A timer that is refused is a timer that does not go off.
         let _ = xen.set_timer(at);

@@ -19,6 +19,7 @@ use critical_section::Mutex;
 use guest_rt::{CommandLine, MemoryMap, PhysAddr, PhysRange, boot};
 use spin::Once;
 use transport_xen::events::EventPage;
+use transport_xen::hypercall::gate::Instruction;
 use transport_xen::platform::{Channel, Platform};
 use transport_xen::{Gmfn, MappedPage};
 use xen_guest::{Ring, StartInfo};
@@ -67,14 +68,18 @@ pub(super) fn take_p2m() -> Option<P2m> {
 
 /// First Rust code, on the boot stack, with the builder's page tables.
 extern "C" fn start(info: *mut u8) -> ! {
-    // SAFETY: the builder's stub has filled the hypercall page.
-    let xen = unsafe { xen::begin() };
     // SAFETY: the builder maps the page it passes, and nobody else knows it.
     let page = unsafe { MappedPage::new(info) };
+    let command_line = CommandLine::from_bytes(StartInfo::command_line(&page));
+    let xen = xen::begin(if xen::wants_page(&command_line) {
+        // SAFETY: the builder has filled the page that the ELF note names.
+        unsafe { xen::page_gate() }
+    } else {
+        xen::Way::Instruction(Instruction::Syscall)
+    });
     let Some(told) = StartInfo::read(&page) else {
         panic!("no start information")
     };
-    let command_line = CommandLine::from_bytes(StartInfo::command_line(&page));
     // SAFETY: the builder's list, as long as the domain has frames, and handed
     // to nobody else.
     let list = unsafe { p2m::list(&told) };
@@ -102,6 +107,7 @@ extern "C" fn start(info: *mut u8) -> ! {
     let domain = DOMAIN.call_once(|| Domain {
         platform: Platform {
             store: told.store.map(channel),
+            awaited: None,
             console: told.console.map(channel),
         },
         shared_info: cpu::shared_info(),

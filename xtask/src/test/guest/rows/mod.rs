@@ -232,9 +232,9 @@ impl Row {
             .append("fill=all")
             .append("keep=20")
             .append(if self.takes_hints() {
-                "beside=statistics,hints,reports"
+                "services=statistics,hints,reports"
             } else {
-                "beside=statistics,reports"
+                "services=statistics,reports"
             })
             .append(&format!("interrupts={}", self.interrupts.name()));
         if self.is_modern() {

@@ -5,10 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::super::beside::{wait_for_reports, wait_for_resident};
 use super::super::case::{BOOT, INFLATE_QUEUE, MIB, Site, check_whole, resize, wait_for};
+use super::super::services::{wait_for_reports, wait_for_resident};
 use super::{EVENT_IDX, INTERRUPT, MEMORY_MIB, OOM, Polled, RELIES, Row};
-use crate::demo::ask;
 use crate::vm::{Vm, resident};
 
 const HALF: u64 = MEMORY_MIB / 2 * MIB;
@@ -47,7 +46,7 @@ pub(in crate::test::guest) fn run(site: &Site<'_>, row: Row) -> Result<()> {
 /// Answers interrupt a guest that wants it, and no other: by QEMU's account, since a guest that looks now and
 /// then has no handler to count in.
 fn interrupted(vm: &mut Vm, row: Row) -> Result<()> {
-    let heard = ask(vm, "device")?.number("interrupted")?;
+    let heard = vm.console.ask("device")?.number("interrupted")?;
     let sent = vm.events(INTERRUPT)?;
     if row.interrupts != Polled {
         ensure!(
@@ -70,7 +69,7 @@ fn interrupted(vm: &mut Vm, row: Row) -> Result<()> {
 
 /// The features, the way of interrupting, and where the queues are: both sides' word.
 fn agreed(vm: &mut Vm, row: Row) -> Result<()> {
-    let told = ask(vm, "device")?;
+    let told = vm.console.ask("device")?;
     let features = told.number("features")?;
     ensure!(
         features == row.features(),
@@ -141,7 +140,7 @@ fn device_features(vm: &mut Vm) -> Result<String> {
 /// What is free goes to the host by itself, unless the host must not touch it.
 fn reported(vm: &mut Vm, row: Row, freed: u64) -> Result<()> {
     if !row.reports() {
-        let reported = ask(vm, "beside")?.number("reported")?;
+        let reported = vm.console.ask("services")?.number("reported")?;
         ensure!(reported == 0, "{reported} frames were reported to nobody");
         return Ok(());
     }
