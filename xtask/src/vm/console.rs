@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 /// How many lines a failure shows.
 const TAIL: usize = 20;
 /// A guest answers as soon as it has done the work it has begun.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// One `@` line of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]

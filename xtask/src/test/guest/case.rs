@@ -10,7 +10,7 @@ use crate::vm::{Board, Machine, Vm, resident};
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const BOOT: Duration = Duration::from_secs(60);
-pub(super) const ANSWER: Duration = Duration::from_secs(20);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 /// The first queue of every balloon device.
 pub(super) const INFLATE_QUEUE: u32 = 0;
 const REACH: Duration = Duration::from_secs(60);

@@ -11,7 +11,7 @@ use crate::vm::Vm;
 const MEMORY_MIB: u64 = 256;
 const TARGET: u64 = 128 * MIB;
 const PAGE: u64 = 2 * MIB;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Page by page nothing comes back; by chains of two descriptors that name a whole page everything does.
 pub(super) fn run(site: &Site<'_>) -> Result<()> {

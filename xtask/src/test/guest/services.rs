@@ -5,12 +5,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::case::{BOOT, MIB, Site, check_whole, resize, wait_for_fall, wait_until};
+use super::case::{ANSWER, BOOT, MIB, Site, check_whole, resize, wait_for_fall, wait_until};
 use crate::vm::{Machine, Vm, resident};
 
 /// The device, in QEMU's object tree.
 const DEVICE: &str = Machine::BALLOON_PATH;
-const ANSWER: Duration = Duration::from_secs(10);
+/// Nothing wakes a balloon at rest for so long.
+const REST: Duration = Duration::from_secs(5);
 
 /// The host asks every second, and is told what the guest knows.
 pub(super) fn statistics(site: &Site<'_>) -> Result<()> {
@@ -103,16 +104,16 @@ pub(super) fn reports(site: &Site<'_>) -> Result<()> {
     })
 }
 
-/// Nothing wakes the balloon when all is reported.
+/// The balloon comes to rest when all is reported: what came back last is looked at once more, and then nothing wakes it.
 fn rests(vm: &mut Vm) -> Result<()> {
     let woken = |vm: &mut Vm| vm.console.ask("stats")?.number("balloon_wakeups");
-    // What came back in the end is looked at once more.
-    std::thread::sleep(Duration::from_secs(2));
-    let before = woken(vm)?;
-    std::thread::sleep(Duration::from_secs(3));
-    let woken = woken(vm)? - before;
-    ensure!(woken == 0, "{woken} wake-ups by the balloon at rest");
-    Ok(())
+    wait_until(ANSWER, || {
+        let before = woken(vm)?;
+        std::thread::sleep(REST);
+        let woken = woken(vm)? - before;
+        let still = (woken == 0).then_some(());
+        Ok(still.ok_or_else(|| format!("the balloon woke {woken} times in {} s", REST.as_secs())))
+    })
 }
 
 /// Waits until the guest has so many bytes reported and answered, and returns how many it has.

@@ -11,7 +11,7 @@ use super::{EVENT_IDX, INTERRUPT, MEMORY_MIB, OOM, Polled, RELIES, Row};
 use crate::vm::{Vm, resident};
 
 const HALF: u64 = MEMORY_MIB / 2 * MIB;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Boots a row's machine and asks its questions.
 pub(in crate::test::guest) fn run(site: &Site<'_>, row: Row) -> Result<()> {
